@@ -1,0 +1,1 @@
+"""Everything about the chip itself; runs on NumPy, numba and pyusb, without TensorFlow."""

@@ -1,0 +1,50 @@
+"""Numbers of the GTI 2801, each with its source; no other module repeats one.
+
+Sources: [guide] the vendor's user guide 2.1.3.1; [dat] docs/dat_format.md; [num] docs/numerics.md; [wire] docs/usb_protocol.md.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+CHIP: Final = "2801"
+CHIP_TYPE: Final = 2801
+
+# Shapes [dat, section 6]
+IMAGE_SIZES: Final = (448, 224, 112, 56, 28, 14)
+OUTPUT_CHANNELS: Final = (16, 32, 64, 128, 256, 512, 1024)
+FIRST_INPUT_CHANNELS: Final = (1, 2, 3, 4, 8, 12, 16, 32, 64, 128, 256, 512, 1024)
+MAX_MAJOR_LAYERS: Final = 6
+MAX_SUBLAYERS: Final = 12
+# D words of major layers 4..6 never reach the file: no sublayer 10+, no one_coef, no shortcuts there [dat, section 2.5].
+MAX_SUBLAYERS_LATE: Final = 9
+FIRST_LATE_MAJOR_LAYER: Final = 4
+FC_READOUT_SIZE: Final = 7
+
+# Coefficients [num, section 3]: bits of the scale (signed) and of the bias (signed, two's complement) per coef_bits.
+COEF_BITS: Final = (1, 3)
+SCALE_BITS: Final = {1: 12, 3: 12}
+BIAS_BITS: Final = {1: 12, 3: 18}
+MAX_SHIFT_STORED: Final = 15
+MAX_SHIFT_TRAINED: Final = 12
+MAX_WEIGHT: Final = 2047
+# 4 * 512 = 2048 does not fit: the integer step of a 3-bit kernel ends at 511 [num, section 3].
+MAX_STEP_3BIT: Final = 511
+MAX_ALPHA_1BIT: Final = 2047
+
+# Activations [guide, section 5; num, sections 4 and 6]
+MAX_CODE: Final = 31
+MAX_CODE_TEN_BIT: Final = 1023
+TEN_BIT_FACTOR: Final = 32
+
+# Activation memory [dat, section 4]
+ADDRESS_UNIT: Final = 3136
+BLOCK_UNITS: Final = 256
+MEMORY_UNITS: Final = 1280
+
+# File [dat, section 1]
+HEADER_WORDS: Final = 23
+HEADER_BYTES: Final = 92
+ROW_BYTES: Final = 192
+MIN_FILE_BYTES: Final = 5242880
+ENGINES: Final = 16

@@ -1,0 +1,86 @@
+"""The kit's exceptions: one small hierarchy, one sentence each.
+
+A message names the file or the layer, what was expected, what was received and the fix.
+Library code raises these; scripts print the sentence and exit with status 2 (see `gti.cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class GtiError(Exception):
+    """Base of every error that the kit raises on purpose."""
+
+
+class UsageError(GtiError):
+    """The command line asks for something impossible."""
+
+
+class FormatError(GtiError):
+    """A file is not what its format says."""
+
+
+class DatError(FormatError):
+    """A .DAT file, or what should become one, breaks the format of the chip."""
+
+
+class ModelFileError(FormatError):
+    """A .MODEL container, or what should become one, cannot be read or built."""
+
+
+class NetworkError(GtiError):
+    """A network breaks rules of the chip; `violations` holds every one of them."""
+
+    def __init__(self, message: str, violations: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
+
+
+class QuantizationError(GtiError):
+    """Weights, biases or caps of a layer cannot be represented on the chip."""
+
+
+class ImageError(GtiError):
+    """An image or tensor has the wrong size, type or layout."""
+
+
+class DataError(GtiError):
+    """A data set is missing, unreadable or does not fit the network."""
+
+
+class CheckpointError(GtiError):
+    """A checkpoint is missing, damaged, or of another net or stage."""
+
+
+class TrainingError(GtiError):
+    """Training cannot go on (for example a loss that is not a number)."""
+
+
+class DeviceError(GtiError):
+    """The stick, real or virtual, cannot be found, opened or talked to."""
+
+
+def sentence(subject: str, problem: str, *, expected: object = None, received: object = None, fix: str = "") -> str:
+    """Return one error sentence: `<subject>: <problem>; expected E, received R. Fix: F.`
+
+    `subject` is the file or the layer path, for example `major 3 / sub 1 (conv3_2)`.
+    """
+    text = f"{printable(subject)}: {problem}"
+    if expected is not None:
+        text += f"; expected {printable(str(expected))}"
+    if received is not None:
+        text += f", received {printable(str(received))}"
+    text += "."
+    if fix:
+        text += f" Fix: {fix.rstrip('.')}."
+    return text
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return `text` without control characters and at most `limit` characters long.
+
+    Names and values in messages come from files; a terminal must not obey them.
+    """
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
+    return clean if len(text) <= limit else clean[:limit] + "..."

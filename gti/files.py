@@ -1,0 +1,168 @@
+"""Reading and writing files safely: bounded JSON, atomic writes, names inside a folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gti.errors import FormatError, UsageError, sentence
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_JSON_DEPTH = 64
+
+
+def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatError] = FormatError) -> bytes:
+    """Return the content of the regular file `path`, at most `limit` bytes.
+
+    Raises `error` when the file is missing, is not a regular file, or is larger than `limit`.
+    """
+    name = os.fspath(path)
+    try:
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+    except FileNotFoundError:
+        raise error(sentence(name, "no such file", fix="check the path")) from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(sentence(name, f"cannot be opened ({reason})", fix="check the path and its permissions")) from None
+    with os.fdopen(descriptor, "rb") as file:
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
+            raise error(sentence(name, "is not a regular file", expected="a file", fix="pass a file's path"))
+        if info.st_size > limit:
+            raise error(sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes"))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise error(sentence(name, "grew while it was read", expected=f"at most {limit} bytes"))
+    return data
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write `data` to `path` so that the old content survives any failure.
+
+    A temporary file beside it is written, flushed to the disk and renamed. Raises UsageError where the
+    folder is missing or the disk refuses.
+    """
+    target = Path(path)
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
+        temporary = ""
+    except OSError as problem:
+        raise UsageError(
+            sentence(str(target), f"cannot be written ({problem.strerror})", fix="check that the folder exists, is writable and has space")
+        ) from problem
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # The only way to read the mask is to set it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON text with a final newline, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str], *, error: type[FormatError] = FormatError) -> Any:
+    """Return the JSON value in file `path`; see `parse_json` for what is refused."""
+    return parse_json(read_bytes(path, limit=MAX_JSON_BYTES, error=error), os.fspath(path), error=error)
+
+
+def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError) -> Any:
+    """Return the JSON value of UTF-8 `data`; `name` is the file named in errors.
+
+    Refused with `error`: text that is not UTF-8 or not JSON, duplicate keys, NaN and Infinity, numbers beyond
+    double range, nesting deeper than 64 levels.
+    """
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(items)
+        if len(result) != len(items):
+            seen: set[str] = set()
+            twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise error(sentence(name, f"the key {json.dumps(twice[:80])} stands twice in one object", fix="keep one of them"))
+        return result
+
+    def constant(text: str) -> float:
+        raise error(sentence(name, "holds a number that is none", expected="finite numbers", received=text))
+
+    def real(text: str) -> float:
+        value = float(text)
+        if value in (float("inf"), float("-inf")):
+            raise error(sentence(name, "holds a number beyond double range", received=text[:40]))
+        return value
+
+    def integer(text: str) -> int:
+        if len(text) > 40:
+            raise error(sentence(name, "holds an integer of too many digits", received=text[:40] + "..."))
+        return int(text)
+
+    _refuse_deep_nesting(data, name, error)
+    try:
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs, parse_constant=constant, parse_float=real, parse_int=integer)
+    except UnicodeDecodeError as problem:
+        raise error(sentence(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8")) from None
+    except json.JSONDecodeError as problem:
+        raise error(
+            sentence(name, f"is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}", fix="correct the text there")
+        ) from None
+
+
+def _refuse_deep_nesting(data: bytes, name: str, error: type[FormatError]) -> None:
+    # json recurses once a level: measure before parsing, so that hostile text cannot exhaust the stack.
+    depth = 0
+    in_string = escaped = False
+    for byte in data:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in (0x5B, 0x7B):
+            depth += 1
+            if depth > MAX_JSON_DEPTH:
+                raise error(sentence(name, "is nested too deeply", expected=f"at most {MAX_JSON_DEPTH} levels"))
+        elif byte in (0x5D, 0x7D):
+            depth -= 1
+
+
+def inside(folder: str | os.PathLike[str], name: str, *, error: type[FormatError] = FormatError) -> Path:
+    """Return the path of the file `name` inside `folder`; names come from files and are not trusted.
+
+    Raises `error` for absolute names, `..`, drive letters, control characters, and links that lead anywhere else.
+    """
+    base = Path(folder).resolve()
+    bad = (
+        not name
+        or len(name) > 255
+        or not name.isprintable()
+        or name.startswith(("/", "\\", "~"))
+        or ":" in name
+        or "\\" in name
+        or any(part in ("", ".", "..") for part in name.split("/"))
+    )
+    if not bad:
+        path = base / name
+        if not path.is_symlink() and path.resolve().is_relative_to(base):
+            return path
+    raise error(sentence(f"file name {json.dumps(name[:80])}", f"leads outside the folder {folder}", expected="a plain file name inside it"))

@@ -1,0 +1,28 @@
+"""Install the kit: the base is the chip runtime; `[train]` adds TensorFlow, `[gpu]` its CUDA libraries."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+version = next(line.split('"')[1] for line in Path("gti/__init__.py").read_text().splitlines() if line.startswith("__version__"))
+
+train = ["tensorflow>=2.18", "keras>=3.6", "pillow>=10", "matplotlib>=3.8", "jinja2>=3.1", "scikit-learn>=1.4"]
+
+setup(
+    name="gti-mdk",
+    version=version,
+    description="Open Model Development Kit for the Gyrfalcon GTI 2801",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["gti", "gti.*"]),
+    package_data={"gti": ["**/*.json", "**/*.html", "**/*.j2"]},
+    install_requires=["numpy>=1.26", "pyusb>=1.2.1", "tqdm>=4.60", "numba>=0.59"],
+    extras_require={
+        "images": ["pillow>=10"],
+        "train": train,
+        "gpu": [*train, "tensorflow[and-cuda]>=2.18"],
+        "test": ["pytest>=8", "hypothesis>=6", "ruff", "mypy"],
+    },
+)
