@@ -33,7 +33,9 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatEr
         if not stat.S_ISREG(info.st_mode):
             raise error(sentence(name, "is not a regular file", expected="a file", fix="pass a file's path"))
         if info.st_size > limit:
-            raise error(sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes"))
+            raise error(
+                sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
+            )
         data = file.read(limit + 1)
     if len(data) > limit:
         raise error(sentence(name, "grew while it was read", expected=f"at most {limit} bytes"))
@@ -60,7 +62,11 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         temporary = ""
     except OSError as problem:
         raise UsageError(
-            sentence(str(target), f"cannot be written ({problem.strerror})", fix="check that the folder exists, is writable and has space")
+            sentence(
+                str(target),
+                f"cannot be written ({problem.strerror})",
+                fix="check that the folder exists, is writable and has space",
+            )
         ) from problem
     finally:
         if temporary:
@@ -96,7 +102,9 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
         if len(result) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(sentence(name, f"the key {json.dumps(twice[:80])} stands twice in one object", fix="keep one of them"))
+            raise error(
+                sentence(name, f"the key {json.dumps(twice[:80])} stands twice in one object", fix="keep one of them")
+            )
         return result
 
     def constant(text: str) -> float:
@@ -115,12 +123,22 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
 
     _refuse_deep_nesting(data, name, error)
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=pairs, parse_constant=constant, parse_float=real, parse_int=integer)
+        return json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=pairs,
+            parse_constant=constant,
+            parse_float=real,
+            parse_int=integer,
+        )
     except UnicodeDecodeError as problem:
         raise error(sentence(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8")) from None
     except json.JSONDecodeError as problem:
         raise error(
-            sentence(name, f"is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}", fix="correct the text there")
+            sentence(
+                name,
+                f"is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}",
+                fix="correct the text there",
+            )
         ) from None
 
 
@@ -165,4 +183,10 @@ def inside(folder: str | os.PathLike[str], name: str, *, error: type[FormatError
         path = base / name
         if not path.is_symlink() and path.resolve().is_relative_to(base):
             return path
-    raise error(sentence(f"file name {json.dumps(name[:80])}", f"leads outside the folder {folder}", expected="a plain file name inside it"))
+    raise error(
+        sentence(
+            f"file name {json.dumps(name[:80])}",
+            f"leads outside the folder {folder}",
+            expected="a plain file name inside it",
+        )
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class MajorLayer:
@@ -67,6 +69,15 @@ class Convolution:
     def path(self) -> str:
         """Name in messages, for example `major 3 / sub 2 (conv3_2)`."""
         return f"major {self.major} / sub {self.sub} ({self.name})"
+
+
+@dataclass(frozen=True)
+class ConvolutionWeights:
+    """Integer filters and biases of one sublayer; real value = integer * 2**-shift."""
+
+    filters: np.ndarray  # int16 [out, in, 3, 3], mask * scale, -2047..2047 (docs/numerics.md section 3)
+    biases: np.ndarray  # int32 [out]
+    shift: int
 
 
 @dataclass(frozen=True)
