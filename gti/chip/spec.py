@@ -1,6 +1,7 @@
 """Numbers of the GTI 2801, each with its source; no other module repeats one.
 
-Sources: [guide] the vendor's user guide 2.1.3.1; [dat] docs/dat_format.md; [num] docs/numerics.md; [wire] docs/usb_protocol.md.
+Sources: [guide] the vendor's user guide 2.1.3.1; [dat] docs/dat_format.md; [num] docs/numerics.md;
+[wire] docs/usb_protocol.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ OUTPUT_CHANNELS: Final = (16, 32, 64, 128, 256, 512, 1024)
 FIRST_INPUT_CHANNELS: Final = (1, 2, 3, 4, 8, 12, 16, 32, 64, 128, 256, 512, 1024)
 MAX_MAJOR_LAYERS: Final = 6
 MAX_SUBLAYERS: Final = 12
-# D words of major layers 4..6 never reach the file: no sublayer 10+, no one_coef, no shortcuts there [dat, section 2.5].
+# D words of major layers 4..6 never reach the file: no sublayer 10+, one_coef or shortcuts there [dat, section 2.5].
 MAX_SUBLAYERS_LATE: Final = 9
 FIRST_LATE_MAJOR_LAYER: Final = 4
 FC_READOUT_SIZE: Final = 7
