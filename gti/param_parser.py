@@ -1,0 +1,266 @@
+"""Every flag of the root scripts, with defaults shown in --help; imports nothing heavy.
+
+Defaults follow the user guide (sections 6 and 7.1); a mistake on the command line is a UsageError of one sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from gti.chip.spec import CHIP
+from gti.errors import UsageError, sentence
+from gti.stage import Stage, from_flags
+
+MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
+_NET = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends the default to every flag that has one to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default is None or isinstance(action.default, bool):
+            return action.help or ""
+        return super()._get_help_string(action) or ""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises UsageError instead of leaving the process, and accepts no abbreviated flags."""
+
+    def __init__(self, description: str, epilog: str = "") -> None:
+        super().__init__(
+            description=description,
+            epilog=epilog or None,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(sentence(self.prog, message, fix=f"see {self.prog} --help"))
+
+
+def train_parser() -> Parser:
+    """Return the flags of train.py."""
+    parser = Parser(
+        "Train or fine-tune a network in one of four stages: float, --quant_w, --quant_w --quant_act, "
+        "--quant_w --quant_act --fuse. Every epoch trains, evaluates, and keeps the last and the best checkpoint."
+    )
+    _net(parser)
+    _stages(parser)
+    group = parser.add_argument_group("data")
+    _data(group, train=True, val=True)
+    group.add_argument("--no_augment", action="store_true", help="train without random crop and flip")
+    group = parser.add_argument_group("checkpoints")
+    group.add_argument("--resume_from", metavar="PREFIX", help="checkpoint or folder (its newest that fits) to start")
+    group.add_argument("--checkpoint_dir", default="checkpoints", metavar="DIR", help="folder for checkpoints")
+    group.add_argument("--keep", type=count(1), default=5, metavar="N", help="last checkpoints kept beside the best")
+    group = parser.add_argument_group("optimization")
+    group.add_argument("--learning_rate", type=number(0, above=True), default=1e-4, metavar="RATE", help="first rate")
+    group.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate")
+    group.add_argument("--num_epochs", type=count(0), default=10, metavar="N", help="epochs of this run; 0 saves only")
+    group.add_argument("--steps_per_epoch", type=count(1), metavar="N", help="end epochs after N batches")
+    group.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="update rule")
+    group.add_argument("--momentum", type=number(0, 1), default=0.9, metavar="M", help="of sgd")
+    group.add_argument("--weight_decay", type=number(0), default=1e-4, metavar="L2", help="on filters and fc weights")
+    group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
+    group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
+    group.add_argument("--log_dir", metavar="DIR", help="folder for TensorBoard scalars")
+    return parser
+
+
+def eval_parser() -> Parser:
+    """Return the flags of eval.py."""
+    parser = Parser("Evaluate a checkpoint on the whole validation set, with the flags it was trained with.")
+    _net(parser)
+    _checkpoint(parser)
+    _stages(parser, training=False)
+    _data(parser.add_argument_group("data"), train=False, val=True)
+    parser.add_argument("--report", metavar="FILE", help="write the figures as JSON")
+    return parser
+
+
+def calibration_parser() -> Parser:
+    """Return the flags of set_relu_caps.py."""
+    parser = Parser(
+        "Calibrate the cap of every ReLU on the chip: the percentile of its outputs, pooled exactly over all batches. "
+        "Writes the settings file that --quant_act reads."
+    )
+    _net(parser)
+    _checkpoint(parser)
+    group = parser.add_argument_group("model")
+    group.add_argument("--quant_w", action="store_true", help="the checkpoint was trained with --quant_w")
+    group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
+    _sizes(group)
+    _data(parser.add_argument_group("data"), train=True, val=False)
+    group = parser.add_argument_group("calibration")
+    group.add_argument("--percentile", type=number(0, 100, above=True), default=99.99, metavar="P", help="0 < P <= 100")
+    group.add_argument("--num_batches", type=count(1), default=5, metavar="N", help="training batches to look at")
+    group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of batches")
+    return parser
+
+
+def convert_parser() -> Parser:
+    """Return the flags of convert_to_chip.py."""
+    parser = Parser(
+        "Convert a quantized checkpoint to the chip's .DAT and .MODEL files. "
+        "GTI_DEBUG_CONVERSION=True logs max|W|, max|B|, gains and shift of every layer."
+    )
+    _net(parser)
+    _checkpoint(parser)
+    parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
+    parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
+    parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the .dat and .model files")
+    _sizes(parser)
+    return parser
+
+
+def infer_parser() -> Parser:
+    """Return the flags of chip_infer.py."""
+    parser = Parser("Classify the validation set on a stick (or the virtual one), host layers in TensorFlow.")
+    _net(parser)
+    _checkpoint(parser)
+    parser.add_argument("--last_relu_cap", metavar="NAME", help="variable of the last cap; default: the net's last one")
+    parser.add_argument("--model_file", metavar="FILE", help="default: nets/<chip>_<net>.model")
+    parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
+    parser.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual")
+    parser.add_argument("--num_examples", type=count(1), metavar="N", help="images to classify; default: all")
+    parser.add_argument(
+        "--layer_outputs", metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"
+    )
+    parser.add_argument("--report", metavar="FILE", help="write the figures as JSON")
+    _sizes(parser)
+    _data(parser.add_argument_group("data"), train=False, val=True)
+    return parser
+
+
+def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse and complete the command line.
+
+    Fills the data folders (`data/<net>/{train,val}`) and adds `stage` where the script has quantization flags.
+    Raises UsageError.
+    """
+    args = parser.parse_args(arguments)
+    data_dir = getattr(args, "data_dir", None)
+    for name, folder in (("train_data_dir", "train"), ("val_data_dir", "val")):
+        if hasattr(args, name) and getattr(args, name) is None:
+            setattr(args, name, str(Path(data_dir or f"data/{args.net}") / folder))
+    if hasattr(args, "quant_act"):
+        args.stage = from_flags(args.quant_w, args.quant_act, args.fuse)
+        if getattr(args, "train_caps", False) and args.stage is not Stage.QUANT_ACT:
+            raise UsageError(
+                sentence(
+                    "--train_caps",
+                    "caps are trained while activations are quantized and not yet fused",
+                    expected=Stage.QUANT_ACT.flags,
+                    received=args.stage.flags,
+                )
+            )
+    return args
+
+
+def settings_file(args: argparse.Namespace) -> Path:
+    """Return the caps file of the net: --settings_file, or `gti/model/<net>_settings.json` beside this package."""
+    if args.settings_file:
+        return Path(args.settings_file)
+    return Path(__file__).parent / "model" / f"{args.net}_settings.json"
+
+
+def count(least: int) -> Callable[[str], int]:
+    """Return an argument type: whole numbers from `least`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value < 2**31:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, received {text!r}")
+        return value
+
+    return convert
+
+
+def number(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[str], float]:
+    """Return an argument type: finite numbers `least` <= x <= `most`, without `least` itself where `above`."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+            limit = f"above {least:g}" if above else f"of at least {least:g}"
+            limit += "" if math.isinf(most) else f" and at most {most:g}"
+            raise argparse.ArgumentTypeError(f"expected a number {limit}, received {text!r}")
+        return value
+
+    return convert
+
+
+def _chip(text: str) -> str:
+    if text != CHIP:
+        raise argparse.ArgumentTypeError(f"expected {CHIP}, the chip of this kit, received {text!r}")
+    return text
+
+
+def _net_name(text: str) -> str:
+    if not _NET.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected a name of letters, digits and _, received {text!r}")
+    return text
+
+
+def _net(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("network")
+    group.add_argument("--net", required=True, type=_net_name, help="model name: gti/model/<net>.py")
+    group.add_argument("--chip", required=True, type=_chip, help=f"target chip: {CHIP}")
+    group.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
+    group.add_argument(
+        "--settings_file", metavar="FILE", help="calibrated caps; default: gti/model/<net>_settings.json"
+    )
+
+
+def _checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="PREFIX", help="checkpoint, or folder (its newest)")
+
+
+def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("--quant_w", action="store_true", help="quantize filters and biases")
+    group.add_argument("--quant_act", action="store_true", help="quantize activations; needs --quant_w and caps")
+    group.add_argument("--fuse", action="store_true", help="fold batch norm and caps into filters and biases")
+    group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
+    if training:
+        group.add_argument("--train_caps", action="store_true", help="train the caps with the weights")
+        group.add_argument("--clip_bias", action="store_true", help="keep biases within [-max|W|, max|W|]")
+    _sizes(group)
+
+
+def _sizes(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--classes", type=count(2), metavar="N", help="with background; default: the checkpoint's or the net's"
+    )
+    group.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the net's")
+
+
+def _image_size(text: str) -> int:
+    value = count(1)(text)
+    if value > MAX_IMAGE_SIZE:
+        raise argparse.ArgumentTypeError(f"expected at most {MAX_IMAGE_SIZE} pixels, received {text!r}")
+    return value
+
+
+def _data(group: argparse._ActionsContainer, *, train: bool, val: bool) -> None:
+    group.add_argument("--data_dir", metavar="DIR", help="folder with train/ and val/; default: data/<net>")
+    if train:
+        group.add_argument(
+            "--train_data_dir", metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/train"
+        )
+        group.add_argument("--train_batch_size", type=count(1), default=32, metavar="N", help="over all replicas")
+    if val:
+        group.add_argument("--val_data_dir", metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/val")
+        group.add_argument("--val_batch_size", type=count(1), default=32, metavar="N", help="over all replicas")
