@@ -1,0 +1,235 @@
+"""What a data folder holds, and whether it fits: found out before training starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from gti import tfrecords
+from gti.errors import DataError, sentence
+from gti.labels import find_labels, read_labels
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# Up to this size every record's checksum, label and image are looked at before training; beyond it only the
+# first records of every shard, because reading a large set through takes minutes.
+FULL_CHECK_BYTES = 1 << 30
+SAMPLED_RECORDS = 256
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a data folder holds."""
+
+    folder: str
+    files: tuple[str, ...]  # shards, or images
+    count: int  # images
+    label_min: int
+    label_max: int
+    complete: bool  # every record was looked at, not a sample
+    mean_bytes: int  # of an encoded image
+    labels: tuple[int, ...] = ()  # of image folders: one per file
+
+
+def inspect(folder: str | os.PathLike[str], classes: int | None = None, *, training: bool = False) -> Inspection:
+    """Look through a data folder before it is used: what is in it, and whether it fits `classes`.
+
+    Small sets are read completely with their checksums; of large ones every length, and the first records of a shard.
+    Raises DataError: no folder, no images, missing shards, records that are cut off, damaged, without image or without
+    label, files that are no JPEG or PNG, labels outside 0..classes-1, a label file of another number of classes, and,
+    for training, classes that no image has.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise DataError(
+            sentence(
+                str(folder),
+                "no such data folder",
+                expected="a folder of TFRecord shards, or of one sub-folder of images per class",
+                fix="pass the folder, or build one with scripts/build_image_data.py",
+            )
+        )
+    try:
+        shards = tfrecords.find_shards(path)
+        found = _inspect_shards(path, shards) if shards else _inspect_folder(path)
+    except OSError as problem:
+        raise DataError(sentence(str(problem.filename or path), f"cannot be read ({problem.strerror})")) from None
+    _check_classes(found, classes, training)
+    return found
+
+
+def _check_classes(found: Inspection, classes: int | None, training: bool) -> None:
+    labels_file = find_labels(found.folder)
+    named = len(read_labels(labels_file)) if labels_file else None
+    rule = "labels 1 to N, 0 is the background, so N classes need --classes N+1"
+    if named is not None and found.label_max >= named:
+        raise DataError(
+            sentence(
+                str(labels_file),
+                f"names fewer classes than {found.folder} has",
+                expected=f"at least {found.label_max + 1} with the background",
+                received=named,
+                fix="use the label file that the records were built with",
+            )
+        )
+    if classes is None:
+        return
+    if named is not None and named != classes:
+        raise DataError(
+            sentence(
+                str(labels_file),
+                "does not fit --classes",
+                expected=f"{classes} classes, background included",
+                received=named,
+                fix=f"pass --classes {named}",
+            )
+        )
+    if found.label_max >= classes:
+        raise DataError(
+            sentence(
+                found.folder,
+                "labels do not fit --classes",
+                expected=f"labels 0 to {classes - 1}",
+                received=f"label {found.label_max}",
+                fix=f"pass --classes {found.label_max + 1} ({rule})",
+            )
+        )
+    if training and named is None and found.complete and found.label_max + 1 < classes:
+        raise DataError(
+            sentence(
+                found.folder,
+                "has fewer classes than --classes",
+                expected=f"labels up to {classes - 1}",
+                received=f"none above {found.label_max}",
+                fix=f"pass --classes {found.label_max + 1} ({rule}), or name all classes in a label file",
+            )
+        )
+
+
+# --- TFRecords
+
+
+def _inspect_shards(folder: Path, shards: Sequence[Path]) -> Inspection:
+    total = sum(path.stat().st_size for path in shards)
+    complete = total <= FULL_CHECK_BYTES
+    count, low, high = 0, None, None
+    for path in shards:
+        records = tfrecords.count_records(path)
+        count += records
+        for labels in _labels_of_shard(path, None if complete else SAMPLED_RECORDS):
+            low = int(labels.min()) if low is None else min(low, int(labels.min()))
+            high = int(labels.max()) if high is None else max(high, int(labels.max()))
+    if low is None or high is None:
+        raise DataError(
+            sentence(
+                str(folder), "holds no images", received=f"{len(shards)} empty shards", fix="build the records again"
+            )
+        )
+    return Inspection(str(folder), tuple(map(str, shards)), count, low, high, complete, total // max(count, 1))
+
+
+def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
+    dataset = tf.data.TFRecordDataset(str(path)).take(-1 if limit is None else limit).batch(1024)
+    features = {
+        tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64, -1),
+        tfrecords.ENCODED: tf.io.FixedLenFeature([], tf.string, ""),
+    }
+
+    def measure(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        parsed = tf.io.parse_example(batch, features)
+        return parsed[tfrecords.LABEL], tf.strings.length(parsed[tfrecords.ENCODED])
+
+    seen = 0
+    try:
+        for labels, sizes in dataset.map(measure).as_numpy_iterator():
+            if labels.min() < 0 or sizes.min() == 0:
+                offender = int(np.argmax((labels < 0) | (sizes == 0)))
+                missing = tfrecords.LABEL if labels[offender] < 0 else tfrecords.ENCODED
+                raise DataError(
+                    sentence(
+                        f"{path}, record {seen + offender}",
+                        f"has no usable {missing}",
+                        expected=f"an Example with {tfrecords.ENCODED} and {tfrecords.LABEL} >= 0",
+                        fix="build the records with scripts/build_image_data.py",
+                    )
+                )
+            seen += len(labels)
+            yield labels
+    except tf.errors.OpError:
+        raise _damaged_record(path, features) from None
+
+
+def _damaged_record(path: Path, features: dict) -> DataError:
+    seen = 0
+    problem = "is damaged"
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            tf.io.parse_single_example(record, features)
+            seen += 1
+    except tf.errors.DataLossError:
+        problem = "is damaged (its checksum is wrong)"
+    except tf.errors.OpError:
+        problem = "is no Example of an image"
+    return DataError(sentence(f"{path}, record {seen}", problem, fix="copy the file again or build the records again"))
+
+
+# --- image folders
+
+
+def _inspect_folder(folder: Path) -> Inspection:
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not classes:
+        raise DataError(
+            sentence(
+                str(folder),
+                "holds no images",
+                expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
+                fix="build records with scripts/build_image_data.py",
+            )
+        )
+    labels_file = find_labels(folder)
+    names = read_labels(labels_file) if labels_file else ["", *(path.name for path in classes)]
+    files: list[str] = []
+    labels: list[int] = []
+    size = 0
+    for path in classes:
+        if path.name not in names:
+            raise DataError(
+                sentence(
+                    str(path),
+                    "is no class of the label file",
+                    expected=f"a name of {labels_file}",
+                    received=path.name,
+                    fix="rename the folder or add the class to the label file",
+                )
+            )
+        for image in sorted(path.iterdir()):
+            if image.suffix.lower() in IMAGE_SUFFIXES and not image.name.startswith("."):
+                _check_signature(image)
+                files.append(str(image))
+                labels.append(names.index(path.name))
+                size += image.stat().st_size
+    if not files:
+        raise DataError(
+            sentence(
+                str(folder), "holds no images", expected="JPEG or PNG files", fix="copy them into the class folders"
+            )
+        )
+    return Inspection(
+        str(folder), tuple(files), len(files), min(labels), max(labels), True, size // len(files), tuple(labels)
+    )
+
+
+def _check_signature(path: Path) -> None:
+    with path.open("rb") as file:
+        head = file.read(8)
+    if not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+        raise DataError(
+            sentence(
+                str(path), "is no JPEG or PNG image", received=f"first bytes {head.hex()}", fix="replace or remove it"
+            )
+        )

@@ -1,0 +1,225 @@
+"""Data sets -> batches in chip units: TFRecords and image folders alike.
+
+The way of an image: decode -> square crop -> resize -> round to uint8 -> BGR -> 5-bit codes (user guide, section 5).
+Training and the stick see identical pixels: the uint8 image that goes over USB has the codes that the model trains on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from gti import tfrecords
+from gti.data_check import Inspection, inspect
+from gti.errors import DataError, FormatError, sentence
+from gti.files import read_json
+
+CROP_FRACTION = 0.875  # the pipeline of the user guide, section 7.1: 224 of 256 pixels
+SETTINGS_NAME = "pipeline.json"
+# Encoded images that wait in the shuffle buffer.
+SHUFFLE_BYTES = 256 << 20
+MAX_SHUFFLED = 65536
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """How a data set wants to be cropped and flipped; `pipeline.json` beside it overrides the defaults."""
+
+    crop_fraction: float = CROP_FRACTION
+    flip: bool = True
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    image_size: int,
+    channels: int = 3,
+    batch_size: int,
+    classes: int | None,
+    training: bool = False,
+    augment: bool = True,
+    seed: int | None = None,
+    as_codes: bool = True,
+) -> tf.data.Dataset:
+    """Return the batches of a data folder: (images [B,H,W,C], labels int32 [B]), channels in the order B, G, R.
+
+    Images are float32 codes 0..31, or with `as_codes=False` the uint8 pixels 0..255 that a stick takes:
+    codes == five_bit(pixels). Training: shuffled with `seed`, and with `augment` cropped at random and flipped.
+    Evaluation: central crop, every image in file order, the last batch may be smaller.
+
+    Raises DataError for everything that `inspect` finds. An image that turns out undecodable while iterating raises
+    TensorFlow's error; `naming_errors` makes it a DataError that names the record.
+    """
+    if channels not in (1, 3):
+        raise DataError(
+            sentence(str(folder), "the network's input is not an image", expected="1 or 3 channels", received=channels)
+        )
+    found = inspect(folder, classes, training=training)
+    pipeline = read_pipeline(folder)
+    dataset = _encoded_images(found, shuffle=training, seed=seed)
+    if training:
+        buffer = max(1, min(found.count, MAX_SHUFFLED, SHUFFLE_BYTES // max(found.mean_bytes, 1)))
+        dataset = dataset.shuffle(buffer, seed=seed)
+    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True))
+
+    def prepare(element: tuple[tf.Tensor, tf.Tensor], random: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, label = element
+        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+        pixels = prepare_image(
+            image,
+            image_size,
+            channels,
+            crop_fraction=pipeline.crop_fraction,
+            seed=random if training and augment else None,
+            flip=pipeline.flip,
+        )
+        return (to_codes(pixels) if as_codes else pixels), label
+
+    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-found.count // batch_size)))
+    options = tf.data.Options()
+    # Workers share every global batch, so that one worker and many see the same batches.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def prepare_image(
+    image: tf.Tensor,
+    image_size: int,
+    channels: int = 3,
+    *,
+    crop_fraction: float = CROP_FRACTION,
+    seed: tf.Tensor | None = None,
+    flip: bool = False,
+) -> tf.Tensor:
+    """Return the uint8 [S,S,C] BGR pixels for the chip of an RGB (or grey) uint8 image [H,W,C].
+
+    A square of `crop_fraction` of the shorter side is cut out, in the middle or, with a `seed` (int64), anywhere and
+    mirrored half of the time if `flip`; it is resized bilinearly (averaging when it shrinks) and rounded half up.
+    """
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    shorter = tf.cast(tf.minimum(height, width), tf.float32)
+    side = tf.maximum(tf.cast(tf.floor(shorter * crop_fraction + 0.5), tf.int32), 1)
+    if seed is None:
+        top, left = (height - side) // 2, (width - side) // 2
+    else:
+        draws = tf.random.stateless_uniform([3], tf.stack([seed, 0]))
+        top = tf.cast(draws[0] * tf.cast(height - side + 1, tf.float32), tf.int32)
+        left = tf.cast(draws[1] * tf.cast(width - side + 1, tf.float32), tf.int32)
+    image = tf.image.crop_to_bounding_box(image, top, left, side, side)
+    resized = tf.image.resize(image, (image_size, image_size), method="bilinear", antialias=True)
+    pixels = tf.cast(tf.clip_by_value(tf.floor(resized + 0.5), 0.0, 255.0), tf.uint8)
+    if seed is not None and flip:
+        pixels = tf.cond(draws[2] < 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
+    if channels == 3:
+        pixels = tf.reverse(pixels, [2])
+    pixels.set_shape((image_size, image_size, channels))
+    return pixels
+
+
+def to_codes(pixels: tf.Tensor) -> tf.Tensor:
+    """Return float32 codes 0..31 of uint8 pixels of any shape: the 5-bit transform of user guide section 5."""
+    return tf.gather(tf.constant(_code_table()), tf.cast(pixels, tf.int32))
+
+
+@cache
+def _code_table() -> np.ndarray:
+    # The rule itself lives with the chip's arithmetic; a table of its 256 values is the same rule as a tensor.
+    from gti.chip.emulator import five_bit
+
+    return five_bit(np.arange(256, dtype=np.uint8)).astype(np.float32)
+
+
+def read_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
+    """Return the crop and flip settings of a data folder: `pipeline.json` in it or in its parent, else the defaults.
+
+    Raises DataError for unknown keys and impossible values.
+    """
+    path = next((p for p in (Path(folder) / SETTINGS_NAME, Path(folder).parent / SETTINGS_NAME) if p.is_file()), None)
+    if path is None:
+        return Pipeline()
+    try:
+        value = read_json(path)
+    except FormatError as problem:
+        raise DataError(str(problem)) from None
+    if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "flip"}:
+        raise DataError(
+            sentence(str(path), "is no pipeline description", expected='{"crop_fraction": 0.875, "flip": true}')
+        )
+    crop, flip = value.get("crop_fraction", CROP_FRACTION), value.get("flip", True)
+    if isinstance(crop, bool) or not isinstance(crop, (int, float)) or not 0 < crop <= 1:
+        raise DataError(
+            sentence(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)
+        )
+    if not isinstance(flip, bool):
+        raise DataError(sentence(str(path), "flip is impossible", expected="true or false", received=flip))
+    return Pipeline(float(crop), flip)
+
+
+def _encoded_images(found: Inspection, *, shuffle: bool, seed: int | None) -> tf.data.Dataset:
+    # ((encoded, label), ...) in file order, or with the files in random order.
+    if found.labels:
+        dataset = tf.data.Dataset.from_tensor_slices((list(found.files), np.array(found.labels, np.int32)))
+        if shuffle:
+            dataset = dataset.shuffle(found.count, seed=seed)
+        return dataset.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=tf.data.AUTOTUNE)
+    files = tf.data.Dataset.from_tensor_slices(list(found.files))
+    if shuffle:
+        files = files.shuffle(len(found.files), seed=seed)
+        records = files.interleave(tf.data.TFRecordDataset, cycle_length=min(16, len(found.files)), deterministic=True)
+    else:
+        records = files.flat_map(tf.data.TFRecordDataset)
+    return records.map(_parse, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    features = {
+        tfrecords.ENCODED: tf.io.FixedLenFeature([], tf.string),
+        tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64),
+    }
+    parsed = tf.io.parse_single_example(record, features)
+    return parsed[tfrecords.ENCODED], tf.cast(parsed[tfrecords.LABEL], tf.int32)
+
+
+@contextmanager
+def naming_errors(*folders: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Turn TensorFlow's error about unreadable data into a DataError that names the file and record.
+
+    TensorFlow does not say which image it was: the folders are read again, one image after the other, up to it.
+    """
+    try:
+        yield
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.NotFoundError):
+        for folder in folders:
+            if folder is not None and (culprit := find_undecodable(folder)) is not None:
+                raise culprit from None
+        raise
+
+
+def find_undecodable(folder: str | os.PathLike[str]) -> DataError | None:
+    """Decode every image of a folder; return the error that names the first one that cannot be, or None."""
+    try:
+        found = inspect(folder)
+    except DataError as problem:
+        return problem
+    for file in found.files:
+        single = Inspection(found.folder, (file,), 0, 0, 0, True, 0, (0,) if found.labels else ())
+        number = 0
+        try:
+            for encoded, _ in _encoded_images(single, shuffle=False, seed=None):
+                tf.io.decode_image(encoded, channels=3, expand_animations=False)
+                number += 1
+        except tf.errors.OpError as problem:
+            subject = file if found.labels else f"{file}, record {number}"
+            reason = problem.message.splitlines()[0][:120]
+            return DataError(
+                sentence(subject, f"holds an image that cannot be decoded ({reason})", fix="replace or remove it")
+            )
+    return None

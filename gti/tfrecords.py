@@ -1,0 +1,177 @@
+"""Image records in TFRecord shards, in the layout of the Inception scripts that the user guide names (section 7.1.1).
+
+A record is a `tf.train.Example`: `image/encoded` (JPEG or PNG), `image/class/label` (0 = background), and for people
+`image/class/text`, `image/format`, `image/filename`, `image/height`, `image/width`, `image/colorspace` and
+`image/channels`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gti.errors import DataError, UsageError, sentence
+
+ENCODED = "image/encoded"
+LABEL = "image/class/label"
+
+_SHARD = re.compile(r"^(?P<name>.+)[-_](?P<index>\d{5})-of-(?P<count>\d{5})(\.tfrecords?)?$")
+# A record is length (uint64), crc of the length, data, crc of the data; crc are masked CRC32C (TFRecord format).
+_LENGTH = struct.Struct("<Q")
+_BEFORE, _AFTER = 12, 4
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image as it goes into a shard."""
+
+    encoded: bytes  # JPEG or PNG
+    format: str  # "JPEG" or "PNG"
+    height: int
+    width: int
+    label: int  # 0 = background
+    text: str  # name of the class
+    filename: str
+
+
+def shard_name(name: str, index: int, count: int) -> str:
+    """Return the file name of shard `index` (0-based) of `count`, for example `flowers_00000-of-00005.tfrecord`."""
+    return f"{name}_{index:05d}-of-{count:05d}.tfrecord"
+
+
+def find_shards(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the TFRecord files of `folder` in name order; empty when it holds none.
+
+    Raises DataError when the names say that shards are missing.
+    """
+    found = [
+        path
+        for path in sorted(Path(folder).iterdir())
+        if path.is_file() and (path.suffix in (".tfrecord", ".tfrecords") or _SHARD.match(path.name))
+    ]
+    series: dict[tuple[str, int], set[int]] = {}
+    for path in found:
+        if match := _SHARD.match(path.name):
+            series.setdefault((match["name"], int(match["count"])), set()).add(int(match["index"]))
+    for (name, count), present in series.items():
+        missing = sorted(set(range(count)) - present)
+        if missing:
+            raise DataError(
+                sentence(
+                    str(folder),
+                    f"shards of {name} are missing",
+                    expected=f"{count} files",
+                    received=f"{len(present)} (first one missing: {missing[0]:05d}-of-{count:05d})",
+                    fix="copy the missing files or build the records again",
+                )
+            )
+    return found
+
+
+def count_records(path: str | os.PathLike[str]) -> int:
+    """Return the number of records of a shard, reading their lengths alone.
+
+    Raises DataError that names the record where the file is cut off or is no TFRecord file.
+    """
+    size = os.path.getsize(path)
+    position = count = 0
+    with open(path, "rb") as file:
+        while position < size:
+            file.seek(position)
+            head = file.read(_BEFORE)
+            end = position + _BEFORE + _LENGTH.unpack(head[:8])[0] + _AFTER if len(head) == _BEFORE else size + 1
+            if end > size:
+                raise DataError(
+                    sentence(
+                        f"{path}, record {count}",
+                        "is cut off, or the file is no TFRecord file",
+                        expected=f"a record that ends within the file's {size} bytes",
+                        received=f"{size - position} bytes after the record before it",
+                        fix="copy the file again or build the records again",
+                    )
+                )
+            position = end
+            count += 1
+    return count
+
+
+def to_example(record: ImageRecord) -> bytes:
+    """Return `record` as a serialized `tf.train.Example`."""
+    import tensorflow as tf
+
+    def text(value: str) -> tf.train.Feature:
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+
+    def number(value: int) -> tf.train.Feature:
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    features = {
+        ENCODED: tf.train.Feature(bytes_list=tf.train.BytesList(value=[record.encoded])),
+        LABEL: number(record.label),
+        "image/class/text": text(record.text),
+        "image/format": text(record.format),
+        "image/filename": text(record.filename),
+        "image/height": number(record.height),
+        "image/width": number(record.width),
+        "image/colorspace": text("RGB"),
+        "image/channels": number(3),
+    }
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    return example.SerializeToString(deterministic=True)
+
+
+def write_shard(path: str | os.PathLike[str], records: Iterable[ImageRecord]) -> int:
+    """Write `records` to the shard `path`, which appears complete or not at all; return their number.
+
+    Raises UsageError where the folder is missing or the disk refuses.
+    """
+    import tensorflow as tf
+
+    target = Path(path)
+    count = 0
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
+        os.close(descriptor)
+        with tf.io.TFRecordWriter(temporary) as writer:
+            for record in records:
+                writer.write(to_example(record))
+                count += 1
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+        temporary = ""
+    except (OSError, tf.errors.OpError) as problem:
+        reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
+        raise UsageError(
+            sentence(
+                str(target),
+                f"cannot be written ({reason})",
+                fix="check that the folder exists, is writable and has space",
+            )
+        ) from problem
+    finally:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+    return count
+
+
+def remove_shards(folder: str | os.PathLike[str], name: str, *, keep: Iterable[Path] = ()) -> None:
+    """Delete shards of the series `name` in `folder` (of an earlier run with another count), except those in `keep`."""
+    kept = {Path(path).name for path in keep}
+    for path in Path(folder).iterdir():
+        match = _SHARD.match(path.name)
+        if match and match["name"] == name and path.name not in kept:
+            path.unlink()
+
+
+def spread(count: int, parts: int) -> Iterator[range]:
+    """Yield `parts` consecutive ranges that cover range(count), their lengths differing by one at most."""
+    for part in range(parts):
+        yield range(count * part // parts, count * (part + 1) // parts)
