@@ -1,0 +1,300 @@
+"""Keras layers for networks that run on the chip: one layer per sublayer, with switches for its quantization."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gti import quantize
+from gti.chip import spec
+from gti.errors import QuantizationError, UsageError, sentence
+
+# Of the vendor kit's batch norm and of docs/numerics.md section 5; `gti.fusion` folds with the same number.
+BATCH_NORM_EPSILON = 1e-3
+# Statistics over about ten steps: fine-tuning stages are short.
+BATCH_NORM_MOMENTUM = 0.9
+# A trained cap must stay positive; below this an activation range is "extreme" anyway (user guide section 5.3).
+SMALLEST_CAP = 1e-6
+
+
+class PositiveCap(keras.constraints.Constraint):
+    """Keeps a trained cap at `SMALLEST_CAP` or more."""
+
+    def __call__(self, w: Any) -> Any:
+        return keras.ops.maximum(w, SMALLEST_CAP)
+
+
+class WithinFilters(keras.constraints.Constraint):
+    """Keeps the biases of `layer` in [-max|W|, max|W|] of its filters (user guide section 5.2)."""
+
+    def __init__(self, layer: ChipConv2D) -> None:
+        self.layer = layer
+
+    def __call__(self, w: Any) -> Any:
+        limit = keras.ops.max(keras.ops.abs(self.layer.filters))
+        return keras.ops.clip(w, -limit, limit)
+
+
+@keras.saving.register_keras_serializable(package="gti")
+class ChipConv2D(keras.layers.Layer):
+    """One sublayer: [upsampling] -> 3x3 convolution + biases -> [batch norm] -> ReLU -> [activation quantizer].
+
+    Args:
+        output_channels: number of output channels.
+        coef_bits: 1 or 3, width of the filters on the chip.
+        batch_norm: normalise the convolution's output (epsilon 1e-3); `gti.fusion` folds it away.
+        quantize_w: use filters and biases as the chip will hold them; gradients pass straight through.
+        quantize_act: cap the ReLU at `relu_cap` and round to `max_code` + 1 levels. Off: a plain ReLU without a cap.
+        relu_cap: start value of the cap, > 0; needed with `quantize_act`.
+        fixed_cap: the cap is a constant of the layer (fused networks), not only a variable that is not trained.
+        train_caps: train the cap (not with `fixed_cap`).
+        clip_bias: keep biases in [-max|W|, max|W|] while training.
+        max_code: 31 (5-bit codes) or 1023 (10-bit codes).
+        upsample: None, "repeat" or "zero": double height and width first; "zero" keeps a pixel at the top left of
+            each 2x2 and fills the rest with 0.
+        input_scale: the filters start smaller by this factor, where the input is not of unit scale.
+
+    Input: float32 [batch, height, width, input channels]. Output: [batch, height, width, output channels], height and
+    width doubled by upsampling. Variables: filters [3, 3, in, out], biases [out], relu_cap [] (with `quantize_act`),
+    batch_normalization/{gamma, beta, moving_mean, moving_variance} (with `batch_norm`).
+
+    Raises UsageError for arguments outside of these, QuantizationError for a missing or impossible cap.
+    """
+
+    def __init__(
+        self,
+        output_channels: int,
+        coef_bits: int,
+        *,
+        batch_norm: bool = False,
+        quantize_w: bool = False,
+        quantize_act: bool = False,
+        relu_cap: float | None = None,
+        fixed_cap: bool = False,
+        train_caps: bool = False,
+        clip_bias: bool = False,
+        max_code: int = spec.MAX_CODE,
+        upsample: str | None = None,
+        input_scale: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        _one_of(self.name, "coef_bits", coef_bits, spec.COEF_BITS)
+        _one_of(self.name, "max_code", max_code, (spec.MAX_CODE, spec.MAX_CODE_TEN_BIT))
+        _one_of(self.name, "upsample", upsample, (None, "repeat", "zero"))
+        if quantize_act and not (relu_cap is not None and math.isfinite(relu_cap) and relu_cap > 0):
+            raise QuantizationError(
+                sentence(
+                    self.name,
+                    "activations cannot be quantized without a cap",
+                    expected="a finite relu_cap above 0",
+                    received=relu_cap,
+                    fix="calibrate with set_relu_caps.py",
+                )
+            )
+        self.output_channels = output_channels
+        self.coef_bits = coef_bits
+        self.batch_norm = batch_norm
+        self.quantize_w = quantize_w
+        self.quantize_act = quantize_act
+        self.initial_cap = relu_cap
+        self.fixed_cap = fixed_cap
+        self.train_caps = train_caps and not fixed_cap
+        self.clip_bias = clip_bias
+        self.max_code = max_code
+        self.upsample = upsample
+        self.input_scale = input_scale
+        self.batch_normalization = (
+            keras.layers.BatchNormalization(
+                momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name="batch_normalization"
+            )
+            if batch_norm
+            else None
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        input_channels = input_shape[-1]
+        assert input_channels is not None
+        deviation = math.sqrt(2.0 / (9 * input_channels)) / self.input_scale  # He et al. 2015, for ReLU
+        self.filters = self.add_weight(
+            shape=(3, 3, input_channels, self.output_channels),
+            initializer=keras.initializers.TruncatedNormal(stddev=deviation),
+            name="filters",
+        )
+        self.biases = self.add_weight(
+            shape=(self.output_channels,),
+            initializer="zeros",
+            constraint=WithinFilters(self) if self.clip_bias else None,
+            name="biases",
+        )
+        if self.quantize_act:
+            self.relu_cap = self.add_weight(
+                shape=(),
+                initializer=keras.initializers.Constant(self.initial_cap),
+                trainable=self.train_caps,
+                constraint=PositiveCap() if self.train_caps else None,
+                name="relu_cap",
+            )
+        if self.batch_normalization is not None:
+            self.batch_normalization.build((*input_shape[:-1], self.output_channels))
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = upsampled(inputs, self.upsample)
+        filters, biases = self.effective_weights()
+        x = tf.nn.bias_add(tf.nn.conv2d(x, filters, strides=1, padding="SAME"), biases)
+        if self.batch_normalization is not None:
+            x = self.batch_normalization(x, training=training)
+        if not self.quantize_act:
+            return tf.nn.relu(x)
+        cap = self.initial_cap if self.fixed_cap else self.relu_cap
+        return quantize.quantize_activation(x, cap, self.max_code, train_cap=self.train_caps)
+
+    def effective_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return the (filters, biases) that the convolution uses: quantized with `quantize_w`, else as trained."""
+        filters, biases = tf.convert_to_tensor(self.filters), tf.convert_to_tensor(self.biases)
+        if not self.quantize_w:
+            return filters, biases
+        shift = quantize.layer_shift(filters, biases, self.coef_bits)
+        return (
+            quantize.quantize_filters(filters, shift, self.coef_bits),
+            quantize.quantize_biases(biases, shift, self.coef_bits),
+        )
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        batch, height, width, _ = input_shape
+        factor = 2 if self.upsample else 1
+        return (batch, height and height * factor, width and width * factor, self.output_channels)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "output_channels": self.output_channels,
+            "coef_bits": self.coef_bits,
+            "batch_norm": self.batch_norm,
+            "quantize_w": self.quantize_w,
+            "quantize_act": self.quantize_act,
+            "relu_cap": self.initial_cap,
+            "fixed_cap": self.fixed_cap,
+            "train_caps": self.train_caps,
+            "clip_bias": self.clip_bias,
+            "max_code": self.max_code,
+            "upsample": self.upsample,
+            "input_scale": self.input_scale,
+        }
+
+
+@keras.saving.register_keras_serializable(package="gti")
+class ChipPooling(keras.layers.Layer):
+    """2x2 pooling with stride 2 after a major layer: the largest pixel, or the one at the top left.
+
+    Args:
+        sampling_method: 0 = max, 1 = top left ("SamplingMethod" of the dat.json).
+
+    Input: [batch, height, width, channels], height and width even. Output: [batch, height/2, width/2, channels].
+    """
+
+    def __init__(self, sampling_method: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _one_of(self.name, "sampling_method", sampling_method, (0, 1))
+        self.sampling_method = sampling_method
+
+    def call(self, inputs: Any) -> Any:
+        return pooled(inputs, self.sampling_method)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        batch, height, width, channels = input_shape
+        return (batch, height and height // 2, width and width // 2, channels)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"sampling_method": self.sampling_method}
+
+
+@keras.saving.register_keras_serializable(package="gti")
+class ChipFlatten(keras.layers.Layer):
+    """Flattens the chip's result for the host layers, in TensorFlow's order [height, width, channels].
+
+    The chip and the FC layers of a .MODEL flatten [channels, height, width]; weights [in, out] that follow this layer
+    are permuted when they are written there.
+
+    Input: [batch, height, width, channels]. Output: [batch, height * width * channels].
+    """
+
+    def call(self, inputs: Any) -> Any:
+        return tf.reshape(inputs, [-1, math.prod(inputs.shape[1:])])
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        size = math.prod(n for n in input_shape[1:] if n is not None)
+        return (input_shape[0], size)
+
+
+@keras.saving.register_keras_serializable(package="gti")
+class HostDense(keras.layers.Layer):
+    """A fully connected layer on the host: `activation(x @ weights + biases)`.
+
+    Args:
+        units: number of outputs.
+        activation: None (linear) or "relu".
+        input_scale: the weights start smaller by this factor, where the input is not of unit scale.
+
+    Input: float32 [batch, inputs]. Output: [batch, units]. Variables: weights [inputs, units], biases [units].
+    """
+
+    def __init__(self, units: int, activation: str | None = None, *, input_scale: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        _one_of(self.name, "activation", activation, (None, "relu"))
+        self.units = units
+        self.activation = activation
+        self.input_scale = input_scale
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        inputs = input_shape[-1]
+        assert inputs is not None
+        # Glorot for the logits, He in front of a ReLU.
+        deviation = math.sqrt(2.0 / (inputs if self.activation else inputs + self.units)) / self.input_scale
+        self.kernel = self.add_weight(
+            shape=(inputs, self.units), initializer=keras.initializers.TruncatedNormal(stddev=deviation), name="weights"
+        )
+        self.biases = self.add_weight(shape=(self.units,), initializer="zeros", name="biases")
+
+    def call(self, inputs: Any) -> Any:
+        x = tf.nn.bias_add(tf.matmul(inputs, tf.convert_to_tensor(self.kernel)), tf.convert_to_tensor(self.biases))
+        return tf.nn.relu(x) if self.activation else x
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return (*input_shape[:-1], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "units": self.units,
+            "activation": self.activation,
+            "input_scale": self.input_scale,
+        }
+
+
+def upsampled(x: tf.Tensor, fill: str | None) -> tf.Tensor:
+    """Return `x` [N, H, W, C] doubled in height and width by "repeat" or "zero" fill, or as it is for None."""
+    if fill is None:
+        return x
+    if fill == "repeat":
+        return tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+    height, width, channels = x.shape[1], x.shape[2], x.shape[3]
+    x = tf.pad(x[:, :, None, :, None, :], [[0, 0], [0, 0], [0, 1], [0, 0], [0, 1], [0, 0]])  # [N, H, 2, W, 2, C]
+    return tf.reshape(x, [-1, 2 * height, 2 * width, channels])
+
+
+def pooled(x: tf.Tensor, sampling_method: int) -> tf.Tensor:
+    """Return `x` [N, H, W, C] after 2x2 pooling: 0 = max, 1 = top left."""
+    if sampling_method == 1:
+        return x[:, ::2, ::2, :]
+    return tf.nn.max_pool2d(x, ksize=2, strides=2, padding="VALID")
+
+
+def _one_of(layer: str, argument: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(
+            sentence(
+                layer, f"{argument} is impossible", expected="one of " + ", ".join(map(str, allowed)), received=value
+            )
+        )

@@ -1,0 +1,273 @@
+"""Keras models of the nets: the chip part is built from the Network alone, the host part by `gti/model/<net>.py`.
+
+A net is one JSON file, `nets/<chip>_<net>_dat.json`, and one module here with
+
+    BATCH_NORM: bool                      batch norm after each convolution while training
+    FLIP: bool                            whether training may mirror its images
+    host_layers(x, *, classes) -> logits  what the host computes from the chip's result [batch, height, width, channels]
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import keras
+
+from gti import files
+from gti.chip import network as networks
+from gti.chip import spec
+from gti.chip.network import Convolution, Network
+from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
+from gti.layers import ChipConv2D, ChipPooling
+
+NETS_DIR = Path(__file__).resolve().parents[2] / "nets"
+SETTINGS_DIR = Path(__file__).resolve().parent
+# Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square root
+# of that: it halves the excess, in orders of magnitude, between the activations behind them and their own gradients.
+FIRST_INPUT_SCALE = 4.0
+# What a cap of a fused network stands for in chip units: 31, or 1023 / 32 with ten bits (docs/numerics.md section 5).
+FUSED_CAP = float(spec.MAX_CODE)
+FUSED_CAP_TEN_BIT = spec.MAX_CODE_TEN_BIT / spec.TEN_BIT_FACTOR
+
+
+def net_names() -> list[str]:
+    """Return the names of the nets that exist, sorted."""
+    return sorted(path.stem for path in SETTINGS_DIR.glob("*.py") if path.stem not in ("__init__", "base", "exact"))
+
+
+def net_module(net: str) -> ModuleType:
+    """Return the module `gti.model.<net>`. Raises UsageError for an unknown name."""
+    if net not in net_names():
+        raise UsageError(
+            sentence(
+                f"net {net}",
+                "there is no such net",
+                expected="one of " + ", ".join(net_names()),
+                fix="add gti/model/<net>.py and nets/<chip>_<net>_dat.json for a new one",
+            )
+        )
+    return importlib.import_module(f"gti.model.{net}")
+
+
+def dat_json_path(net: str, chip: str = spec.CHIP, nets_dir: str | Path | None = None) -> Path:
+    """Return the path of the net's dat.json."""
+    return Path(nets_dir or NETS_DIR) / f"{chip}_{net}_dat.json"
+
+
+def load_network(
+    net: str, *, chip: str = spec.CHIP, image_size: int | None = None, nets_dir: str | Path | None = None
+) -> Network:
+    """Return the checked Network of a net, for images of `image_size` (None: as its JSON says).
+
+    Another image size scales every layer. Raises UsageError for an unknown net or a size that does not scale, and
+    NetworkError with every rule of the chip that the (scaled) network breaks, for example VGG16 at 448: layers of
+    448 take 16 output channels at most.
+    """
+    net_module(net)
+    network = networks.load(dat_json_path(net, chip, nets_dir))
+    size = network.layers[0].image_size
+    if image_size is not None and image_size != size:
+        if image_size not in spec.IMAGE_SIZES:
+            raise UsageError(
+                sentence(
+                    f"net {net}",
+                    "the chip has no such image size",
+                    expected="one of " + ", ".join(map(str, sorted(spec.IMAGE_SIZES))),
+                    received=image_size,
+                    fix=f"leave --image_size at {size}",
+                )
+            )
+        scaled = tuple(replace(layer, image_size=layer.image_size * image_size // size) for layer in network.layers)
+        network = replace(network, layers=scaled)
+    networks.check(network)
+    return network
+
+
+def load_caps(path: str | Path) -> dict[str, float]:
+    """Return the calibrated caps of a settings file: variable name -> cap, for example `digits/conv1_1/relu_cap`.
+
+    Raises FormatError where the file is missing, is not JSON or holds anything but positive numbers.
+    """
+    value = files.read_json(path)
+    caps = value.get("relu_caps") if isinstance(value, dict) else None
+    if not isinstance(caps, dict) or not all(
+        isinstance(cap, (int, float)) and not isinstance(cap, bool) and cap > 0 for cap in caps.values()
+    ):
+        raise FormatError(
+            sentence(
+                str(path),
+                "does not hold calibrated caps",
+                expected='{"relu_caps": {variable name: number above 0}}',
+                fix="write it with set_relu_caps.py",
+            )
+        )
+    return {name: float(cap) for name, cap in caps.items()}
+
+
+def settings_path(net: str) -> Path:
+    """Return the path of the net's settings file, which holds its calibrated caps."""
+    return SETTINGS_DIR / f"{net}_settings.json"
+
+
+def cap_name(net: str, convolution: Convolution) -> str:
+    """Return the variable name of a sublayer's cap, for example `vgg16/conv5_3/relu_cap`."""
+    return f"{net}/{convolution.name}/relu_cap"
+
+
+def build(
+    net: str,
+    *,
+    chip: str = spec.CHIP,
+    classes: int,
+    image_size: int | None = None,
+    quant_w: bool = False,
+    quant_act: bool = False,
+    fuse: bool = False,
+    ten_bit_act: bool = False,
+    caps: Mapping[str, float] | None = None,
+    train_caps: bool = False,
+    clip_bias: bool = False,
+    nets_dir: str | Path | None = None,
+) -> keras.Model:
+    """Return the Keras model of a net in one of its stages; `.network` is its Network, `.net` its name.
+
+    Input: float32 [batch, height, width, channels], codes 0..31 in the chip's channel order. Output: logits
+    [batch, classes]. `caps` (variable name -> cap) are start values for `quant_act`; None reads the settings file of
+    the net. A fused model has no batch norm, and its caps are constants.
+
+    Raises UsageError, NetworkError, QuantizationError (missing caps).
+    """
+    module = net_module(net)
+    network = load_network(net, chip=chip, image_size=image_size, nets_dir=nets_dir)
+    if classes < 1:
+        raise UsageError(sentence(f"net {net}", "needs classes", expected="1 or more", received=classes))
+    if ten_bit_act and not network.convolutions[-1].ten_bit:
+        raise UsageError(
+            sentence(
+                f"net {net}",
+                "its dat.json does not ask for ten-bit activation",
+                expected='"ActivationBitMode": 1',
+                fix="leave --ten_bit_act out, or use the net tenbit",
+            )
+        )
+    start_caps = _start_caps(net, network, caps) if quant_act and not fuse else {}
+    inputs = keras.Input(shape=network.input_shape, name="image")
+    x = inputs
+    for convolution in network.convolutions:
+        layer = network.layers[convolution.major - 1]
+        x = ChipConv2D(
+            convolution.output_channels,
+            convolution.coef_bits,
+            batch_norm=module.BATCH_NORM and not fuse,
+            quantize_w=quant_w,
+            quantize_act=quant_act,
+            relu_cap=fused_cap(convolution) if fuse else start_caps.get(cap_name(net, convolution)),
+            fixed_cap=fuse,
+            train_caps=train_caps,
+            clip_bias=clip_bias,
+            max_code=max_code(convolution),
+            upsample=layer.upsample_mode if convolution.upsampled else None,
+            input_scale=1.0 if convolution.index else FIRST_INPUT_SCALE,
+            name=convolution.name,
+        )(x)
+        if convolution.pooled:
+            x = ChipPooling(network.sampling_method, name=f"pool{convolution.major}")(x)
+    model = keras.Model(inputs, module.host_layers(x, classes=classes), name=net)
+    model.network = network
+    model.net = net
+    return model
+
+
+def max_code(convolution: Convolution) -> int:
+    """Return the largest activation code of a sublayer: 31, or 1023 with ten bits."""
+    return spec.MAX_CODE_TEN_BIT if convolution.ten_bit else spec.MAX_CODE
+
+
+def fused_cap(convolution: Convolution) -> float:
+    """Return the cap of a sublayer of a fused network, in chip units: 31, or 31.96875 with ten bits."""
+    return FUSED_CAP_TEN_BIT if convolution.ten_bit else FUSED_CAP
+
+
+def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) -> Mapping[str, float]:
+    source = "the given caps"
+    if caps is None:
+        path = settings_path(net)
+        source = str(path)
+        caps = load_caps(path) if path.exists() else {}
+    missing = [c.path for c in network.convolutions if cap_name(net, c) not in caps]
+    if missing:
+        raise QuantizationError(
+            sentence(
+                f"net {net}",
+                f"{source} hold no cap for " + ", ".join(missing),
+                expected="a calibrated cap for every sublayer",
+                fix="run set_relu_caps.py on the checkpoint with quantized weights",
+            )
+        )
+    return caps
+
+
+def chip_layers(model: keras.Model) -> list[ChipConv2D]:
+    """Return the sublayers of a model in network order."""
+    return [model.get_layer(convolution.name) for convolution in model.network.convolutions]
+
+
+def chip_output(model: keras.Model) -> Any:
+    """Return the symbolic result of the chip part, after the last pooling: [batch, height, width, channels]."""
+    last = model.network.convolutions[-1]
+    return model.get_layer(f"pool{last.major}" if last.pooled else last.name).output
+
+
+def chip_model(model: keras.Model) -> keras.Model:
+    """Return the chip part: images -> result of the last major layer. Shares the variables of `model`."""
+    return keras.Model(model.input, chip_output(model), name=f"{model.net}_chip")
+
+
+def host_model(model: keras.Model) -> keras.Model:
+    """Return the host part: result of the chip -> logits. Shares the variables of `model`."""
+    return keras.Model(chip_output(model), model.output, name=f"{model.net}_host")
+
+
+def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Return the variables of a model by their names in checkpoints.
+
+    For example `vgg16/conv1_1/filters`, `.../biases`, `.../relu_cap`, `.../batch_normalization/gamma`,
+    `vgg16/fc6/weights`. Seeds of dropout are no part of it.
+    """
+    return {
+        f"{model.net}/{variable.path}": variable
+        for variable in model.variables
+        if not re.search(r"seed_generator", variable.path)
+    }
+
+
+def last_relu_cap_name(model: keras.Model) -> str:
+    """Return the variable name of the cap whose codes leave the chip, for example `vgg16/conv5_3/relu_cap`."""
+    return cap_name(model.net, model.network.convolutions[-1])
+
+
+__all__ = [
+    "NetworkError",
+    "build",
+    "cap_name",
+    "chip_layers",
+    "chip_model",
+    "chip_output",
+    "dat_json_path",
+    "fused_cap",
+    "host_model",
+    "last_relu_cap_name",
+    "load_caps",
+    "load_network",
+    "max_code",
+    "named_variables",
+    "net_module",
+    "net_names",
+    "settings_path",
+]

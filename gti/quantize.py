@@ -1,0 +1,197 @@
+"""Rounding and quantizers of the chip, in TensorFlow: the only place of these formulas (docs/numerics.md).
+
+Training, evaluation and conversion all call the functions below, so what is trained is what is written to the file.
+They take NumPy arrays, tensors or variables, run eagerly or inside a graph, and give the same bits either way: sums
+have a fixed order, factors are powers of two or a single rounding, and nothing divides by a graph constant (TensorFlow
+rewrites that as a multiplication, which is not the same number).
+
+Filters are HWIO = [3, 3, input channels, output channels] everywhere; no transposes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gti.chip import spec
+
+Tensor = Any  # tf.Tensor, tf.Variable, keras.Variable or np.ndarray of float32
+
+# 1/9 as the nearest float32. The mean of nine equal integers below 2**20 is still exactly that integer.
+_NINTH = np.float32(1.0 / 9.0)
+_SHIFTS = np.arange(spec.MAX_SHIFT_TRAINED + 1)
+_POWERS = (2.0**_SHIFTS).astype(np.float32)
+_INVERSE_POWERS = (0.5**_SHIFTS).astype(np.float32)
+# Stands for the mean magnitude of an all-zero 3-bit kernel, so that its step is not 0 (docs/numerics.md section 3).
+_ZERO_KERNEL_MEAN = np.float32(1e-6)
+_BITS_OF_CODE = {spec.MAX_CODE: 5, spec.MAX_CODE_TEN_BIT: 10}
+
+
+def round_half_away(x: Tensor) -> tf.Tensor:
+    """Round to the nearest integer, halves away from zero: 2.5 -> 3, -2.5 -> -3.
+
+    Exact for every float: `floor(|x| + 0.5)` is not (the sum itself rounds, 0.49999997 would become 1).
+    """
+    x = tf.convert_to_tensor(x)
+    magnitude = tf.abs(x)
+    whole = tf.floor(magnitude)
+    up = tf.cast(magnitude - whole >= 0.5, x.dtype)
+    return tf.sign(x) * (whole + up)
+
+
+def weight_limit(coef_bits: int) -> int:
+    """Return the largest magnitude of an integer weight: 2047 for 1-bit and 3-bit filters."""
+    return 2 ** (spec.SCALE_BITS[coef_bits] - 1) - 1
+
+
+def bias_limit(coef_bits: int) -> int:
+    """Return the largest magnitude of an integer bias: 2047 (1-bit filters) or 131071 (3-bit)."""
+    return 2 ** (spec.BIAS_BITS[coef_bits] - 1) - 1
+
+
+def range_shift(x: Tensor, limit: int) -> tf.Tensor:
+    """Return the largest shift in 0..12 (int32 scalar) at which `max|x| * 2**shift` stays within `limit`.
+
+    Equal to `clip(trunc(log2(limit / max|x|)), 0, 12)` without a logarithm: products with powers of two are exact.
+    All zeros give 12. 0 is also the answer where nothing fits; quantizers then clamp.
+    """
+    largest = tf.reduce_max(tf.abs(tf.convert_to_tensor(x, tf.float32)))
+    return tf.reduce_sum(tf.cast(largest * _POWERS[1:] <= np.float32(limit), tf.int32))
+
+
+def layer_shift(filters: Tensor, biases: Tensor | None, coef_bits: int) -> tf.Tensor:
+    """Return the shift (int32 scalar, 0..12) that the filters and biases of one layer share."""
+    shift = range_shift(filters, weight_limit(coef_bits))
+    if biases is None:
+        return shift
+    return tf.minimum(shift, range_shift(biases, bias_limit(coef_bits)))
+
+
+def _kernel_mean(magnitude: tf.Tensor) -> tf.Tensor:
+    # [3, 3, I, O] -> [I, O]. One AddN over the nine taps adds them from left to right on every device, in one pass;
+    # reduce_mean leaves the order of the sum to the device.
+    inputs, outputs = magnitude.shape[2], magnitude.shape[3]
+    taps = tf.unstack(tf.reshape(magnitude, [9, inputs, outputs]), num=9)
+    return tf.add_n(taps) * _NINTH
+
+
+def _quantized_filters(filters: tf.Tensor, shift: tf.Tensor, coef_bits: int, unit: tf.Tensor | np.float32) -> tf.Tensor:
+    # Integer filters times `unit`, which is 1 or 2**-shift: both exact.
+    magnitude = tf.abs(filters)
+    mean = _kernel_mean(magnitude)
+    scale = tf.gather(_POWERS, shift)
+    if coef_bits == 1:
+        alpha = tf.minimum(round_half_away(mean * scale), np.float32(spec.MAX_ALPHA_1BIT)) * unit
+        return tf.where(filters >= 0, alpha, -alpha)
+    step = tf.where(mean > 0, mean, _ZERO_KERNEL_MEAN) * np.float32(0.25)
+    level = (
+        tf.cast(magnitude >= step, tf.float32)
+        + tf.cast(magnitude >= 2 * step, tf.float32)
+        + 2 * tf.cast(magnitude >= 3 * step, tf.float32)
+    )  # trunc(|W| / step) with 3 and more becoming 4, without the division's rounding
+    step = tf.minimum(round_half_away(step * scale), np.float32(spec.MAX_STEP_3BIT)) * unit
+    return tf.sign(filters) * level * step
+
+
+def _quantized_biases(biases: tf.Tensor, shift: tf.Tensor, coef_bits: int, unit: tf.Tensor | np.float32) -> tf.Tensor:
+    limit = np.float32(bias_limit(coef_bits))
+    integers = round_half_away(biases * tf.gather(_POWERS, shift))
+    return tf.clip_by_value(integers, -limit, limit) * unit
+
+
+def integer_filters(filters: Tensor, biases: Tensor | None, coef_bits: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return (filters, biases, shift) of one layer in the chip's integers.
+
+    `filters` float32 HWIO, `biases` float32 [O] or None (zeros). Results: float32 tensors that hold integers, HWIO in
+    -2047..2047 (per kernel +-alpha, or {0, 1, 2, 4} * step with a sign) and [O] in the range of `bias_limit`, and the
+    int32 shift. Real value = integer * 2**-shift. Values beyond the chip's range are clamped;
+    `gti.converter` refuses them.
+    """
+    filters = tf.convert_to_tensor(filters, tf.float32)
+    biases = tf.zeros(filters.shape[3]) if biases is None else tf.convert_to_tensor(biases, tf.float32)
+    shift = layer_shift(filters, biases, coef_bits)
+    one = np.float32(1)
+    return (
+        _quantized_filters(filters, shift, coef_bits, one),
+        _quantized_biases(biases, shift, coef_bits, one),
+        shift,
+    )
+
+
+def quantize_filters(filters: Tensor, shift: tf.Tensor, coef_bits: int) -> tf.Tensor:
+    """Return `filters` (float32 HWIO) as the chip will hold them, in real units: integers * 2**-shift.
+
+    1 bit: `alpha = mean|W|` per kernel; forward `sign(W) * round(alpha * 2**shift) * 2**-shift`.
+    3 bit: `step = alpha / 4`; forward `sign(W) * c * round(step * 2**shift) * 2**-shift`, c in {0, 1, 2, 4}.
+    Gradient: straight through, d out / d W = 1; none to the shift.
+    """
+
+    @tf.custom_gradient
+    def quantize(values: tf.Tensor) -> Any:
+        unit = tf.gather(_INVERSE_POWERS, shift)
+        return _quantized_filters(values, shift, coef_bits, unit), lambda upstream: upstream
+
+    return quantize(tf.convert_to_tensor(filters, tf.float32))
+
+
+def quantize_biases(biases: Tensor, shift: tf.Tensor, coef_bits: int) -> tf.Tensor:
+    """Return `biases` (float32 [O]) as the chip will hold them: `round(B * 2**shift) * 2**-shift`, clamped.
+
+    Gradient: straight through, d out / d B = 1.
+    """
+
+    @tf.custom_gradient
+    def quantize(values: tf.Tensor) -> Any:
+        unit = tf.gather(_INVERSE_POWERS, shift)
+        return _quantized_biases(values, shift, coef_bits, unit), lambda upstream: upstream
+
+    return quantize(tf.convert_to_tensor(biases, tf.float32))
+
+
+def quantize_activation(
+    x: Tensor, cap: float | Tensor, max_code: int = spec.MAX_CODE, *, train_cap: bool = False
+) -> tf.Tensor:
+    """Return `x` through a ReLU capped at `cap` and rounded to `max_code` + 1 levels (31: 5 bits; 1023: 10 bits).
+
+    Forward, in this order of operations: `s = cap / max_code`, `code = floor(clip(x, 0, cap) * (1 / s) + 0.5)`,
+    `out = code * s`. This is TensorFlow's fake-quantization operation: one pass over memory, and one formula for every
+    stage. In a fused network s is a power of two (31 / 31, 31.96875 / 1023), so every step is exact on every device.
+
+    Gradient: to x, 1 where 0 <= x <= cap, else 0; to cap (only with `train_cap`), the sum of the upstream gradient
+    where x > cap. `cap` is a Python number (fixed), or a positive float32 scalar tensor or variable.
+    """
+    bits = _BITS_OF_CODE[max_code]
+    x = tf.convert_to_tensor(x, tf.float32)
+    if isinstance(cap, (int, float)):
+        return tf.quantization.fake_quant_with_min_max_args(x, min=0.0, max=float(cap), num_bits=bits)
+    cap = tf.convert_to_tensor(cap, tf.float32)
+    if train_cap:
+        return tf.quantization.fake_quant_with_min_max_vars(x, 0.0, cap, num_bits=bits)
+
+    @tf.custom_gradient
+    def quantize(values: tf.Tensor) -> Any:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            # Non-negative floats order like their bit patterns, and negative ones have the highest bit set: a single
+            # unsigned comparison asks 0 <= x <= cap, which makes this as cheap as the gradient of a plain ReLU.
+            inside = tf.bitcast(values, tf.uint32) <= tf.bitcast(cap, tf.uint32)
+            return upstream * tf.cast(inside, tf.float32)
+
+        return tf.quantization.fake_quant_with_min_max_vars(values, 0.0, cap, num_bits=bits), gradient
+
+    return quantize(x)
+
+
+def requantize(accumulator: tf.Tensor, shift: tf.Tensor, max_code: int = spec.MAX_CODE) -> tf.Tensor:
+    """Return the chip's codes of integer sums: `clip(floor(acc * 2**-shift + 0.5), 0, max_code)`.
+
+    Ten-bit codes (`max_code` 1023) come from `acc * 32`. `accumulator` holds exact integers as float32 (below 2**24) or
+    float64; the result has its dtype. Half-up and half-away agree here, because negative sums end at 0 either way.
+    """
+    gain = tf.cast(tf.gather(_INVERSE_POWERS, shift), accumulator.dtype)
+    if max_code == spec.MAX_CODE_TEN_BIT:
+        gain = gain * spec.TEN_BIT_FACTOR
+    # Clipping first keeps the sum with 0.5 small, hence exact in float32 too.
+    top = tf.cast(max_code, accumulator.dtype)
+    return tf.floor(tf.clip_by_value(accumulator * gain, 0, top) + 0.5)
