@@ -67,22 +67,26 @@ def load(
     if training:
         buffer = max(1, min(found.count, MAX_SHUFFLED, SHUFFLE_BYTES // max(found.mean_bytes, 1)))
         dataset = dataset.shuffle(buffer, seed=seed)
-    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True))
+    if training and augment:
+        dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True))
 
-    def prepare(element: tuple[tf.Tensor, tf.Tensor], random: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded, label = element
+    def prepare(encoded_and_label: tuple[tf.Tensor, tf.Tensor], draw: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded, label = encoded_and_label
         image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-        pixels = prepare_image(
-            image,
-            image_size,
-            channels,
-            crop_fraction=pipeline.crop_fraction,
-            seed=random if training and augment else None,
-            flip=pipeline.flip,
-        )
-        return (to_codes(pixels) if as_codes else pixels), label
+        crop = pipeline.crop_fraction
+        return prepare_image(image, image_size, channels, crop_fraction=crop, seed=draw, flip=pipeline.flip), label
 
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size)
+    if training and augment:
+        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    else:
+        dataset = dataset.map(
+            lambda encoded, label: prepare((encoded, label), None),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+    dataset = dataset.batch(batch_size)
+    if as_codes:
+        dataset = dataset.map(lambda pixels, labels: (to_codes(pixels), labels), num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-found.count // batch_size)))
     options = tf.data.Options()
     # Workers share every global batch, so that one worker and many see the same batches.
@@ -113,15 +117,20 @@ def prepare_image(
         draws = tf.random.stateless_uniform([3], tf.stack([seed, 0]))
         top = tf.cast(draws[0] * tf.cast(height - side + 1, tf.float32), tf.int32)
         left = tf.cast(draws[1] * tf.cast(width - side + 1, tf.float32), tf.int32)
-    image = tf.image.crop_to_bounding_box(image, top, left, side, side)
-    resized = tf.image.resize(image, (image_size, image_size), method="bilinear", antialias=True)
-    pixels = tf.cast(tf.clip_by_value(tf.floor(resized + 0.5), 0.0, 255.0), tf.uint8)
+    image = image[top : top + side, left : left + side]
+    # Resizing to the same size changes nothing but costs most of the time of small images.
+    pixels = tf.cond(side == image_size, lambda: image, lambda: _resize(image, image_size))
     if seed is not None and flip:
         pixels = tf.cond(draws[2] < 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
     if channels == 3:
         pixels = tf.reverse(pixels, [2])
     pixels.set_shape((image_size, image_size, channels))
     return pixels
+
+
+def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    resized = tf.image.resize(image, (size, size), method="bilinear", antialias=True)
+    return tf.cast(tf.clip_by_value(tf.floor(resized + 0.5), 0.0, 255.0), tf.uint8)
 
 
 def to_codes(pixels: tf.Tensor) -> tf.Tensor:
@@ -173,7 +182,7 @@ def _encoded_images(found: Inspection, *, shuffle: bool, seed: int | None) -> tf
     files = tf.data.Dataset.from_tensor_slices(list(found.files))
     if shuffle:
         files = files.shuffle(len(found.files), seed=seed)
-        records = files.interleave(tf.data.TFRecordDataset, cycle_length=min(16, len(found.files)), deterministic=True)
+        records = files.interleave(tf.data.TFRecordDataset, cycle_length=min(16, len(found.files)))
     else:
         records = files.flat_map(tf.data.TFRecordDataset)
     return records.map(_parse, num_parallel_calls=tf.data.AUTOTUNE)
