@@ -49,3 +49,17 @@ HEADER_BYTES: Final = 92
 ROW_BYTES: Final = 192
 MIN_FILE_BYTES: Final = 5242880
 ENGINES: Final = 16
+
+# USB stream [wire, sections 2 to 5]: lengths in words, one data byte each
+RESET_WORDS: Final = 8
+DATA_PREFIX: Final = 3
+DATA_UNIT: Final = 8
+COEFFICIENT_TAIL: Final = 32768
+IMAGE_TAIL: Final = 1024
+LAYER_REGISTER_BYTES: Final = 84
+REGISTER_SLOTS: Final = 7
+READ_UNIT: Final = 1024
+TILE: Final = 14
+POOLED_TILE: Final = 7
+OUTPUT_GROUP: Final = 16
+GROUPED_FROM: Final = 256
