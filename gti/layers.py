@@ -12,8 +12,6 @@ from gti import quantize
 from gti.chip import spec
 from gti.errors import QuantizationError, UsageError, sentence
 
-# Of the vendor kit's batch norm and of docs/numerics.md section 5; `gti.fusion` folds with the same number.
-BATCH_NORM_EPSILON = 1e-3
 # Statistics over about ten steps: fine-tuning stages are short.
 BATCH_NORM_MOMENTUM = 0.9
 # A trained cap must stay positive; below this an activation range is "extreme" anyway (user guide section 5.3).
@@ -109,7 +107,7 @@ class ChipConv2D(keras.layers.Layer):
         self.input_scale = input_scale
         self.batch_normalization = (
             keras.layers.BatchNormalization(
-                momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name="batch_normalization"
+                momentum=BATCH_NORM_MOMENTUM, epsilon=spec.BATCH_NORM_EPSILON, name="batch_normalization"
             )
             if batch_norm
             else None

@@ -37,6 +37,11 @@ MAX_ALPHA_1BIT: Final = 2047
 MAX_CODE: Final = 31
 MAX_CODE_TEN_BIT: Final = 1023
 TEN_BIT_FACTOR: Final = 32
+# Keyed by Convolution.ten_bit: the largest code, and the activation it stands for in a fused network.
+TOP_CODE: Final = {False: MAX_CODE, True: MAX_CODE_TEN_BIT}
+FUSED_CAP: Final = {False: 31.0, True: MAX_CODE_TEN_BIT / TEN_BIT_FACTOR}
+# Of the batch norm that training may use and fusion folds away [num, section 5].
+BATCH_NORM_EPSILON: Final = 1e-3
 
 # Activation memory [dat, section 4]
 ADDRESS_UNIT: Final = 3136

@@ -23,17 +23,14 @@ from gti import files
 from gti.chip import network as networks
 from gti.chip import spec
 from gti.chip.network import Convolution, Network
-from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
+from gti.errors import FormatError, QuantizationError, UsageError, sentence
 from gti.layers import ChipConv2D, ChipPooling
 
 NETS_DIR = Path(__file__).resolve().parents[2] / "nets"
 SETTINGS_DIR = Path(__file__).resolve().parent
-# Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square root
-# of that: it halves the excess, in orders of magnitude, between the activations behind them and their own gradients.
+# Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square
+# root of that, which shares the excess evenly between the activations behind them and their own gradients.
 FIRST_INPUT_SCALE = 4.0
-# What a cap of a fused network stands for in chip units: 31, or 1023 / 32 with ten bits (docs/numerics.md section 5).
-FUSED_CAP = float(spec.MAX_CODE)
-FUSED_CAP_TEN_BIT = spec.MAX_CODE_TEN_BIT / spec.TEN_BIT_FACTOR
 
 
 def net_names() -> list[str]:
@@ -167,11 +164,11 @@ def build(
             batch_norm=module.BATCH_NORM and not fuse,
             quantize_w=quant_w,
             quantize_act=quant_act,
-            relu_cap=fused_cap(convolution) if fuse else start_caps.get(cap_name(net, convolution)),
+            relu_cap=spec.FUSED_CAP[convolution.ten_bit] if fuse else start_caps.get(cap_name(net, convolution)),
             fixed_cap=fuse,
             train_caps=train_caps,
             clip_bias=clip_bias,
-            max_code=max_code(convolution),
+            max_code=spec.TOP_CODE[convolution.ten_bit],
             upsample=layer.upsample_mode if convolution.upsampled else None,
             input_scale=1.0 if convolution.index else FIRST_INPUT_SCALE,
             name=convolution.name,
@@ -182,16 +179,6 @@ def build(
     model.network = network
     model.net = net
     return model
-
-
-def max_code(convolution: Convolution) -> int:
-    """Return the largest activation code of a sublayer: 31, or 1023 with ten bits."""
-    return spec.MAX_CODE_TEN_BIT if convolution.ten_bit else spec.MAX_CODE
-
-
-def fused_cap(convolution: Convolution) -> float:
-    """Return the cap of a sublayer of a fused network, in chip units: 31, or 31.96875 with ten bits."""
-    return FUSED_CAP_TEN_BIT if convolution.ten_bit else FUSED_CAP
 
 
 def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) -> Mapping[str, float]:
@@ -250,24 +237,3 @@ def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
 def last_relu_cap_name(model: keras.Model) -> str:
     """Return the variable name of the cap whose codes leave the chip, for example `vgg16/conv5_3/relu_cap`."""
     return cap_name(model.net, model.network.convolutions[-1])
-
-
-__all__ = [
-    "NetworkError",
-    "build",
-    "cap_name",
-    "chip_layers",
-    "chip_model",
-    "chip_output",
-    "dat_json_path",
-    "fused_cap",
-    "host_model",
-    "last_relu_cap_name",
-    "load_caps",
-    "load_network",
-    "max_code",
-    "named_variables",
-    "net_module",
-    "net_names",
-    "settings_path",
-]
