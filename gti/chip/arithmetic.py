@@ -1,0 +1,93 @@
+"""The chip's arithmetic beside the convolution itself: each rule stands here once, for both engines.
+
+No silicon has confirmed the last rounding bit; a capture from a real stick would be answered by a change in this file
+alone. Formulas: docs/numerics.md section 6; five-bit input: user guide, section 5. Array axes are [N, H, W, C].
+
+`requantize` and `pool_window` use only operations that mean the same for NumPy arrays and for the scalars of compiled
+code: the fast engine compiles these very functions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from gti.chip import spec
+
+TOP_LEFT = 1  # SamplingMethod of a network that pools by taking the top-left pixel
+
+
+class Requantization(NamedTuple):
+    """The numbers of `requantize` for one sublayer."""
+
+    half: int  # added before the shift, so that halves round up
+    right: int  # bits shifted out
+    left: int  # bits shifted in afterwards: ten-bit codes of a shift below 5
+    top: int  # largest code
+
+
+def requantization(shift: int, ten_bit: bool) -> Requantization:
+    """Return the numbers that turn accumulators of a sublayer with `shift` into codes.
+
+    Five bits: round(acc / 2**shift), ten bits: round(acc * 32 / 2**shift), both clipped to 0..31 or 0..1023.
+    """
+    places = shift - spec.TEN_BIT_FACTOR.bit_length() + 1 if ten_bit else shift
+    right = max(places, 0)
+    return Requantization(
+        half=1 << (right - 1) if right else 0,
+        right=right,
+        left=max(-places, 0),
+        top=spec.MAX_CODE_TEN_BIT if ten_bit else spec.MAX_CODE,
+    )
+
+
+def requantize(accumulator, half, right, left, top):
+    """Return the codes of integer accumulators: half up, clipped to 0..top.
+
+    Half up and half away from zero agree, because negative results end at 0. Clipping before the left shift
+    keeps the shifted value small; it changes nothing, as every value above `top` stays above it.
+    """
+    code = np.minimum(np.maximum((accumulator + half) >> right, 0), top)
+    return np.minimum(code << left, top)
+
+
+def pool_window(top_left, top_right, bottom_left, bottom_right, take_top_left):
+    """Return the pooled value of a 2x2 window: its maximum, or its top-left pixel."""
+    if take_top_left:
+        return top_left
+    return np.maximum(np.maximum(top_left, top_right), np.maximum(bottom_left, bottom_right))
+
+
+def pool(codes: np.ndarray, sampling_method: int) -> np.ndarray:
+    """Return codes [N, H, W, C] pooled 2x2 with stride 2 to [N, H/2, W/2, C]."""
+    return pool_window(
+        codes[:, 0::2, 0::2],
+        codes[:, 0::2, 1::2],
+        codes[:, 1::2, 0::2],
+        codes[:, 1::2, 1::2],
+        sampling_method == TOP_LEFT,
+    )
+
+
+def upsample(codes: np.ndarray, fill: str) -> np.ndarray:
+    """Return codes [N, H, W, C] doubled to [N, 2H, 2W, C].
+
+    `fill` "repeat" copies each pixel to its 2x2 window, "zero" keeps it at the top-left beside three zeros.
+    """
+    count, height, width, channels = codes.shape
+    result = np.zeros((count, height, 2, width, 2, channels), codes.dtype)
+    if fill == "repeat":
+        result[:] = codes[:, :, None, :, None]
+    else:
+        result[:, :, 0, :, 0] = codes
+    return result.reshape(count, 2 * height, 2 * width, channels)
+
+
+# A table, because the formula overflows eight bits on its way: (255 >> 2) + 1 = 64.
+_FIVE_BIT = np.clip(((np.arange(256) >> 2) + 1) >> 1, 0, spec.MAX_CODE).astype(np.uint8)
+
+
+def five_bit(images: np.ndarray) -> np.ndarray:
+    """Return the five-bit codes (uint8, 0..31) that the chip makes of 8-bit pixels (uint8), any shape."""
+    return _FIVE_BIT[images]
