@@ -93,12 +93,14 @@ class _Sublayer:
         weights = filters.numpy()
         self.biases = biases.numpy()
         if tf.config.list_logical_devices("GPU"):
-            self.parts = [weights.astype(np.float64)]
+            parts = [weights.astype(np.float64)]
         elif fits_float32(weights, self.biases):
-            self.parts = [weights]
+            parts = [weights]
         else:
             high = np.floor(weights / SPLIT + 0.5)
-            self.parts = [high, weights - high * SPLIT]
+            parts = [high, weights - high * SPLIT]
+        # Tensors, not arrays: a graph captures them instead of holding megabytes of constants.
+        self.parts = [tf.constant(part) for part in parts]
 
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         # Codes of the input, float32 [N, H, W, C] -> codes of the output, float32.
