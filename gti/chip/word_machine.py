@@ -1,6 +1,6 @@
 """The chip's side of the command stream: words in, what they ask for out.
 
-Source: docs/usb_protocol.md, section 8. Used by the virtual stick and by the readable listing of traces.
+Source: docs/usb_protocol.md, section 10. Used by the virtual stick and by the readable listing of traces.
 """
 
 from __future__ import annotations

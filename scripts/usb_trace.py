@@ -1,0 +1,299 @@
+#!/usr/bin/env python
+"""USB traffic of a stick without the stick: what is sent, what comes back, and what a recorded stream means.
+
+    python scripts/usb_trace.py encode --model nets/2801_digits.model --image 7.npy --mode fc --out trace
+    python scripts/usb_trace.py show trace/load.bin trace/frame0.bin
+    python scripts/usb_trace.py decode --model nets/2801_digits.model --mode fc --read result.bin --out tensor.npy
+
+encode writes load.bin, frame0.bin, frame1.bin, ...: the bytes in the order sent, to pipe 0x02 of the FT60x bridge or in
+WRITE(10) commands after the opening sequence of an eUSB stick. decode turns the bytes read for one frame into the flat
+tensor. Formats: docs/usb_protocol.md and docs/eusb_protocol.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gti.cli import run
+from gti.errors import FormatError, GtiError, ImageError, UsageError, sentence
+from gti.files import read_bytes, write_atomic
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gti.chip.protocol import Framing, Header, WordMachine
+
+MAX_FILE_BYTES = 1 << 30
+FTDI_CHUNK = 2048
+EUSB_BLOCK = 512
+# Blocks per command, by the speed file of the USB device (docs/eusb_protocol.md, section 3).
+EUSB_BLOCKS = {True: 128, False: 2048}
+SHOWN_BYTES = 8
+
+
+class ChipLayer(NamedTuple):
+    """What a .model or .dat says about the chip: the .DAT, and the settings of the layer that carries it."""
+
+    dat: bytes
+    settings: dict[str, Any]
+
+
+def main() -> None:
+    """Parse the command line and run its verb."""
+    arguments = parser().parse_args()
+    arguments.verb(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = result.add_subparsers(required=True, metavar="{encode,decode,show}")
+
+    encode = verbs.add_parser("encode", help="write the bytes that load a network and send images")
+    encode.set_defaults(verb=encode_verb)
+    _add_stick(encode)
+    encode.add_argument(
+        "--image", action="append", required=True, metavar="FILE", help=".npy (uint8 HWC) or picture; one per frame"
+    )
+    encode.add_argument("--speed", default="480", help="eusb: USB speed in Mbit/s, 480 or 5000 (default 480)")
+    encode.add_argument("--out", required=True, metavar="DIR", help="folder for load.bin, frame0.bin, ...")
+
+    decode = verbs.add_parser("decode", help="turn the bytes read for one frame into the tensor")
+    decode.set_defaults(verb=decode_verb)
+    _add_stick(decode)
+    decode.add_argument("--read", required=True, metavar="FILE", help="bytes read from the stick, whole words")
+    decode.add_argument("--scaledown", type=int, help="right shift of each value (default: of the .model, else 0)")
+    decode.add_argument("--type", choices=("float", "byte"), help="of the tensor (default: of the .model, else float)")
+    decode.add_argument("--out", required=True, metavar="FILE", help=".npy to write: flat, maps in read-out order")
+
+    show = verbs.add_parser("show", help="list a written stream by segment; several files are one session")
+    show.set_defaults(verb=show_verb)
+    show.add_argument("file", nargs="+", help="stream of words, such as load.bin frame0.bin")
+    show.add_argument("--pid", type=_pid, help="601f (4-byte words) or 601e (2-byte words); default: found out")
+    return result
+
+
+def _add_stick(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", required=True, metavar="FILE", help=".model or bare .dat")
+    verb.add_argument("--mode", help="fc, learn, single, sublast, lastmajor or 0-6 (default: of the .model, else fc)")
+    verb.add_argument("--transport", choices=("ftdi", "eusb"), default="ftdi", help="kind of stick (default ftdi)")
+    verb.add_argument("--pid", type=_pid, default=0x601F, help="ftdi: USB product id, 601f or 601e (default 601f)")
+
+
+def _pid(text: str) -> int:
+    return int(text, 16)
+
+
+def encode_verb(arguments: argparse.Namespace) -> None:
+    """Write load.bin and one frame<k>.bin for each image."""
+    from gti.chip.protocol import FrameEncoder, Header, encode_load
+
+    layer = chip_layer(arguments.model)
+    header = Header.parse(layer.dat, arguments.model)
+    mode, framing = _mode(arguments, layer), _framing(arguments)
+    images = [_planes(path, header) for path in arguments.image]
+    encoders = {len(image): FrameEncoder(header, mode, len(image), framing=framing) for image in images}
+    blocks = {"load.bin": encode_load(layer.dat, framing=framing)}
+    for k, image in enumerate(images):
+        blocks[f"frame{k}.bin"] = encoders[len(image)].encode(image, first=k == 0)
+
+    folder = Path(arguments.out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(
+            sentence(str(folder), f"cannot be made ({problem.strerror})", fix="choose another folder")
+        ) from None
+    chunk = FTDI_CHUNK
+    if arguments.transport == "eusb":
+        chunk = EUSB_BLOCK * EUSB_BLOCKS[arguments.speed.startswith("480")]
+    for name, data in blocks.items():
+        write_atomic(folder / name, data)
+        print(f"{folder / name}: {len(data)} bytes, {-(-len(data) // chunk)} writes of at most {chunk}")
+
+
+def decode_verb(arguments: argparse.Namespace) -> None:
+    """Write the tensor of one frame's result."""
+    import numpy as np
+
+    from gti.chip.protocol import Header, read_out, strip_words, tensor
+
+    layer = chip_layer(arguments.model)
+    selection = read_out(Header.parse(layer.dat, arguments.model), _mode(arguments, layer))
+    width = _framing(arguments).word_bytes
+    raw = read_bytes(arguments.read, limit=MAX_FILE_BYTES)
+    if len(raw) != selection.length * width:
+        raise FormatError(
+            sentence(
+                arguments.read,
+                "is not the result of one frame",
+                expected=f"{selection.length} words of {width} bytes",
+                received=f"{len(raw)} bytes",
+                fix="check --mode, --pid and --transport",
+            )
+        )
+    scaledown = layer.settings.get("output scaledown") or 0 if arguments.scaledown is None else arguments.scaledown
+    if not isinstance(scaledown, int):
+        raise FormatError(sentence(arguments.model, "has no usable output scaledown", expected="an integer"))
+    kind = arguments.type or layer.settings.get("output type")
+    values = tensor(selection.unpack(strip_words(raw, width)), scaledown, kind)
+    file = io.BytesIO()
+    np.save(file, values)
+    write_atomic(arguments.out, file.getvalue())
+    for maps in selection.sets:
+        place = "after pooling" if maps.pooled else "before pooling"
+        print(f"major {maps.major + 1} / sub {maps.sublayer + 1}: {maps.channels} x {maps.size} x {maps.size} {place}")
+    print(f"{arguments.out}: {values.size} values, {values.dtype}")
+
+
+def show_verb(arguments: argparse.Namespace) -> None:
+    """List written streams, one after another, as one session."""
+    from gti.chip.protocol import WordMachine
+    from gti.chip.words import word_width
+
+    machine: WordMachine | None = None
+    for path in arguments.file:
+        stream = read_bytes(path, limit=MAX_FILE_BYTES)
+        width = word_width(stream) if arguments.pid is None else 4 if arguments.pid == 0x601F else 2
+        if width is None:
+            raise FormatError(
+                sentence(
+                    path,
+                    "is no stream of words",
+                    expected="words [data][opcode 0-7], or [data][opcode 0-7][0][0]",
+                    received=f"{len(stream)} bytes that are neither",
+                    fix="pass a file that encode wrote, or tell the width with --pid",
+                )
+            )
+        if machine is None or machine.word_bytes != width:
+            machine = WordMachine(width)
+        print(f"{path}: {len(stream)} bytes, {width}-byte words")
+        for line in listing(stream, machine):
+            print(line)
+
+
+def listing(stream: bytes, machine: WordMachine) -> Iterator[str]:
+    """Yield a line for each segment of `stream` and for what it asks the chip for; `machine` is the session so far."""
+    import numpy as np
+
+    from gti.chip.protocol import Opcode
+    from gti.chip.words import runs
+
+    width = machine.word_bytes
+    garbage = machine.garbage_words
+    yield f"{'word':>10} {'words':>9}  {'opcode':<18} first data bytes"
+    words = np.frombuffer(stream, np.uint8, len(stream) // width * width).reshape(-1, width)
+    for opcode, first, last in runs(words[:, 1]):
+        name = Opcode(opcode).name if opcode < len(Opcode) else f"unknown 0x{opcode:02x}"
+        data = words[first : min(last, first + SHOWN_BYTES), 0].tobytes().hex(" ") if opcode else ""
+        refused = machine.refused_segments
+        machine.feed(words[first:last].tobytes())
+        machine.end_segment()
+        yield f"{first:>10} {last - first:>9}  {name:<18} {data}".rstrip()
+        for event in machine.pop_events():
+            yield f"{'':>20}  = {describe(event)}"
+        if machine.refused_segments > refused:
+            yield f"{'':>20}  = refused: not complete, or registers are missing in this session"
+    if machine.garbage_words > garbage:
+        yield f"{machine.garbage_words - garbage} words no host sends"
+    if len(stream) % width:
+        yield f"{len(stream) % width} bytes after the last whole word"
+
+
+def describe(event: object) -> str:
+    """Return one line about an event of the word machine."""
+    from gti.chip import protocol
+
+    match event:
+        case protocol.Reset():
+            return "reset: waiting results are dropped"
+        case protocol.Coefficients(data=data):
+            return f"coefficients: {len(data.rstrip(bytes(1)))} bytes up to the last that is not zero"
+        case protocol.LayerRegisters():
+            return "layer registers"
+        case protocol.GlobalRegister(value=value):
+            return f"global register 0x{value:08x}"
+        case protocol.Image(size=size, channels=channels):
+            return f"image {channels} x {size} x {size}; result {_describe_result(event)}"
+    return type(event).__name__
+
+
+def _describe_result(image: Any) -> str:
+    try:
+        result = image.read_out
+    except GtiError as problem:
+        return f"impossible ({problem})"
+    maps = ", ".join(f"{s.channels}x{s.size}x{s.size}" for s in result.sets)
+    return f"{result.length} bytes: {maps}, {result.bits} bits a value"
+
+
+def chip_layer(path: str) -> ChipLayer:
+    """Return the chip's part of the .model or bare .dat `path`; raises FormatError when there is none."""
+    data = read_bytes(path, limit=MAX_FILE_BYTES)
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
+        return ChipLayer(data, {})
+    from gti.chip.model_file import parse
+
+    for layer, blob in parse(data).layers:
+        if layer.get("operation") == "GTICNN" and blob is not None:
+            return ChipLayer(bytes(blob), layer)
+    raise FormatError(sentence(path, "has no chip layer with data", expected="a GTICNN layer", fix="convert it again"))
+
+
+def _mode(arguments: argparse.Namespace, layer: ChipLayer) -> int:
+    from gti.chip.protocol import parse_mode
+
+    return parse_mode(layer.settings.get("mode") or 0 if arguments.mode is None else arguments.mode)
+
+
+def _framing(arguments: argparse.Namespace) -> Framing:
+    from gti.chip.protocol import EUSB, FT600, FT601
+
+    if arguments.transport == "eusb":
+        return EUSB
+    return FT601 if arguments.pid == 0x601F else FT600
+
+
+def _planes(path: str, header: Header) -> np.ndarray:
+    from gti.chip.tiles import check_image
+
+    size = header.layers[0].image_size
+    if Path(path).suffix == ".npy":
+        image = _load_npy(path)
+    else:
+        from gti.chip.image import load_image
+
+        image = load_image(path, size, 3)
+    if image.ndim != 3:
+        raise ImageError(
+            sentence(path, "is no image", expected="uint8 [H,W,C]", received=f"{image.dtype} {image.shape}")
+        )
+    planes = image.transpose(2, 0, 1)
+    check_image(planes, size)
+    return planes
+
+
+def _load_npy(path: str) -> np.ndarray:
+    import numpy as np
+
+    data = read_bytes(path, limit=MAX_FILE_BYTES, error=FormatError)
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(array, np.ndarray):
+            return array
+    # A header may claim any size; NumPy allocates before it finds the data too short.
+    except (ValueError, EOFError, OSError, MemoryError):
+        pass
+    raise ImageError(sentence(path, "is no .npy file of one array", expected="uint8 [H,W,C] saved with numpy.save"))
+
+
+if __name__ == "__main__":
+    run(main)
