@@ -20,12 +20,29 @@ Arrays = dict[str, np.ndarray]
 
 
 def fuse(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, host_layer: str | None = None) -> Arrays:
-    """Return the variables of the fused network from those of the trained one (float32, names without batch norm).
+    """Return the variables of the fused network from those of the trained one: the chip part and the host part.
+
+    `arrays` as `fuse_chip` takes them, with host variables as `<net>/fc6/weights` [in, out]. `host_layer` names the
+    first host layer; by default it is the first, in natural order of names, whose weights fit the chip's result.
+    Variables of other nets and of optimizers are left out.
+
+    Raises QuantizationError as `fuse_chip` does, and where no host layer fits.
+    """
+    result = fuse_chip(network, arrays, net=net)
+    last = network.convolutions[-1]
+    gain = float(arrays[f"{net}/{last.name}/relu_cap"]) / spec.FUSED_CAP[last.ten_bit]
+    first_host = f"{net}/{host_layer}/weights" if host_layer else first_host_weights(network, arrays, net)
+    for name, array in arrays.items():
+        if name.startswith(f"{net}/") and not re.match(r"conv\d+_\d+/", name[len(net) + 1 :]):
+            result[name] = np.asarray(array) * np.float32(gain) if name == first_host else np.asarray(array)
+    return result
+
+
+def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> Arrays:
+    """Return filters, biases and caps (float32) of the chip part of the fused network.
 
     `arrays` holds `<net>/conv1_1/filters` [3, 3, in, out], `.../biases` [out], `.../relu_cap` [] and, where there is
-    batch norm, `.../batch_normalization/{gamma, beta, moving_mean, moving_variance}` [out]; host variables as
-    `<net>/fc6/weights` [in, out]. `host_layer` names the first host layer; by default it is the first, in natural
-    order of names, whose weights fit the chip's result. Variables of other nets and of optimizers are passed over.
+    batch norm, `.../batch_normalization/{gamma, beta, moving_mean, moving_variance}` [out].
 
     Raises QuantizationError that lists every variable that is missing, of another shape, or not usable.
     """
@@ -42,25 +59,25 @@ def fuse(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, host_l
         cap = float(arrays[f"{scope}/relu_cap"])
         top = spec.FUSED_CAP[convolution.ten_bit]
         # The input was scaled by 31 / previous_cap; the output is to be scaled by top / cap.
-        result[f"{scope}/filters"] = np.float32(filters * (previous_cap / image_cap * (top / cap)))
-        result[f"{scope}/biases"] = np.float32(biases * (top / cap))
+        result[f"{scope}/filters"] = _scaled(filters, previous_cap / image_cap * (top / cap))
+        result[f"{scope}/biases"] = _scaled(biases, top / cap)
         result[f"{scope}/relu_cap"] = np.float32(top)
         previous_cap = cap
-    first_host = f"{net}/{host_layer}/weights" if host_layer else first_host_weights(network, arrays, net)
-    for name, array in arrays.items():
-        if name.startswith(f"{net}/") and not re.match(r"conv\d+_\d+/", name[len(net) + 1 :]):
-            host = np.asarray(array)
-            result[name] = np.float32(host * (previous_cap / top)) if name == first_host else host
     return result
 
 
-def fold_batch_norm(arrays: Mapping[str, np.ndarray], scope: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return (filters, biases) in float64 of the layer `scope` with its batch norm, if it has one, folded in.
+def _scaled(array: np.ndarray, gain: float) -> np.ndarray:
+    # One rounding to float32. Megabytes of filters without batch norm stay float32; their product is rounded once too.
+    return np.asarray(array * gain if array.dtype == np.float64 else array * np.float32(gain), np.float32)
 
-    `f = gamma / sqrt(variance + 1e-3)`, `W * f`, `beta + f * (biases - mean)`.
+
+def fold_batch_norm(arrays: Mapping[str, np.ndarray], scope: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return (filters, biases) of the layer `scope` with its batch norm, if it has one, folded in (then float64).
+
+    `f = gamma / sqrt(variance + 1e-3)`, `W * f`, `beta + f * (biases - mean)`. Missing biases are zeros.
     """
-    filters = np.asarray(arrays[f"{scope}/filters"], np.float64)
-    biases = np.asarray(arrays.get(f"{scope}/biases", np.zeros(filters.shape[3])), np.float64)
+    filters = np.asarray(arrays[f"{scope}/filters"])
+    biases = np.asarray(arrays.get(f"{scope}/biases", np.zeros(filters.shape[3], np.float32)))
     norm = f"{scope}/batch_normalization"
     if f"{norm}/gamma" not in arrays:
         return filters, biases

@@ -1,0 +1,42 @@
+"""Convert a quantized checkpoint to the chip's files.
+
+    python convert_to_chip.py --net digits --chip 2801 --checkpoint checkpoints/best --fuse
+
+Writes nets/<chip>_<net>.dat and .model, and the shifts and file names into the JSON pair beside them.
+GTI_DEBUG_CONVERSION=True logs max|W|, max|B|, gains and shift of every layer.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from gti import cli, param_parser
+
+
+def main() -> None:
+    args = param_parser.parse(param_parser.convert_parser())
+
+    from gti import converter, restore, stage
+    from gti.model import base
+
+    if converter.debug_conversion():
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("gti.converter").setLevel(logging.DEBUG)
+    wanted = stage.Stage.FUSED if args.fuse else stage.Stage.QUANT_ACT
+    source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, preferred=wanted)
+    stage.check_convert(source.stage, args.fuse, source.prefix)
+    image_size = args.image_size or (source.metadata.image_size if source.metadata else None)
+    network = base.load_network(args.net, chip=args.chip, image_size=image_size, nets_dir=args.nets_dir)
+    conversion = converter.convert(network, source.arrays, net=args.net)
+    for warning in conversion.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    dat_path, model_path = converter.write_files(
+        conversion, net=args.net, chip=args.chip, nets_dir=args.nets_dir, output_dir=args.output_dir
+    )
+    for path in (dat_path, model_path):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    cli.run(main)

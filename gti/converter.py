@@ -1,0 +1,194 @@
+"""Checkpoint and network -> integer layers -> .DAT -> .MODEL (user guide section 6.5).
+
+The integers come from `gti.quantize`, the functions that training used, so the file holds what was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gti import files, fusion
+from gti.chip import dat, model_file
+from gti.chip.network import Convolution, ConvolutionWeights, Network
+from gti.errors import FormatError, QuantizationError, sentence
+
+log = logging.getLogger(__name__)
+
+# Filters lose this many bits, or more, to the biases' range before it is called an imbalance (user guide section 5.2).
+IMBALANCE_BITS = 3
+# Activation ranges beyond these are "extreme" (user guide section 5.3 names both numbers).
+LARGEST_USUAL_CAP = 1e3
+SMALLEST_USUAL_CAP = 1e-6
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What goes to the chip: the network with its shifts, its integer weights, and what a user should know."""
+
+    network: Network
+    weights: tuple[ConvolutionWeights, ...]
+    warnings: tuple[str, ...]
+
+    def dat(self) -> bytes:
+        """Return the .DAT file."""
+        return dat.encode(self.network, self.weights)
+
+
+def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> Conversion:
+    """Return the integers of a trained network; `arrays` as `fusion.fuse_chip` takes them, fused or not.
+
+    Raises QuantizationError naming every layer whose values do not fit the chip, with the remedy.
+    """
+    fused = fusion.fuse_chip(network, arrays, net=net)
+    problems, warnings = [], []
+    weights = []
+    for convolution in network.convolutions:
+        scope = f"{net}/{convolution.name}"
+        filters, biases = fused[f"{scope}/filters"], fused[f"{scope}/biases"]
+        problem = _range_problem(convolution, filters, biases)
+        if problem:
+            problems.append(problem)
+            continue
+        layer = integer_layer(convolution, filters, biases)
+        weights.append(layer)
+        warnings += _warnings(convolution, filters, biases, layer, float(arrays[f"{scope}/relu_cap"]))
+    if problems:
+        raise QuantizationError("\n".join(problems))
+    return Conversion(with_shifts(network, [layer.shift for layer in weights]), tuple(weights), tuple(warnings))
+
+
+def integer_layer(convolution: Convolution, filters: np.ndarray, biases: np.ndarray) -> ConvolutionWeights:
+    """Return the chip's integers of one sublayer from float32 filters [3, 3, in, out] and biases [out], both fused."""
+    from gti import quantize
+
+    filter_integers, bias_integers, shift = quantize.integer_filters(filters, biases, convolution.coef_bits)
+    log.debug(
+        "%s: max|W| %.6g, max|B| %.6g, gain of W %d, gain of B %d, shift %d",
+        convolution.path,
+        float(np.max(np.abs(filters))),
+        float(np.max(np.abs(biases))),
+        2 ** int(quantize.range_shift(filters, quantize.weight_limit(convolution.coef_bits))),
+        2 ** int(quantize.range_shift(biases, quantize.bias_limit(convolution.coef_bits))),
+        int(shift),
+    )
+    in_chip_order = filter_integers.numpy().astype(np.int16).transpose(3, 2, 0, 1)  # HWIO -> [out, in, 3, 3]
+    return ConvolutionWeights(np.ascontiguousarray(in_chip_order), bias_integers.numpy().astype(np.int32), int(shift))
+
+
+def with_shifts(network: Network, shifts: Sequence[int]) -> Network:
+    """Return the network with the shift of every sublayer set."""
+    remaining = iter(shifts)
+    layers = tuple(
+        replace(layer, scaling=tuple(next(remaining) for _ in range(layer.sublayer_number))) for layer in network.layers
+    )
+    return replace(network, layers=layers)
+
+
+def _range_problem(convolution: Convolution, filters: np.ndarray, biases: np.ndarray) -> str:
+    from gti import quantize
+
+    remedy = "normalise the layer (batch norm or weight decay), fuse and fine-tune"
+    for name, values, limit in (
+        ("weights", filters, quantize.weight_limit(convolution.coef_bits)),
+        ("biases", biases, quantize.bias_limit(convolution.coef_bits)),
+    ):
+        if not np.all(np.isfinite(values)):
+            return sentence(convolution.path, f"{name} are not finite numbers", fix="take an earlier checkpoint")
+        largest = float(np.max(np.abs(values)))
+        if largest > limit:
+            return sentence(
+                convolution.path,
+                f"{name} do not fit the chip",
+                expected=f"max|{name[0].upper()}| of {limit} at most",
+                received=f"{largest:.6g}",
+                fix=remedy,
+            )
+    return ""
+
+
+def _warnings(
+    convolution: Convolution, filters: np.ndarray, biases: np.ndarray, layer: ConvolutionWeights, cap: float
+) -> list[str]:
+    from gti import quantize
+
+    result = []
+    alone = int(quantize.range_shift(filters, quantize.weight_limit(convolution.coef_bits)))
+    if alone - layer.shift >= IMBALANCE_BITS:
+        result.append(
+            f"{convolution.path}: biases are much larger than weights (max|B| {np.max(np.abs(biases)):.4g}, max|W| "
+            f"{np.max(np.abs(filters)):.4g}), so the filters lose {alone - layer.shift} bits. Train with --clip_bias, "
+            "or fuse and fine-tune."
+        )
+    if not np.any(layer.filters):
+        result.append(
+            f"{convolution.path}: every filter becomes 0 on the chip (max|W| {np.max(np.abs(filters)):.4g}). Train "
+            "with --clip_bias or batch norm, or fuse and fine-tune."
+        )
+    elif np.any(biases) and not np.any(layer.biases):
+        result.append(
+            f"{convolution.path}: every bias becomes 0 on the chip (max|B| {np.max(np.abs(biases)):.4g} at shift "
+            f"{layer.shift}). Fuse and fine-tune."
+        )
+    if not SMALLEST_USUAL_CAP < cap < LARGEST_USUAL_CAP:
+        result.append(
+            f"{convolution.path}: its activation range of {cap:.4g} is extreme. Train with batch norm, then fuse and "
+            "fine-tune."
+        )
+    return result
+
+
+def write_files(
+    conversion: Conversion, *, net: str, chip: str, nets_dir: str | Path, output_dir: str | Path
+) -> tuple[Path, Path]:
+    """Write `<chip>_<net>.dat`, `.model` and the updated JSON pair to `output_dir`; return the paths of the first two.
+
+    The JSON templates come from `nets_dir`; "scaling" of the first and "data file" of the chip's layer in the second
+    are set, everything else in them is kept. Each file is replaced as a whole, after all of them could be made.
+    Raises FormatError for templates that cannot serve, and UsageError where the folder cannot be written.
+    """
+    stem = f"{chip}_{net}"
+    network_json = files.read_json(Path(nets_dir) / f"{stem}_dat.json")
+    for entry, layer in zip(network_json["layer"], conversion.network.layers, strict=True):
+        entry["scaling"] = list(layer.scaling)
+    template = Path(nets_dir) / f"{stem}_model.json"
+    model_json = files.read_json(template)
+    chip_layer(model_json, str(template))["data file"] = f"{stem}.dat"
+    dat_bytes = conversion.dat()
+    model_bytes = model_file.compose(
+        (json.dumps(model_json, indent=2, ensure_ascii=False) + "\n").encode(), {f"{stem}.dat": dat_bytes}
+    )
+    output = Path(output_dir)
+    dat_path, model_path = output / f"{stem}.dat", output / f"{stem}.model"
+    files.write_atomic(dat_path, dat_bytes)
+    files.write_atomic(model_path, model_bytes)
+    files.write_json(output / f"{stem}_dat.json", network_json)
+    files.write_json(output / f"{stem}_model.json", model_json)
+    return dat_path, model_path
+
+
+def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
+    """Return the one GTICNN layer of a model JSON; `name` is its file. Raises FormatError where there is not one."""
+    layers = model_json.get("layer") if isinstance(model_json, dict) else None
+    found = [
+        layer
+        for layer in (layers if isinstance(layers, list) else [])
+        if isinstance(layer, dict) and layer.get("operation") == "GTICNN"
+    ]
+    if len(found) != 1:
+        raise FormatError(
+            sentence(name, "does not name the chip's part", expected="one GTICNN layer", received=len(found))
+        )
+    return found[0]
+
+
+def debug_conversion() -> bool:
+    """Return whether the user asked for the figures of every layer (environment variable of user guide section 5.2)."""
+    return os.environ.get("GTI_DEBUG_CONVERSION", "").lower() in ("true", "1")
