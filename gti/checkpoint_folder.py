@@ -27,8 +27,17 @@ _EPOCH = re.compile(r"(.*)-epoch-(\d{1,9})")
 _STATE_LINE = re.compile(r'(all_)?model_checkpoint_paths?: "([^"/\\]{1,255})"')
 
 
-def resolve(path: str | os.PathLike[str], *, net: str, chip: str, stages: Collection[Stage] = tuple(Stage)) -> str:
-    """Return the prefix that a user means: a prefix, its .index file, or a folder (its newest sound one that fits).
+def resolve(
+    path: str | os.PathLike[str],
+    *,
+    net: str,
+    chip: str,
+    stages: Collection[Stage] = tuple(Stage),
+    preferred: Stage | None = None,
+) -> str:
+    """Return the prefix that a user means: a prefix, its .index file, or a folder.
+
+    Of a folder, the newest sound one of `stages`; one of the stage `preferred` comes before all others.
 
     Raises CheckpointError where there is none.
     """
@@ -38,7 +47,8 @@ def resolve(path: str | os.PathLike[str], *, net: str, chip: str, stages: Collec
     if index_path(given).is_file():
         return str(given)
     if given.is_dir():
-        prefix = latest(given, net=net, chip=chip, stages=stages)
+        prefix = preferred is not None and latest(given, net=net, chip=chip, stages=(preferred,))
+        prefix = prefix or latest(given, net=net, chip=chip, stages=stages)
         if prefix:
             return prefix
         wanted = " or ".join(stage.label for stage in stages)

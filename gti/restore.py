@@ -1,0 +1,152 @@
+"""From a checkpoint and the flags to a model with its weights: what train, eval and set_relu_caps have in common."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gti import checkpoint, checkpoint_folder, param_parser
+from gti.checkpoint import Metadata
+from gti.errors import CheckpointError, UsageError, sentence
+from gti.labels import find_labels, read_labels
+from gti.stage import Stage
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint in memory: its prefix, variables by name and metadata (None for one of the old kit)."""
+
+    prefix: str
+    arrays: Mapping[str, np.ndarray]
+    metadata: Metadata | None
+
+    @property
+    def stage(self) -> Stage | None:
+        """Stage of the checkpoint, None where it carries none."""
+        return self.metadata.stage if self.metadata else None
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    net: str,
+    chip: str,
+    stages: Collection[Stage] = tuple(Stage),
+    preferred: Stage | None = None,
+) -> Source:
+    """Read the checkpoint that `path` means: a prefix, or of a folder the newest of `stages`.
+
+    Of a folder, one of the stage `preferred` comes first. Raises CheckpointError, also for a checkpoint of another net.
+    """
+    prefix = checkpoint_folder.resolve(path, net=net, chip=chip, stages=stages, preferred=preferred)
+    arrays, metadata = checkpoint.load(prefix)
+    checkpoint.check_net(metadata, net, chip, prefix)
+    return Source(prefix, arrays, metadata)
+
+
+def number_of_classes(args: Namespace, source: Source | None, data_dir: str | os.PathLike[str] | None) -> int:
+    """Return --classes, or the checkpoint's, or the number in the data set's label file (with background).
+
+    Raises CheckpointError where --classes contradicts the checkpoint, UsageError where nothing tells.
+    """
+    metadata = source.metadata if source else None
+    if metadata:
+        if args.classes not in (None, metadata.classes):
+            raise CheckpointError(
+                sentence(
+                    source.prefix if source else "",
+                    "has another number of classes",
+                    expected=f"--classes {metadata.classes}",
+                    received=f"--classes {args.classes}",
+                    fix="leave --classes out",
+                )
+            )
+        return metadata.classes
+    if args.classes is not None:
+        return int(args.classes)
+    labels = find_labels(data_dir) if data_dir else None
+    if labels:
+        return len(read_labels(labels))
+    raise UsageError(
+        sentence(
+            "--classes",
+            "neither a checkpoint nor a label file tells the number of classes",
+            expected="--classes N, background included",
+            fix="pass --classes, or put a label file beside the data",
+        )
+    )
+
+
+def build_model(args: Namespace, stage: Stage, source: Source | None, classes: int) -> keras.Model:
+    """Return the model of `args.net` in `stage`, with the weights of `source` (None: fresh ones).
+
+    Caps come from the checkpoint when it was trained with them, else from the settings file. A quant_act checkpoint
+    is fused on its way into the stage fused. Raises CheckpointError that lists every variable which does not fit.
+    """
+    from gti import fusion
+    from gti.model import base
+
+    network = base.load_network(args.net, chip=args.chip, image_size=_image_size(args, source), nets_dir=args.nets_dir)
+    arrays = dict(source.arrays) if source else {}
+    cap_names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
+    trained_caps = source is not None and (source.stage is None or source.stage >= Stage.QUANT_ACT)
+    caps: dict[str, float] = {}
+    if stage >= Stage.QUANT_ACT and not (source and source.stage is Stage.FUSED):
+        if trained_caps and all(name in arrays for name in cap_names):
+            caps = {name: float(np.reshape(arrays[name], ())) for name in cap_names}
+        else:
+            caps = load_caps(args)
+        if stage is Stage.FUSED:
+            arrays |= {name: np.array(cap, np.float32) for name, cap in caps.items()}
+            arrays = fusion.fuse(network, arrays, net=args.net)
+    model = base.build(
+        args.net,
+        chip=args.chip,
+        classes=classes,
+        image_size=network.layers[0].image_size,
+        quant_w=stage >= Stage.QUANT_W,
+        quant_act=stage >= Stage.QUANT_ACT,
+        fuse=stage is Stage.FUSED,
+        ten_bit_act=args.ten_bit_act,
+        caps=caps or None,
+        train_caps=getattr(args, "train_caps", False),
+        clip_bias=getattr(args, "clip_bias", False),
+        nets_dir=args.nets_dir,
+    )
+    if source:
+        variables = base.named_variables(model)
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+        for name, array in checkpoint.select(arrays, shapes, source.prefix, optional=cap_names).items():
+            variables[name].assign(array)
+    return model
+
+
+def load_caps(args: Namespace) -> dict[str, float]:
+    """Return the calibrated caps of the settings file. Raises UsageError where there is none yet."""
+    from gti.model import base
+
+    path = param_parser.settings_file(args)
+    if not Path(path).exists():
+        raise UsageError(
+            sentence(
+                str(path),
+                "there are no calibrated caps yet, which quantized activations need",
+                fix=f"run set_relu_caps.py --net {args.net} --chip {args.chip} --quant_w on the quant_w checkpoint",
+            )
+        )
+    return base.load_caps(path)
+
+
+def _image_size(args: Namespace, source: Source | None) -> int | None:
+    if args.image_size is not None:
+        return int(args.image_size)
+    return source.metadata.image_size if source and source.metadata else None

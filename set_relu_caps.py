@@ -1,0 +1,64 @@
+"""Calibrate the caps of the ReLUs on the chip (user guide, section 6.3):
+
+python set_relu_caps.py --net digits --chip 2801 --checkpoint checkpoints/best --quant_w
+"""
+
+from __future__ import annotations
+
+from gti import cli, files, stage
+from gti.param_parser import calibration_parser, parse, settings_file
+from gti.stage import Stage
+
+
+def main() -> None:
+    args = parse(calibration_parser())
+    wanted = Stage.QUANT_W if args.quant_w else Stage.FLOAT
+
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    from gti import calibration, checkpoint, data_utils, restore
+
+    stages = tuple(s for s in Stage if s <= wanted)
+    source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=wanted)
+    stage.check_calibrate(source.stage, args.quant_w, source.prefix)
+    print(f"calibrating {source.prefix}")
+    classes = restore.number_of_classes(args, source, args.train_data_dir)
+    model = restore.build_model(args, wanted, source, classes)
+    size, _, channels = model.network.input_shape
+
+    def batches():
+        # The same choice of training images at every call, as evaluation sees them: no random crops.
+        return data_utils.load(
+            args.train_data_dir,
+            image_size=size,
+            channels=channels,
+            classes=classes,
+            batch_size=args.train_batch_size,
+            training=True,
+            augment=False,
+            seed=args.seed,
+        ).take(args.num_batches)
+
+    with data_utils.naming_errors(args.train_data_dir):
+        ranges = calibration.calibrate(model, batches, percentile=args.percentile, progress=True)
+    print(calibration.table(ranges))
+    for found in ranges:
+        if found.warning:
+            print(f"warning: {found.warning}")
+    path = settings_file(args)
+    details = {
+        "net": args.net,
+        "chip": args.chip,
+        "checkpoint": checkpoint.digest(source.prefix),
+        "quant_w": args.quant_w,
+        "percentile": args.percentile,
+        "num_batches": args.num_batches,
+        "batch_size": args.train_batch_size,
+    }
+    files.write_json(path, calibration.settings(ranges, details))
+    print(f"{len(ranges)} caps written to {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

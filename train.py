@@ -1,0 +1,119 @@
+"""Train or fine-tune a network, one stage after the other (user guide, sections 6.1 to 6.4):
+
+python train.py --net digits --chip 2801
+python train.py --net digits --chip 2801 --resume_from checkpoints/best --quant_w
+python train.py --net digits --chip 2801 --resume_from checkpoints/best --quant_w --quant_act
+python train.py --net digits --chip 2801 --resume_from checkpoints/best --quant_w --quant_act --fuse
+"""
+
+from __future__ import annotations
+
+import sys
+
+from gti import cli, stage
+from gti.errors import UsageError, sentence
+from gti.param_parser import parse, train_parser
+from gti.stage import Stage
+
+
+def main() -> None:
+    args = parse(train_parser())
+    if args.resume_from is None and args.stage is not Stage.FLOAT:
+        raise UsageError(
+            sentence(
+                args.stage.flags,
+                "this stage starts from a checkpoint of the stage before",
+                expected="--resume_from PREFIX",
+                received="none",
+                fix="train the float network first, then add one flag at a time",
+            )
+        )
+
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    from gti import checkpoint, data_utils, restore, training
+    from gti.checkpoint import Metadata
+
+    training.make_deterministic(args.seed)
+    strategy = training.make_strategy(args.num_gpus)
+    say = print if training.is_chief(strategy) else (lambda line: None)
+
+    source = None
+    if args.resume_from:
+        stages = stage.trainable_from(args.stage)
+        source = restore.open_checkpoint(args.resume_from, net=args.net, chip=args.chip, stages=stages)
+        stage.check_train(source.stage, args.stage, source.prefix)
+        say(f"resuming from {source.prefix}" + (f" ({source.stage.label})" if source.stage is not None else ""))
+    classes = restore.number_of_classes(args, source, args.train_data_dir)
+    with strategy.scope():
+        model = restore.build_model(args, args.stage, source, classes)
+
+    size, _, channels = model.network.input_shape
+    shape = {"image_size": size, "channels": channels, "classes": classes}
+    val_data = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size)
+
+    def train_data(seed: int):
+        return data_utils.load(
+            args.train_data_dir,
+            **shape,
+            batch_size=args.train_batch_size,
+            training=True,
+            augment=not args.no_augment,
+            seed=seed,
+        )
+
+    batches = int(train_data(args.seed).cardinality())
+    settings = training.Settings(
+        num_epochs=args.num_epochs,
+        learning_rate=args.learning_rate,
+        schedule=args.schedule,
+        optimizer=args.optimizer,
+        momentum=args.momentum,
+        weight_decay=args.weight_decay,
+        seed=args.seed,
+        keep=args.keep,
+        steps_per_epoch=args.steps_per_epoch,
+        log_dir=args.log_dir,
+    )
+    steps = args.num_epochs * min(batches, args.steps_per_epoch or batches)
+    trainer = training.Trainer(model, settings, strategy=strategy, steps=steps)
+
+    metadata = source.metadata if source else None
+    if metadata and metadata.stage is args.stage and source:
+        start = training.continued(metadata, settings)
+        kept = metadata.optimizer == args.optimizer and trainer.restore_optimizer(
+            checkpoint.load_optimizer(source.prefix)
+        )
+        say(f"going on after epoch {start.epoch}, optimizer state {'resumed' if kept else 'reset'}")
+    else:
+        start = Metadata(
+            net=args.net,
+            chip=args.chip,
+            stage=args.stage,
+            epoch=0,
+            step=0,
+            classes=classes,
+            image_size=size,
+            ten_bit=args.ten_bit_act,
+            optimizer=args.optimizer,
+            seed=args.seed,
+            parent=checkpoint.digest(source.prefix) if source else "",
+        )
+        if source:
+            say(f"stage {args.stage.label} begins: new optimizer state")
+
+    prefix = source.prefix if source else "none"
+    try:
+        with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):
+            result = training.fit(trainer, train_data, val_data, args.checkpoint_dir, start, report=say, progress=True)
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with --resume_from {args.checkpoint_dir}, or from {prefix}", file=sys.stderr)
+        raise
+    say(f"last checkpoint {result.prefix}")
+    if result.best:
+        say(f"best checkpoint {result.best}: accuracy {result.metadata.best_accuracy:.4f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
