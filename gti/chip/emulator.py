@@ -159,7 +159,7 @@ def _engine(
 ) -> Engine:
     if name not in ENGINES:
         raise UsageError(sentence("engine", "is unknown", expected=", ".join(ENGINES), received=name))
-    has_numba = importlib.util.find_spec("gti.chip.engine_numba") is not None
+    has_numba = importlib.util.find_spec("numba") is not None
     if name == "numba" and not has_numba:
         raise UsageError(sentence("engine numba", "needs the package numba", fix="pip install numba, or engine numpy"))
     if name != "numpy" and has_numba:
