@@ -33,6 +33,7 @@ __all__ = [
     "Violation",
     "address_plan",
     "check",
+    "examine",
     "from_json",
     "load",
     "to_json",
@@ -60,6 +61,16 @@ def from_json(value: object, name: str) -> Network:
 
     Keys without effect on the file are kept in `extra`. Raises NetworkError listing missing keys, wrong types and
     broken rules together.
+    """
+    network, found = examine(value)
+    _raise_if(found, name)
+    return network
+
+
+def examine(value: object) -> tuple[Network, list[Violation]]:
+    """Return the network of the JSON `value` of a dat.json and all that is wrong with it, without raising.
+
+    Where rules named `json-...` are broken, the network holds defaults for what could not be read.
     """
     found: list[Violation] = []
     top = _Reader(value, "file", found)
@@ -95,8 +106,7 @@ def from_json(value: object, name: str) -> Network:
         found.extend(violations_of_ten_bit(network))
     if not found:
         found.extend(violations_of_memory(network))
-    _raise_if(found, name)
-    return network
+    return network, found
 
 
 def to_json(network: Network) -> dict[str, object]:
