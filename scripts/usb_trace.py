@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", help="list a written stream by segment; several files are one session")
     show.set_defaults(verb=show_verb)
     show.add_argument("file", nargs="+", help="stream of words, such as load.bin frame0.bin")
-    show.add_argument("--pid", type=_pid, help="601f (4-byte words) or 601e (2-byte words); default: found out")
+    show.add_argument("--pid", type=product_id, help="601f (4-byte words) or 601e (2-byte words); default: found out")
     return result
 
 
@@ -85,10 +85,13 @@ def _add_stick(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--model", required=True, metavar="FILE", help=".model or bare .dat")
     verb.add_argument("--mode", help="fc, learn, single, sublast, lastmajor or 0-6 (default: of the .model, else fc)")
     verb.add_argument("--transport", choices=("ftdi", "eusb"), default="ftdi", help="kind of stick (default ftdi)")
-    verb.add_argument("--pid", type=_pid, default=0x601F, help="ftdi: USB product id, 601f or 601e (default 601f)")
+    verb.add_argument(
+        "--pid", type=product_id, default=0x601F, help="ftdi: USB product id, 601f or 601e (default 601f)"
+    )
 
 
-def _pid(text: str) -> int:
+def product_id(text: str) -> int:
+    """Return the USB product id written in hexadecimal."""
     return int(text, 16)
 
 
