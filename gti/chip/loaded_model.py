@@ -1,0 +1,166 @@
+"""What the driver knows of a .model or bare .dat before it talks to a stick: chip blob, mode, shape of images.
+
+Only the header of the .DAT is looked at, so that a stick gets every file as it is; the emulator decodes it when asked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gti.chip import protocol
+from gti.chip.spec import HEADER_BYTES
+from gti.chip.transport import Settings
+from gti.errors import FormatError, ImageError, ModelFileError, sentence
+from gti.files import read_bytes
+
+_MAX_FILE_BYTES = 2**31
+# Input channel code of the global register, bits 16..19 (docs/dat_format.md section 2.2); RGB has no code of its own.
+_PLANES = {0: 3, 1: 1, 2: 2, 4: 4, 5: 8, 6: 12, 7: 16, 9: 32, 10: 64, 11: 128, 12: 256, 13: 512, 14: 1024}
+_UPSAMPLE_BIT = 24  # of major layer 1 in the global register
+_SIZE_CODES = {7: 7, 14: 5, 28: 3, 56: 1, 112: -1, 224: -3, 448: -5}
+
+
+@dataclass
+class LoadedModel:
+    """One network for the chip and what its container says about using it."""
+
+    name: str  # of the file, for messages
+    dat: bytes
+    header: protocol.Header
+    mode: int = 0
+    device: dict[str, Any] = field(default_factory=dict)  # the "device" object of the GTICNN layer
+    container: Any = None  # the ModelFile, where the file is one
+    _network: Any = None
+
+    @property
+    def size(self) -> int:
+        """Height = width of the image."""
+        return self.header.layers[0].image_size
+
+    @property
+    def planes(self) -> int:
+        """Number of planes of the image."""
+        return _PLANES.get(self.header.words[1] >> 16 & 15, 3)
+
+    @property
+    def upsampled(self) -> list[int]:
+        """Indices of the major layers that double their input."""
+        return [i for i in range(len(self.header.layers)) if self.header.words[1] >> _UPSAMPLE_BIT + i & 1]
+
+    @property
+    def device_key(self) -> str:
+        """Which dongle the file asks for: the index in a vendor name such as USB_FTDI_0001, else ""."""
+        match = re.fullmatch(r"USB_FTDI_(\d{4})", str(self.device.get("name") or ""))
+        return str(int(match.group(1))) if match else ""
+
+    def eusb_settings(self, settings: Settings) -> Settings:
+        """Return `settings` with the pause that the file asks for ("emmc delay", microseconds), if it does."""
+        delay = self.device.get("emmc delay")
+        if isinstance(delay, (int, float)) and not isinstance(delay, bool) and 0 <= delay <= 1e7:
+            return replace(settings, eusb_delay_us=float(delay))
+        return settings
+
+    @cached_property
+    def ten_bit(self) -> bool:
+        """Whether the last layer has ten-bit activations: its register then counts every channel twice."""
+        last = self.header.layers[-1]
+        if last.sublayers != 1 or not _counts_twice(self.header.words[1] & 7, last):
+            return False
+        from gti.chip import dat
+
+        try:
+            return dat.decode(self.dat).network.activation_bit_mode == 1
+        except FormatError:
+            return False
+
+    def to_planes(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """Return `image`, uint8 [H,W,C], as planes [C,H,W]; raises ImageError that says what is wrong with it."""
+        expected = f"uint8 [{self.size}, {self.size}, {self.planes}] (height, width, channels), values 0..255"
+        problem = _image_problem(image, (self.size, self.size, self.planes))
+        if problem:
+            received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ImageError(sentence("image", problem[0], expected=expected, received=received, fix=problem[1]))
+        return image.transpose(2, 0, 1)
+
+    def emulate(self, planes: npt.NDArray[np.uint8], mode: int, ten_bit_layout: str) -> bytes:
+        """Return the chip bytes that the emulator answers to planes [C,H,W]; GtiError where it cannot."""
+        from gti.chip import virtual_network
+
+        header = protocol.Header.from_registers(*protocol.registers(self.header, mode), self.name)
+        if self._network is None:
+            dat = virtual_network.decode_registers(self.header, self.dat[HEADER_BYTES:])
+            self._network = virtual_network.SoftwareNetwork(dat, "auto", ten_bit_layout)
+        image = protocol.Image(header, self.size, self.planes, protocol.image_tiles(planes))
+        return self._network.result(image)
+
+
+def _counts_twice(code: int, last: protocol.MajorLayer) -> bool:
+    # The output size code is made of the real channel count; clamped, it may fit both counts.
+    steps = _SIZE_CODES.get(last.image_size)
+    groups = last.output_channels // 2 // 16
+    if steps is None or groups < 1 or groups & (groups - 1):
+        return False
+    return code == max(1, min(7, steps - (groups.bit_length() - 1) + last.pooling))
+
+
+def _image_problem(image: Any, shape: tuple[int, int, int]) -> tuple[str, str] | None:
+    """Return what is wrong with an image, and the fix; None for a good one."""
+    height, width, channels = shape
+    if not isinstance(image, np.ndarray):
+        return "is no NumPy array", "use gti.chip.image.load_image for files, numpy.asarray for lists"
+    if image.dtype.kind == "f":
+        scaled = image.size > 0 and float(np.nanmin(image)) >= 0.0 and float(np.nanmax(image)) <= 1.0
+        fix = "pass 8-bit pixels: (image * 255).round().astype(numpy.uint8)" if scaled else "pass 8-bit pixels 0..255"
+        return "holds floating-point numbers" + (" 0..1" if scaled else ""), fix
+    if image.dtype != np.uint8:
+        return "has the wrong type", "pass 8-bit pixels; of 16-bit ones, the high bytes"
+    if image.shape == shape:
+        return None
+    if image.ndim == 4 and image.shape[1:] == shape:
+        return "is a batch", "pass one image at a time, or use evaluate_many"
+    if image.shape == (channels, height, width):
+        return "has its planes first", "put the channels last: image.transpose(1, 2, 0)"
+    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1 != channels):
+        return "is grey", f"repeat the plane: numpy.repeat(image.reshape({height}, {width}, 1), {channels}, axis=2)"
+    if image.ndim == 3 and image.shape[2] == 4 and channels == 3:
+        return "has four channels", "remove the alpha channel: image[:, :, :3], and see that the order is BGR"
+    if image.ndim == 3 and image.shape[2] == channels:
+        return "has the wrong size", f"resize it to {width}x{height}"
+    return "has the wrong shape", "resize it to the network's input, channels last"
+
+
+def load_model(path: Path) -> LoadedModel:
+    """Return the network of a .model (its first GTICNN layer) or of a bare .dat; the content tells which it is.
+
+    Raises FormatError (ModelFileError, DatError) for anything else.
+    """
+    data = read_bytes(path, limit=_MAX_FILE_BYTES)
+    name = str(path)
+    if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return _from_container(data, name)
+    return LoadedModel(name, data, protocol.Header.parse(data, name))
+
+
+def _from_container(data: bytes, name: str) -> LoadedModel:
+    from gti.chip import model_file
+
+    container = model_file.parse(data, name)
+    for layer, blob in container.layers:
+        if str(layer.get("operation", "")).upper() == "GTICNN" and blob is not None:
+            dat = bytes(blob)
+            mode, device = layer.get("mode", 0), layer.get("device")
+            if isinstance(mode, bool) or not isinstance(mode, int):
+                raise ModelFileError(sentence(name, "has a mode that is no number", expected="0..6", received=mode))
+            header = protocol.Header.parse(dat, f"{name}, layer {layer.get('name', 'GTICNN')}")
+            device = device if isinstance(device, dict) else {}
+            return LoadedModel(name, dat, header, mode, device, container)
+    raise ModelFileError(
+        sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
+    )
