@@ -68,3 +68,12 @@ TILE: Final = 14
 POOLED_TILE: Final = 7
 OUTPUT_GROUP: Final = 16
 GROUPED_FROM: Final = 256
+
+# Speed. [product] the vendor's public product pages of the Lightspeeur 2801S and of USB sticks with it: advertised,
+# never measured by this project, and silent on what one "operation" is; two per multiply-accumulate is the trade's
+# custom (docs/check.md).
+ADVERTISED_TOPS: Final = {"300 mW": 2.8, "100 MHz": 5.6}
+OPERATIONS_PER_MAC: Final = 2
+# Bytes per second on the bus at best: FTDI's data sheets (16 or 32 bits at 100 MHz), and for USB 2 thirteen packets of
+# 512 bytes per 125 us (USB 2.0 specification, table 5-10).
+BUS_BYTES_PER_SECOND: Final = {"FT601, USB 3": 400e6, "FT600, USB 3": 200e6, "FT601, USB 2": 53.248e6}
