@@ -23,7 +23,7 @@ from gti import files
 from gti.chip import network as networks
 from gti.chip import spec
 from gti.chip.network import Convolution, Network
-from gti.errors import FormatError, QuantizationError, UsageError, sentence
+from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
 from gti.layers import ChipConv2D, ChipPooling
 
 NETS_DIR = Path(__file__).resolve().parents[2] / "nets"
@@ -153,6 +153,7 @@ def build(
                 fix="leave --ten_bit_act out, or use the net tenbit",
             )
         )
+    _refuse_untrainable(net, network)
     start_caps = _start_caps(net, network, caps) if quant_act and not fuse else {}
     inputs = keras.Input(shape=network.input_shape, name="image")
     x = inputs
@@ -179,6 +180,25 @@ def build(
     model.network = network
     model.net = net
     return model
+
+
+def _refuse_untrainable(net: str, network: Network) -> None:
+    features = {"resnet_shortcut_start_layers": "shortcuts", "one_coef": "one_coef"}
+    used = [
+        f"{key} in major {major}"
+        for major, layer in enumerate(network.layers, 1)
+        for key, attribute in features.items()
+        if any(getattr(layer, attribute))
+    ]
+    if used:
+        raise NetworkError(
+            sentence(
+                f"net {net}",
+                "uses " + ", ".join(used) + ", for which the chip's arithmetic is unknown",
+                expected="plain 3x3 convolutions",
+                fix="leave the keys out",
+            )
+        )
 
 
 def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) -> Mapping[str, float]:
