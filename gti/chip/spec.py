@@ -55,7 +55,7 @@ ROW_BYTES: Final = 192
 MIN_FILE_BYTES: Final = 5242880
 ENGINES: Final = 16
 
-# USB stream [wire, sections 2 to 5]: lengths in words, one data byte each
+# USB stream [wire, sections 5 to 7]: lengths in words, one data byte each
 RESET_WORDS: Final = 8
 DATA_PREFIX: Final = 3
 DATA_UNIT: Final = 8
