@@ -82,7 +82,7 @@ def load_network(
             )
         scaled = tuple(replace(layer, image_size=layer.image_size * image_size // size) for layer in network.layers)
         network = replace(network, layers=scaled)
-    networks.check(network)
+    networks.check(network, f"net {net} at {network.layers[0].image_size}x{network.layers[0].image_size}")
     return network
 
 
