@@ -17,7 +17,7 @@ import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,7 +29,8 @@ from gti.files import read_bytes, write_atomic
 if TYPE_CHECKING:
     import numpy as np
 
-    from gti.chip.protocol import Framing, Header, WordMachine
+    from gti.chip.loaded_model import LoadedModel
+    from gti.chip.protocol import Framing, WordMachine
 
 MAX_FILE_BYTES = 1 << 30
 FTDI_CHUNK = 2048
@@ -37,13 +38,6 @@ EUSB_BLOCK = 512
 # Blocks per command, by the speed file of the USB device (docs/eusb_protocol.md, section 3).
 EUSB_BLOCKS = {True: 128, False: 2048}
 SHOWN_BYTES = 8
-
-
-class ChipLayer(NamedTuple):
-    """What a .model or .dat says about the chip: the .DAT, and the settings of the layer that carries it."""
-
-    dat: bytes
-    settings: dict[str, Any]
 
 
 def main() -> None:
@@ -97,14 +91,14 @@ def product_id(text: str) -> int:
 
 def encode_verb(arguments: argparse.Namespace) -> None:
     """Write load.bin and one frame<k>.bin for each image."""
-    from gti.chip.protocol import FrameEncoder, Header, encode_load
+    from gti.chip.loaded_model import load_model
+    from gti.chip.protocol import FrameEncoder, encode_load
 
-    layer = chip_layer(arguments.model)
-    header = Header.parse(layer.dat, arguments.model)
-    mode, framing = _mode(arguments, layer), _framing(arguments)
-    images = [_planes(path, header) for path in arguments.image]
-    encoders = {len(image): FrameEncoder(header, mode, len(image), framing=framing) for image in images}
-    blocks = {"load.bin": encode_load(layer.dat, framing=framing)}
+    model = load_model(Path(arguments.model))
+    mode, framing = _mode(arguments, model), _framing(arguments)
+    images = [_planes(path, model) for path in arguments.image]
+    encoders = {len(image): FrameEncoder(model.header, mode, len(image), framing=framing) for image in images}
+    blocks = {"load.bin": encode_load(model.dat, framing=framing)}
     for k, image in enumerate(images):
         blocks[f"frame{k}.bin"] = encoders[len(image)].encode(image, first=k == 0)
 
@@ -127,10 +121,11 @@ def decode_verb(arguments: argparse.Namespace) -> None:
     """Write the tensor of one frame's result."""
     import numpy as np
 
-    from gti.chip.protocol import Header, read_out, strip_words, tensor
+    from gti.chip.loaded_model import load_model
+    from gti.chip.protocol import read_out, strip_words, tensor
 
-    layer = chip_layer(arguments.model)
-    selection = read_out(Header.parse(layer.dat, arguments.model), _mode(arguments, layer))
+    model = load_model(Path(arguments.model))
+    selection, settings = read_out(model.header, _mode(arguments, model)), _settings(model)
     width = _framing(arguments).word_bytes
     raw = read_bytes(arguments.read, limit=MAX_FILE_BYTES)
     if len(raw) != selection.length * width:
@@ -143,10 +138,12 @@ def decode_verb(arguments: argparse.Namespace) -> None:
                 fix="check --mode, --pid and --transport",
             )
         )
-    scaledown = layer.settings.get("output scaledown") or 0 if arguments.scaledown is None else arguments.scaledown
+    scaledown = arguments.scaledown
+    if scaledown is None:
+        scaledown = settings.get("output scaledown", 0)
     if not isinstance(scaledown, int):
         raise FormatError(sentence(arguments.model, "has no usable output scaledown", expected="an integer"))
-    kind = arguments.type or layer.settings.get("output type")
+    kind = arguments.type or settings.get("output type")
     values = tensor(selection.unpack(strip_words(raw, width)), scaledown, kind)
     file = io.BytesIO()
     np.save(file, values)
@@ -238,23 +235,18 @@ def _describe_result(image: Any) -> str:
     return f"{result.length} bytes: {maps}, {result.bits} bits a value"
 
 
-def chip_layer(path: str) -> ChipLayer:
-    """Return the chip's part of the .model or bare .dat `path`; raises FormatError when there is none."""
-    data = read_bytes(path, limit=MAX_FILE_BYTES)
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"{":
-        return ChipLayer(data, {})
-    from gti.chip.model_file import parse
-
-    for layer, blob in parse(data).layers:
-        if layer.get("operation") == "GTICNN" and blob is not None:
-            return ChipLayer(bytes(blob), layer)
-    raise FormatError(sentence(path, "has no chip layer with data", expected="a GTICNN layer", fix="convert it again"))
+def _settings(model: LoadedModel) -> dict[str, Any]:
+    # What a .model says about the tensor; a bare .dat says nothing.
+    for layer, blob in model.container.layers if model.container else ():
+        if str(layer.get("operation")).upper() == "GTICNN" and blob is not None:
+            return layer
+    return {}
 
 
-def _mode(arguments: argparse.Namespace, layer: ChipLayer) -> int:
+def _mode(arguments: argparse.Namespace, model: LoadedModel) -> int:
     from gti.chip.protocol import parse_mode
 
-    return parse_mode(layer.settings.get("mode") or 0 if arguments.mode is None else arguments.mode)
+    return parse_mode(model.mode if arguments.mode is None else arguments.mode)
 
 
 def _framing(arguments: argparse.Namespace) -> Framing:
@@ -265,22 +257,21 @@ def _framing(arguments: argparse.Namespace) -> Framing:
     return FT601 if arguments.pid == 0x601F else FT600
 
 
-def _planes(path: str, header: Header) -> np.ndarray:
+def _planes(path: str, model: LoadedModel) -> np.ndarray:
     from gti.chip.tiles import check_image
 
-    size = header.layers[0].image_size
     if Path(path).suffix == ".npy":
         image = _load_npy(path)
     else:
         from gti.chip.image import load_image
 
-        image = load_image(path, size, 3)
+        image = load_image(path, model.size, model.planes)
     if image.ndim != 3:
         raise ImageError(
             sentence(path, "is no image", expected="uint8 [H,W,C]", received=f"{image.dtype} {image.shape}")
         )
     planes = image.transpose(2, 0, 1)
-    check_image(planes, size)
+    check_image(planes, model.size)
     return planes
 
 
