@@ -52,26 +52,73 @@ def usb_transport(info: DeviceInfo, settings: Settings, backend: Any = None) -> 
     return ft60x.Ft60x(info, settings, backend)
 
 
-def virtual_backend(kind: str = "ft601", count: int = 1, **chip_options: Any) -> Any:
+def eusb_transport(key: str, settings: Settings, backend: Any = None) -> tuple[Transport, DeviceLock]:
+    """Return the transport, and the lock, of the mass-storage stick that `key`, a serial or an sg node, names.
+
+    With `settings.eusb_path` "auto" Linux's sg node is used where there is one, else Bulk-Only Transport over pyusb.
+    Raises DeviceError when it is not there; that it is a stick at all is made sure when it is opened.
+    """
+    from gti.chip import eusb, eusb_disks, scsi_bulk, scsi_sg
+
+    nodes = [] if backend is not None or settings.eusb_path == "bot" else eusb_disks.list_nodes()
+    for node in nodes:
+        if key in (node.path, node.path.rpartition("/")[2]) or (node.serial and key == node.serial):
+            lock = DeviceLock(f"eUSB {node.serial or node.location}")
+            return eusb.Eusb(scsi_sg.SgChannel(node, settings), settings), lock
+    infos = [] if settings.eusb_path == "sg" else usb_bus.list_devices(usb_bus.EUSB_IDS, backend)
+    for info in infos:
+        if info.serial and key == info.serial:
+            lock = DeviceLock(f"eUSB {info.serial}")
+
+            def in_use(location: str) -> str:
+                return eusb_disks.disk_in_use(eusb_disks.blocks_of_usb(location))
+
+            return eusb.Eusb(scsi_bulk.BulkChannel(info, settings, backend, in_use), settings), lock
+    present = [f"{node.path} (serial {node.serial or 'none'})" for node in nodes] + [info.name for info in infos]
+    raise DeviceError(
+        sentence(
+            f"device eusb:{key}",
+            "is not there",
+            expected="one of " + ", ".join(present) if present else "a device 05e3:0769",
+            fix="plug it in and look at lsusb and /dev/sg*",
+        )
+    )
+
+
+def virtual_backend(kind: str = "ft601", count: int = 1, plans: Any = None, **chip_options: Any) -> Any:
     """Return a pyusb backend with `count` sticks in software of one kind: ft601, ft600 or eusb.
 
-    `chip_options` are those of `virtual_chip.VirtualChip`: chip_time_ms, engine, ten_bit_layout.
+    `plans`: a fault plan for each. `chip_options` are those of `virtual_chip.VirtualChip`: chip_time_ms, engine,
+    ten_bit_layout.
     """
     from gti.chip.virtual import VirtualBackend
     from gti.chip.virtual_bridge import VirtualFt60x
     from gti.chip.virtual_chip import VirtualChip
+    from gti.chip.virtual_storage import VirtualStorage
 
-    framing = {"ft601": protocol.FT601, "ft600": protocol.FT600}[kind]
-    product = usb_bus.FT601_PRODUCT if kind == "ft601" else usb_bus.FT600_PRODUCT
-    sticks = [
-        VirtualFt60x(VirtualChip(framing, **chip_options), product, f"VIRTUAL{number:04d}")
-        for number in range(1, count + 1)
-    ]
-    return VirtualBackend(sticks)
+    sticks: list[Any] = []
+    for number in range(1, count + 1):
+        serial = f"VIRTUAL{number:04d}"
+        if kind == "eusb":
+            sticks.append(VirtualStorage(VirtualChip(protocol.EUSB, **chip_options), serial))
+        elif kind == "ft600":
+            sticks.append(VirtualFt60x(VirtualChip(protocol.FT600, **chip_options), usb_bus.FT600_PRODUCT, serial))
+        else:
+            sticks.append(VirtualFt60x(VirtualChip(protocol.FT601, **chip_options), usb_bus.FT601_PRODUCT, serial))
+    return VirtualBackend(sticks, plans)
+
+
+def transport_on(backend: Any, kind: str, settings: Settings, index: int = 0) -> Transport:
+    """Return the transport of stick `index` of a backend that holds sticks of one kind in software."""
+    from gti.chip import eusb, scsi_bulk
+
+    if kind == "eusb":
+        info = usb_bus.list_devices(usb_bus.EUSB_IDS, backend)[index]
+        return eusb.Eusb(scsi_bulk.BulkChannel(info, settings, backend), settings)
+    return usb_transport(list_sticks(backend)[index], settings, backend)
 
 
 def virtual_transport(selection: Selection, settings: Settings | None = None, **chip_options: Any) -> Transport:
     """Return the transport of a new stick in software; `selection.key` is its kind, "" for ft601."""
-    settings = settings or VIRTUAL_SETTINGS
-    backend = virtual_backend(selection.key.lower() or "ft601", **chip_options)
-    return usb_transport(find_stick("", backend), settings, backend)
+    kind = selection.key.lower() or "ft601"
+    return transport_on(virtual_backend(kind, **chip_options), kind, settings or VIRTUAL_SETTINGS)

@@ -23,7 +23,7 @@ from gti.chip.link import Frame, Link
 from gti.chip.loaded_model import LoadedModel, load_model
 from gti.chip.lock import DeviceLock
 from gti.chip.spec import MAX_CODE, MAX_CODE_TEN_BIT
-from gti.chip.transport import VIRTUAL_SETTINGS, DeviceInfo, Settings, TransferError, Transport, parse_device
+from gti.chip.transport import VIRTUAL_SETTINGS, DeviceInfo, Selection, Settings, TransferError, Transport, parse_device
 from gti.errors import DeviceError, GtiError, UsageError, sentence
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class GtiModel:
         description = f"virtual stick (emulator, {devices.emulator_engine()})"
         if reason:
             description += f", because: {reason}"
-        self._attach(devices.virtual_transport(kind, settings), settings, description)
+        self._attach(devices.virtual_transport(Selection("virtual", kind), settings), settings, description)
 
     def _attach(self, transport: Transport, settings: Settings, description: str) -> None:
         if self._model.ten_bit and not settings.ten_bit_layout:

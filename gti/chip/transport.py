@@ -126,6 +126,10 @@ class TransferError(DeviceError):
         self.reason = reason
 
 
+class StallError(TransferError):
+    """The stick refused a transfer; the endpoint is halted until that is cleared."""
+
+
 class Transport(Protocol):
     """One stick. After a TransferError, and before first use, only `open` and `close` make sense."""
 

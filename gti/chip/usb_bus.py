@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gti.chip.transport import DeviceInfo, TimeoutSlice, TransferError
+from gti.chip.transport import DeviceInfo, StallError, TimeoutSlice, TransferError
 from gti.errors import DeviceError, sentence
 
 log = logging.getLogger(__name__)
@@ -139,6 +139,11 @@ def find_same(wanted: DeviceInfo, backend: Any) -> tuple[DeviceInfo, Any] | None
     return None
 
 
+def _transfer_error(phase: str, error: OSError) -> TransferError:
+    kind = StallError if error.errno == errno.EPIPE else TransferError
+    return kind(phase, reason(error))
+
+
 class Handle:
     """An opened device: claimed interfaces, bulk and control transfers with time-outs, faults as TransferError."""
 
@@ -198,6 +203,23 @@ class Handle:
             )
         return TransferError("opening", reason(error))
 
+    def bulk_endpoints(self, interface: int) -> tuple[int, int, int]:
+        """Return the bulk OUT and IN endpoint of an interface, and the packet size of the latter."""
+        import usb.util
+
+        addresses: dict[int, int] = {}
+        packet = 512
+        for endpoint in self._device.get_active_configuration()[(interface, 0)]:
+            if usb.util.endpoint_type(endpoint.bmAttributes) == usb.util.ENDPOINT_TYPE_BULK:
+                direction = usb.util.endpoint_direction(endpoint.bEndpointAddress)
+                addresses.setdefault(direction, endpoint.bEndpointAddress)
+                packet = endpoint.wMaxPacketSize
+        if len(addresses) != 2:
+            raise DeviceError(
+                sentence(self.info.name, "has no pair of bulk endpoints", fix="name another device, this is no stick")
+            )
+        return addresses[usb.util.ENDPOINT_OUT], addresses[usb.util.ENDPOINT_IN], packet
+
     def write(self, endpoint: int, data: Any, timeout_ms: int, phase: str) -> int:
         """Write to a bulk endpoint and return how many bytes went; TimeoutSlice when none did in time."""
         try:
@@ -205,7 +227,7 @@ class Handle:
         except self._timeout_error:
             raise TimeoutSlice from None
         except self._usb_error as error:
-            raise TransferError(phase, reason(error)) from error
+            raise _transfer_error(phase, error) from error
 
     def read(self, endpoint: int, buffer: array.array[int], timeout_ms: int, phase: str) -> int:
         """Read from a bulk endpoint into `buffer`, return how many bytes came; TimeoutSlice when none did in time."""
@@ -214,7 +236,7 @@ class Handle:
         except self._timeout_error:
             raise TimeoutSlice from None
         except self._usb_error as error:
-            raise TransferError(phase, reason(error)) from error
+            raise _transfer_error(phase, error) from error
 
     def control_in(self, request: tuple[int, int, int, int], length: int, timeout_ms: int, phase: str) -> bytes:
         """Return the answer to the control request (type, request, value, index); it may be shorter than `length`."""

@@ -78,6 +78,8 @@ class VirtualChip:
     def wait(self, timeout_ms: float) -> bool:
         """Return whether a result is there, waiting for the chip at most `timeout_ms` of its own time."""
         self._parse(keep_rest=True)
+        self._machine.end_segment()  # nothing need follow an image before it is read
+        self._handle_events()
         if self._pending is not None and self._chip_time_ms is not None:
             left = self._received_at + self._chip_time_ms / 1000.0 - time.monotonic()
             if left > 0:

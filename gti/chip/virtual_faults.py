@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PHASES = ("open", "claim", "control", "session", "write", "read")
+PHASES = ("open", "claim", "control", "session", "write", "read", "status")
 KINDS = {
     "timeout": "nothing moves, the call times out",
     "short": "only `amount` bytes move",
