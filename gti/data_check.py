@@ -14,7 +14,6 @@ from gti import tfrecords
 from gti.errors import DataError, sentence
 from gti.labels import find_labels, read_labels
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 # Up to this size every record's checksum, label and image are looked at before training; beyond it only the
 # first records of every shard, because reading a large set through takes minutes.
 FULL_CHECK_BYTES = 1 << 30
@@ -159,7 +158,7 @@ def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
                 )
             seen += len(labels)
             yield labels
-    except tf.errors.OpError:
+    except (tf.errors.OpError, UnicodeDecodeError):  # the latter where TensorFlow's message quotes raw bytes
         raise _damaged_record(path, features) from None
 
 
@@ -172,7 +171,7 @@ def _damaged_record(path: Path, features: dict) -> DataError:
             seen += 1
     except tf.errors.DataLossError:
         problem = "is damaged (its checksum is wrong)"
-    except tf.errors.OpError:
+    except (tf.errors.OpError, UnicodeDecodeError):
         problem = "is no Example of an image"
     return DataError(sentence(f"{path}, record {seen}", problem, fix="copy the file again or build the records again"))
 
@@ -208,7 +207,7 @@ def _inspect_folder(folder: Path) -> Inspection:
                 )
             )
         for image in sorted(path.iterdir()):
-            if image.suffix.lower() in IMAGE_SUFFIXES and not image.name.startswith("."):
+            if image.suffix.lower() in tfrecords.IMAGE_SUFFIXES and not image.name.startswith("."):
                 _check_signature(image)
                 files.append(str(image))
                 labels.append(names.index(path.name))

@@ -141,7 +141,7 @@ def to_codes(pixels: tf.Tensor) -> tf.Tensor:
 @cache
 def _code_table() -> np.ndarray:
     # The rule itself lives with the chip's arithmetic; a table of its 256 values is the same rule as a tensor.
-    from gti.chip.emulator import five_bit
+    from gti.chip.arithmetic import five_bit
 
     return five_bit(np.arange(256, dtype=np.uint8)).astype(np.float32)
 

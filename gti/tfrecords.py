@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import struct
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from gti.errors import DataError, UsageError, sentence
 
 ENCODED = "image/encoded"
 LABEL = "image/class/label"
+# Image files that folders of classes may hold.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 _SHARD = re.compile(r"^(?P<name>.+)[-_](?P<index>\d{5})-of-(?P<count>\d{5})(\.tfrecords?)?$")
 # A record is length (uint64), crc of the length, data, crc of the data; crc are masked CRC32C (TFRecord format).
@@ -125,50 +128,51 @@ def to_example(record: ImageRecord) -> bytes:
     return example.SerializeToString(deterministic=True)
 
 
-def write_shard(path: str | os.PathLike[str], records: Iterable[ImageRecord]) -> int:
-    """Write `records` to the shard `path`, which appears complete or not at all; return their number.
+def write_shards(folder: str | os.PathLike[str], name: str, parts: Sequence[Iterable[ImageRecord]]) -> list[Path]:
+    """Write one shard per part to `folder` (made if absent) and return their paths, in order.
 
-    Raises UsageError where the folder is missing or the disk refuses.
+    The shards are built in a hidden folder and moved when all are complete; they replace those of the same name that an
+    earlier run left, whatever their number. Raises UsageError where the disk refuses.
     """
     import tensorflow as tf
 
-    target = Path(path)
-    count = 0
-    temporary = ""
+    target = Path(folder)
+    building = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
-        os.close(descriptor)
-        with tf.io.TFRecordWriter(temporary) as writer:
-            for record in records:
-                writer.write(to_example(record))
-                count += 1
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-        temporary = ""
+        target.mkdir(parents=True, exist_ok=True)
+        building = tempfile.mkdtemp(prefix=f".{name}.", suffix=".building", dir=target)
+        names = [shard_name(name, index, len(parts)) for index in range(len(parts))]
+        for file_name, records in zip(names, parts, strict=True):
+            _write_shard(Path(building) / file_name, records)
+        for path in target.iterdir():
+            match = _SHARD.match(path.name)
+            if match and match["name"] == name:
+                path.unlink()
+        for file_name in names:
+            os.replace(Path(building) / file_name, target / file_name)
     except (OSError, tf.errors.OpError) as problem:
         reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
         raise UsageError(
             sentence(
                 str(target),
                 f"cannot be written ({reason})",
-                fix="check that the folder exists, is writable and has space",
+                fix="check that the folder is writable and the disk has space",
             )
         ) from problem
     finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-    return count
+        if building:
+            shutil.rmtree(building, ignore_errors=True)
+    return [target / file_name for file_name in names]
 
 
-def remove_shards(folder: str | os.PathLike[str], name: str, *, keep: Iterable[Path] = ()) -> None:
-    """Delete shards of the series `name` in `folder` (of an earlier run with another count), except those in `keep`."""
-    kept = {Path(path).name for path in keep}
-    for path in Path(folder).iterdir():
-        match = _SHARD.match(path.name)
-        if match and match["name"] == name and path.name not in kept:
-            path.unlink()
+def _write_shard(path: Path, records: Iterable[ImageRecord]) -> None:
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(to_example(record))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def spread(count: int, parts: int) -> Iterator[range]:

@@ -70,19 +70,13 @@ def main() -> int | None:
 
     from gti.files import write_atomic, write_json
     from gti.labels import labels_text
-    from gti.tfrecords import ImageRecord, remove_shards, shard_name, spread, write_shard
+    from gti.tfrecords import ImageRecord, spread, write_shards
 
     digits = load_digits()
     train, val = train_test_split(
         np.arange(len(digits.target)), test_size=VALIDATION_SHARE, random_state=args.seed, stratify=digits.target
     )
     output = Path(args.output_directory)
-    parts = (("train", train, args.train_shards), ("val", val, args.validation_shards))
-    try:
-        for part, _, _ in parts:
-            (output / NAME / part).mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise UsageError(sentence(str(output), f"cannot be made ({problem.strerror})", fix="check the path")) from None
     with tqdm(total=len(digits.target), desc=NAME, unit="image", mininterval=0.5) as bar:
 
         def records(chosen):
@@ -94,12 +88,9 @@ def main() -> int | None:
                     encoded, "PNG", IMAGE_SIZE, IMAGE_SIZE, label, CLASS_NAMES[label], f"{NAME}_{index:04d}.png"
                 )
 
-        for part, indices, count in parts:
-            written = []
-            for shard, chosen in enumerate(spread(len(indices), count)):
-                written.append(output / NAME / part / shard_name(NAME, shard, count))
-                write_shard(written[-1], records(indices[chosen.start : chosen.stop]))
-            remove_shards(output / NAME / part, NAME, keep=written)
+        for part, indices, count in (("train", train, args.train_shards), ("val", val, args.validation_shards)):
+            shards = [records(indices[chosen.start : chosen.stop]) for chosen in spread(len(indices), count)]
+            write_shards(output / NAME / part, NAME, shards)
     write_json(output / NAME / "pipeline.json", PIPELINE)
     write_atomic(output / f"{NAME}_labels.txt", labels_text(list(CLASS_NAMES)).encode())
     print(f"{output / NAME}: {len(train)} training and {len(val)} validation images, {len(CLASS_NAMES)} classes")
