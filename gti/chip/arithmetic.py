@@ -3,7 +3,7 @@
 No silicon has confirmed the last rounding bit; a capture from a real stick would be answered by a change in this file
 alone. Formulas: docs/numerics.md section 6; five-bit input: user guide, section 5. Array axes are [N, H, W, C].
 
-`requantize` and `pool_window` use only operations that mean the same for NumPy arrays and for the scalars of compiled
+`requantize` and `pool_window` use only functions that mean the same for NumPy arrays and for the scalars of compiled
 code: the fast engine compiles these very functions.
 """
 
@@ -24,6 +24,7 @@ class Requantization(NamedTuple):
     half: int  # added before the shift, so that halves round up
     right: int  # bits shifted out
     left: int  # bits shifted in afterwards: ten-bit codes of a shift below 5
+    bottom: int  # smallest code
     top: int  # largest code
 
 
@@ -38,18 +39,21 @@ def requantization(shift: int, ten_bit: bool) -> Requantization:
         half=1 << (right - 1) if right else 0,
         right=right,
         left=max(-places, 0),
+        bottom=0,
         top=spec.MAX_CODE_TEN_BIT if ten_bit else spec.MAX_CODE,
     )
 
 
-def requantize(accumulator, half, right, left, top):
-    """Return the codes of integer accumulators: half up, clipped to 0..top.
+def requantize(accumulator, half, right, left, bottom, top):  # noqa: PLR0917 - compiled code has positions only
+    """Return the codes of integer accumulators: half up, clipped to bottom..top.
 
     Half up and half away from zero agree, because negative results end at 0. Clipping before the left shift
     keeps the shifted value small; it changes nothing, as every value above `top` stays above it.
+    Functions in place of operators: compiled code keeps 32-bit scalars in 32 bits with them.
     """
-    code = np.minimum(np.maximum((accumulator + half) >> right, 0), top)
-    return np.minimum(code << left, top)
+    rounded = np.right_shift(np.add(accumulator, half), right)
+    code = np.minimum(np.maximum(rounded, bottom), top)
+    return np.minimum(np.left_shift(code, left), top)
 
 
 def pool_window(top_left, top_right, bottom_left, bottom_right, take_top_left):

@@ -5,7 +5,6 @@ Two engines compute the same codes: `engine_numpy` is the reference, `engine_num
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -159,13 +158,15 @@ def _engine(
 ) -> Engine:
     if name not in ENGINES:
         raise UsageError(sentence("engine", "is unknown", expected=", ".join(ENGINES), received=name))
-    has_numba = importlib.util.find_spec("numba") is not None
-    if name == "numba" and not has_numba:
-        raise UsageError(sentence("engine numba", "needs the package numba", fix="pip install numba, or engine numpy"))
-    if name != "numpy" and has_numba:
-        from gti.chip.engine_numba import NumbaEngine
-
-        return NumbaEngine(network, weights, fills, threads or usable_cores())
+    if name != "numpy":
+        try:
+            from gti.chip.engine_numba import NumbaEngine
+        except ImportError as problem:
+            if name == "numba":
+                fix = "pip install numba, or choose the engine numpy"
+                raise UsageError(sentence("engine numba", f"cannot be imported ({problem})", fix=fix)) from None
+        else:
+            return NumbaEngine(network, weights, fills, threads or usable_cores())
     from gti.chip.engine_numpy import NumpyEngine
 
     return NumpyEngine(network, weights, fills)
@@ -199,6 +200,10 @@ def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[s
                     expected=f"image_size {size}, input_channels {channels}",
                     received=f"{layer.image_size}, {layer.input_channels}",
                 )
+            )
+        if layer.pooling and layer.working_size % 2:
+            problems.append(
+                sentence(f"major {number}", "pools an odd size", expected="an even size", received=layer.working_size)
             )
         if layer.shortcuts:
             problems.append(

@@ -6,14 +6,17 @@ must fit; `_fits` proves that for each sublayer from its weights, and a sublayer
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import binding
+from numba import config
 
 from gti.chip import arithmetic, kernels_numba, spec
 from gti.chip.network import Convolution, ConvolutionWeights, Network
@@ -72,6 +75,9 @@ def _tile_rows(width: int) -> int:
 
 
 def _vectors_of_64_bytes() -> bool:
+    # numba compiles for the host unless its own settings name another processor.
+    if config.CPU_FEATURES is not None or config.CPU_NAME is not None:
+        return "+avx512bw" in (config.CPU_FEATURES or "")
     return bool(binding.get_host_cpu_features().get("avx512bw"))
 
 
@@ -101,6 +107,7 @@ class NumbaEngine:
         self.description = f"numba, {threads} thread{'s' if threads > 1 else ''}"
         self._pool: ThreadPoolExecutor | None = None
         self._pool_owner = 0
+        self._lock = threading.Lock()
         self._scratch = threading.local()
         self._buffers: list[list[np.ndarray]] = []
         self._layers = [
@@ -173,7 +180,7 @@ class NumbaEngine:
         tiles = _tile_rows(width)
         columns = layer.conv.size // 2
         rows = len(source) * columns
-        step = max(1, min(_TILES // columns, -(-rows // self._threads)))
+        step = max(1, min(_TILES // columns, rows))
         pooling = (pooled, self._network.sampling_method == arithmetic.TOP_LEFT)
 
         def part(first_row: int, last_row: int, first_block: int, last_block: int) -> None:
@@ -217,20 +224,41 @@ class NumbaEngine:
                 lambda a=a, b=b: kernels_numba.convolve_wide(
                     source, layer.filters, layer.biases, whole, layer.numbers, (a, b)
                 )
-                for a, b in zip(edges, edges[1:], strict=False)
+                for a, b in itertools.pairwise(edges)
             ]
         )
         codes = _inner(whole)
         _inner(target)[:] = arithmetic.pool(codes, self._network.sampling_method) if pooled else codes
 
     def _share(self, parts: list[Callable]) -> list:
-        """Run the parts on the engine's threads and return their results."""
-        if self._threads == 1 or len(parts) == 1:
-            return [part() for part in parts]
-        if self._pool is None or self._pool_owner != os.getpid():  # a forked process inherits no threads
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="emulator")
-            self._pool_owner = os.getpid()
-        return list(self._pool.map(lambda part: part(), parts))
+        """Return the results of the parts; the calling thread and the helpers take them as they are free."""
+        waiting = deque(enumerate(parts))
+        results: list = [None] * len(parts)
+
+        def work() -> None:
+            while waiting:
+                try:
+                    index, part = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                results[index] = part()
+
+        helpers = [self._helpers().submit(work) for _ in range(min(self._threads, len(parts)) - 1)]
+        try:
+            work()
+        finally:
+            waiting.clear()
+            wait(helpers)
+        for helper in helpers:
+            helper.result()
+        return results
+
+    def _helpers(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._pool is None or self._pool_owner != os.getpid():  # a forked process inherits no threads
+                self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="emulator")
+                self._pool_owner = os.getpid()
+            return self._pool
 
     def _thread_scratch(self, tiles: int, channels: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         values = _grown(getattr(self._scratch, "values", None), POSITIONS * tiles * channels, np.int16)

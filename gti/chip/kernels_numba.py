@@ -5,6 +5,9 @@ plain threads share a sublayer. The fast path is Winograd's F(2x2, 3x3) on integ
 exact; `convolve_wide` is the path for every other case.
 """
 
+# Compiled code takes positional arguments only.
+# ruff: noqa: PLR0917
+
 from __future__ import annotations
 
 import hashlib
@@ -74,7 +77,7 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
         _ = digest
         values, sums, windows = scratch
         pooled, take_top_left = pooling
-        half, right, left, top = numbers[0], numbers[1], numbers[2], numbers[3]
+        half, right, left, bottom, top = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
         pairs, width = filters.shape[2], filters.shape[3]
         channels = source.shape[3]
         columns = (source.shape[2] - 2) // 2
@@ -143,13 +146,13 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
                                 window = pool_window(
                                     windows[0, o], windows[1, o], windows[2, o], windows[3, o], take_top_left
                                 )
-                                out0[o] = requantize(np.add(window, bias[o]), half, right, left, top)
+                                out0[o] = requantize(np.add(window, bias[o]), half, right, left, bottom, top)
                         else:
                             for corner in range(4):
                                 out1 = target[n, 2 * y + 1 + corner // 2, 2 * x + 1 + corner % 2, start : start + width]
                                 for o in range(width):
                                     total = np.add(windows[corner, o], bias[o])
-                                    out1[o] = requantize(total, half, right, left, top)
+                                    out1[o] = requantize(total, half, right, left, bottom, top)
 
     @_kernel
     def convolve_wide(source, filters, biases, target, numbers, rows):
@@ -160,7 +163,7 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
         """
         _ = digest
         height, width = target.shape[1] - 2, target.shape[2] - 2
-        half, right, left, top = numbers[0], numbers[1], numbers[2], numbers[3]
+        half, right, left, bottom, top = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
         for row in range(rows[0], rows[1]):
             n, y = row // height, row % height
             for x in range(width):
@@ -172,7 +175,7 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
                             taps = filters[o, dy, dx]
                             for i in range(filters.shape[3]):
                                 total += np.int64(pixel[i]) * np.int64(taps[i])
-                    target[n, y + 1, x + 1, o] = requantize(total, half, right, left, top)
+                    target[n, y + 1, x + 1, o] = requantize(total, half, right, left, bottom, top)
 
     return transform_filters, convolve_tiles, convolve_wide
 

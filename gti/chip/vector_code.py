@@ -6,6 +6,9 @@ literal integers at the call, because a register tile is laid out when the code 
 The transforms are those of Winograd's F(2x2, 3x3) on integers (docs/emulator.md, fast engine).
 """
 
+# Compiled code takes positional arguments only.
+# ruff: noqa: PLR0917
+
 from __future__ import annotations
 
 from llvmlite import ir
