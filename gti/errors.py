@@ -77,6 +77,16 @@ def sentence(subject: str, problem: str, *, expected: object = None, received: o
     return text
 
 
+def listing(subject: str, problems: Sequence[object], most: int = 40) -> str:
+    """Return one message for all `problems` (sentences) of the file `subject`, a line for each of several."""
+    if len(problems) == 1:
+        return f"{printable(subject)}: {problems[0]}"
+    lines = [f"  {problem}" for problem in problems[:most]]
+    if len(problems) > most:
+        lines.append(f"  and {len(problems) - most} more")
+    return "\n".join([f"{printable(subject)}: {len(problems)} things to correct:", *lines])
+
+
 def printable(text: str, limit: int = 200) -> str:
     """Return `text` without control characters and at most `limit` characters long.
 

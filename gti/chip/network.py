@@ -22,7 +22,7 @@ from gti.chip.network_rules import (
     violations_of_ten_bit,
 )
 from gti.chip.network_types import Convolution, ConvolutionWeights, MajorLayer, Network
-from gti.errors import NetworkError, printable
+from gti.errors import NetworkError, listing
 
 __all__ = [
     "Convolution",
@@ -39,8 +39,6 @@ __all__ = [
     "to_json",
     "violations",
 ]
-
-_MAX_LISTED = 40  # violations in one message
 
 
 def check(network: Network, name: str = "network") -> None:
@@ -276,11 +274,5 @@ def _kind(value: object) -> str:
 
 
 def _raise_if(found: Sequence[Violation], name: str) -> None:
-    if not found:
-        return
-    if len(found) == 1:
-        raise NetworkError(f"{printable(name)}: {found[0]}", found)
-    lines = [f"  {v}" for v in found[:_MAX_LISTED]]
-    if len(found) > _MAX_LISTED:
-        lines.append(f"  and {len(found) - _MAX_LISTED} more")
-    raise NetworkError("\n".join([f"{printable(name)}: {len(found)} things to correct:", *lines]), found)
+    if found:
+        raise NetworkError(listing(name, found), found)
