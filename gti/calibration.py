@@ -16,11 +16,11 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from gti.errors import DataError, QuantizationError, sentence
 from gti.evaluation import float32_convolutions
 from gti.model.base import cap_name, chip_layers
+from gti.progress import progress_bar
 
 # Values kept per layer; 4 bytes each. More than enough for 99.99 % of five batches of VGG16 at 224.
 MAX_KEPT = 1 << 21
@@ -296,7 +296,7 @@ def _bits(values: tf.Tensor) -> tf.Tensor:
 
 
 def _images(dataset: tf.data.Dataset, title: str, progress: bool) -> Iterator[tf.Tensor]:
-    batches = int(dataset.cardinality())
-    bar = tqdm(dataset, total=batches if batches > 0 else None, desc=title, unit="batch", disable=not progress)
-    for images, _ in bar:
-        yield images
+    with progress_bar(int(dataset.cardinality()), title if progress else "") as bar:
+        for images, _ in dataset:
+            yield images
+            bar.update()

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from gti.errors import DataError, TrainingError, sentence
+from gti.progress import progress_bar
 
 TOP = 5
 
@@ -71,11 +71,9 @@ class Counter:
 
     def run(self, dataset: tf.data.Dataset, progress: str = "") -> Evaluation:
         """Return the figures of all images of `dataset`."""
-        batches = int(dataset.cardinality())
         iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
         total = np.zeros(4)
-        bar = tqdm(total=batches if batches > 0 else None, desc=progress, unit="batch", disable=not progress)
-        with bar:
+        with progress_bar(int(dataset.cardinality()), progress) as bar:
             while True:
                 try:
                     total += self._step(iterator).numpy()

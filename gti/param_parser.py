@@ -110,19 +110,19 @@ def convert_parser() -> Parser:
         "Convert a quantized checkpoint to the chip's .DAT and .MODEL files. "
         "GTI_DEBUG_CONVERSION=True logs max|W|, max|B|, gains and shift of every layer."
     )
-    _net(parser)
+    _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the .dat and .model files")
-    _sizes(parser)
+    parser.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the checkpoint's")
     return parser
 
 
 def infer_parser() -> Parser:
     """Return the flags of chip_infer.py."""
     parser = Parser("Classify the validation set on a stick (or the virtual one), host layers in TensorFlow.")
-    _net(parser)
+    _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--last_relu_cap", metavar="NAME", help="variable of the last cap; default: the net's last one")
     parser.add_argument("--model_file", metavar="FILE", help="default: nets/<chip>_<net>.model")
@@ -165,7 +165,7 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
 
 def settings_file(args: argparse.Namespace) -> Path:
     """Return the caps file of the net: --settings_file, or `gti/model/<net>_settings.json` beside this package."""
-    if args.settings_file:
+    if getattr(args, "settings_file", None):
         return Path(args.settings_file)
     return Path(__file__).parent / "model" / f"{args.net}_settings.json"
 
@@ -214,14 +214,15 @@ def _net_name(text: str) -> str:
     return text
 
 
-def _net(parser: argparse.ArgumentParser) -> None:
+def _net(parser: argparse.ArgumentParser, *, caps: bool = True) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--net", required=True, type=_net_name, help="model name: gti/model/<net>.py")
     group.add_argument("--chip", required=True, type=_chip, help=f"target chip: {CHIP}")
     group.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
-    group.add_argument(
-        "--settings_file", metavar="FILE", help="calibrated caps; default: gti/model/<net>_settings.json"
-    )
+    if caps:
+        group.add_argument(
+            "--settings_file", metavar="FILE", help="calibrated caps; default: gti/model/<net>_settings.json"
+        )
 
 
 def _checkpoint(parser: argparse.ArgumentParser) -> None:

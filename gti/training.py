@@ -19,13 +19,13 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from gti import __version__, checkpoint, checkpoint_folder
 from gti.checkpoint import Metadata
 from gti.errors import TrainingError, UsageError, sentence
 from gti.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
 from gti.model.base import named_variables
+from gti.progress import progress_bar
 
 # Steps between looks at the loss: a GPU runs ahead of Python meanwhile.
 GPU_CHECK_STEPS = 20
@@ -187,8 +187,7 @@ class Trainer:
         iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
         every = GPU_CHECK_STEPS if tf.config.list_logical_devices("GPU") else 1
         total, pending, steps = np.zeros(4), None, 0
-        bar = tqdm(total=batches if batches > 0 else None, desc=progress, unit="batch", disable=not progress)
-        with bar:
+        with progress_bar(batches, progress) as bar:
             while True:
                 try:
                     sums = self._step(iterator)

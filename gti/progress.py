@@ -1,0 +1,22 @@
+"""Progress bars of long work: lively on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+SECONDS_ON_TERMINAL = 0.2
+SECONDS_IN_LOG = 15.0
+
+
+def progress_bar(total: int | None, title: str, unit: str = "batch") -> tqdm:
+    """Return a progress bar on stderr; no `title` shows none. Totals below 0 are unknown."""
+    return tqdm(
+        total=total if total is None or total >= 0 else None,
+        desc=title,
+        unit=unit,
+        disable=not title,
+        mininterval=SECONDS_ON_TERMINAL if sys.stderr.isatty() else SECONDS_IN_LOG,
+        dynamic_ncols=sys.stderr.isatty(),
+    )

@@ -1,0 +1,139 @@
+"""Flags: defaults of the guide, mistakes in one sentence, and a start without heavy imports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gti import param_parser
+from gti.errors import UsageError
+from gti.stage import Stage
+
+ROOT = Path(__file__).resolve().parents[1]
+NET = ["--net", "vgg16", "--chip", "2801"]
+PARSERS = {
+    "train.py": param_parser.train_parser,
+    "eval.py": param_parser.eval_parser,
+    "set_relu_caps.py": param_parser.calibration_parser,
+    "convert_to_chip.py": param_parser.convert_parser,
+    "chip_infer.py": param_parser.infer_parser,
+}
+
+
+def train(*flags):
+    return param_parser.parse(param_parser.train_parser(), [*NET, *flags])
+
+
+def test_defaults_are_those_of_the_guide():
+    # User guide: learning rate 1e-4 (7.1.3), SGD with momentum and weight decay 1e-4 (7.1.7), data folders (7.1.1).
+    args = train()
+    assert (args.learning_rate, args.optimizer, args.momentum, args.weight_decay) == (1e-4, "sgd", 0.9, 1e-4)
+    assert (args.train_data_dir, args.val_data_dir) == ("data/vgg16/train", "data/vgg16/val")
+    assert args.checkpoint_dir == "checkpoints"
+    assert args.stage is Stage.FLOAT
+    args = param_parser.parse(param_parser.calibration_parser(), [*NET, "--checkpoint", "a"])
+    assert (args.percentile, args.num_batches) == (99.99, 5)  # 6.3
+
+
+def test_data_folders_can_be_given_together_or_apart():
+    args = train("--data_dir", "flowers", "--val_data_dir", "elsewhere")
+    assert (args.train_data_dir, args.val_data_dir) == ("flowers/train", "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("flags", "stage"),
+    [
+        ([], Stage.FLOAT),
+        (["--quant_w"], Stage.QUANT_W),
+        (["--quant_w", "--quant_act"], Stage.QUANT_ACT),
+        (["--fuse", "--quant_act", "--quant_w"], Stage.FUSED),
+    ],
+)
+def test_flags_name_a_stage(flags, stage):
+    assert train(*flags).stage is stage
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--quant_act"], "quantized activations need quantized weights.*add --quant_w"),
+        (["--fuse"], "expected --quant_w --quant_act --fuse, received --fuse"),
+        (["--quant_w", "--fuse"], "received --quant_w --fuse"),
+        (["--train_caps"], "caps are trained while activations are quantized"),
+        (["--quant_w", "--quant_act", "--fuse", "--train_caps"], "caps are trained while"),
+        (["--learning_rate", "0"], "--learning_rate: expected a number above 0, received '0'"),
+        (["--learning_rate", "nan"], "--learning_rate"),
+        (["--learning_rate", "inf"], "--learning_rate"),
+        (["--learning_rate", "fast"], "received 'fast'"),
+        (["--weight_decay", "-1"], "--weight_decay"),
+        (["--momentum", "1.5"], "at least 0 and at most 1, received '1.5'"),
+        (["--num_epochs", "-1"], "whole number of at least 0"),
+        (["--num_epochs", "2.5"], "whole number"),
+        (["--train_batch_size", "0"], "whole number of at least 1"),
+        (["--num_epochs", "9" * 30], "whole number"),
+        (["--classes", "1"], "--classes: expected a whole number of at least 2"),
+        (["--image_size", "449"], "at most 448 pixels"),
+        (["--optimizer", "lion"], "invalid choice"),
+        (["--chip", "2803"], "expected 2801, the chip of this kit, received '2803'"),
+        (["--net", "../../etc"], "a name of letters, digits and _"),
+        (["--quantw"], "unrecognized arguments: --quantw"),
+        (["--quant"], "unrecognized arguments: --quant"),  # no abbreviations: they would change with new flags
+    ],
+)
+def test_mistakes_are_one_sentence(flags, message):
+    with pytest.raises(UsageError, match=message) as error:
+        train(*flags)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "100.1", "nan", "x"])
+def test_percentile_is_within_its_range(value):
+    with pytest.raises(UsageError, match="--percentile"):
+        param_parser.parse(param_parser.calibration_parser(), [*NET, "--checkpoint", "a", "--percentile", value])
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_net_and_chip_are_required(script):
+    for missing in ("--net", "--chip"):
+        flags = [*NET, "--checkpoint", "a"] if script != "train.py" else list(NET)
+        del flags[flags.index(missing) : flags.index(missing) + 2]
+        with pytest.raises(UsageError, match=f"required: {missing}"):
+            param_parser.parse(PARSERS[script](), flags)
+
+
+@pytest.mark.parametrize("script", PARSERS)
+def test_help_explains_every_flag_and_its_default(script):
+    parser = PARSERS[script]()
+    assert all(action.help for action in parser._actions)
+    text = " ".join(parser.format_help().split())
+    assert "default: None" not in text
+    for action in parser._actions:
+        if action.default not in (None, False, "==SUPPRESS=="):
+            assert f"default: {action.default}" in text
+
+
+def test_settings_file_is_that_of_the_net():
+    assert param_parser.settings_file(train()) == ROOT / "gti" / "model" / "vgg16_settings.json"
+    assert param_parser.settings_file(train("--settings_file", "caps.json")) == Path("caps.json")
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "set_relu_caps.py"])
+def test_help_and_mistakes_need_no_tensorflow(script):
+    code = (
+        f"import runpy, sys; sys.argv = [{script!r}, *sys.argv[1:]]\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for flags, status in ((["--help"], 0), (["--net", "digits"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *flags], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
