@@ -237,9 +237,9 @@ def _describe_result(image: Any) -> str:
 
 def _settings(model: LoadedModel) -> dict[str, Any]:
     # What a .model says about the tensor; a bare .dat says nothing.
-    for layer, blob in model.container.layers if model.container else ():
-        if str(layer.get("operation")).upper() == "GTICNN" and blob is not None:
-            return layer
+    for layer in model.container.layers if model.container else ():
+        if layer.operation.upper() == "GTICNN" and layer.blob is not None:
+            return layer.entry
     return {}
 
 

@@ -152,7 +152,7 @@ def _from_container(data: bytes, name: str) -> LoadedModel:
     from gti.chip import model_file
 
     container = model_file.parse(data, name)
-    for layer, blob in container.layers:
+    for layer, blob in ((part.entry, part.blob) for part in container.layers):
         if str(layer.get("operation", "")).upper() == "GTICNN" and blob is not None:
             dat = bytes(blob)
             mode, device = layer.get("mode", 0), layer.get("device")

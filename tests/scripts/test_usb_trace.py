@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +150,28 @@ def test_decode_refuses_another_length(monkeypatch, tmp_path, session):
     with pytest.raises(FormatError, match="expected 16384 words of 2 bytes, received 65536 bytes"):
         run(monkeypatch, "decode", *options, "--read", tmp_path / "raw.bin", "--out", tmp_path / "t.npy")
     assert not (tmp_path / "t.npy").exists()
+
+
+def test_a_model_brings_mode_scaledown_and_type(monkeypatch, tmp_path, session):
+    case = next(case for case in CASES if case["name"] == "syn02_m4")
+    session(case)
+    dat = captures.network(case)
+    layer = {"operation": "GTICNN", "name": "cnn", "mode": 4, "output scaledown": 2, "output type": "byte"}
+    layer |= {"device": {"chip": "2801"}, "data offset": 1000, "data size": len(dat)}
+    text = json.dumps({"layer": [layer], "name": "test"}, separators=(",", ":"), sort_keys=True)
+    (tmp_path / "net.model").write_bytes(text.encode().ljust(1000, b"\0") + dat)
+    options = ["--model", tmp_path / "net.model"]
+    run(monkeypatch, "encode", *options, *images(tmp_path, case), "--out", tmp_path / "out")
+    assert hashlib.sha256((tmp_path / "out/load.bin").read_bytes()).hexdigest() == case["load"]
+    assert hashlib.sha256((tmp_path / "out/frame1.bin").read_bytes()).hexdigest() == case["frames"][1]["write"]
+
+    (tmp_path / "raw.bin").write_bytes(captures.raw_result(case, 0))
+    for name, values in (("shifted", []), ("plain", ["--scaledown", "0", "--type", "float"])):
+        run(monkeypatch, "decode", *options, *values, "--read", tmp_path / "raw.bin", "--out", tmp_path / f"{name}.npy")
+    shifted, plain = np.load(tmp_path / "shifted.npy"), np.load(tmp_path / "plain.npy")
+    assert hashlib.sha256(plain.tobytes()).hexdigest() == case["frames"][0]["tensor"]
+    assert shifted.dtype == np.uint8
+    np.testing.assert_array_equal(shifted, plain.astype(np.uint8) >> 2)
 
 
 def test_help_is_light():
