@@ -261,6 +261,7 @@ def _planes(path: str, model: LoadedModel) -> np.ndarray:
     from gti.chip.tiles import check_image
 
     if Path(path).suffix == ".npy":
+        # As many planes as the array has: the header of a foreign file need not say how many its host sent.
         image = _load_npy(path)
     else:
         from gti.chip.image import load_image
