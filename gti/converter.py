@@ -53,13 +53,15 @@ def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> 
     for convolution in network.convolutions:
         scope = f"{net}/{convolution.name}"
         filters, biases = fused[f"{scope}/filters"], fused[f"{scope}/biases"]
-        problem = _range_problem(convolution, filters, biases)
+        ranges = _Ranges.of(convolution, filters, biases)
+        problem = ranges.problem()
         if problem:
             problems.append(problem)
             continue
         layer = integer_layer(convolution, filters, biases)
+        ranges.log(layer.shift)
         weights.append(layer)
-        warnings += _warnings(convolution, filters, biases, layer, float(arrays[f"{scope}/relu_cap"]))
+        warnings += ranges.warnings(layer, float(arrays[f"{scope}/relu_cap"]))
     if problems:
         raise QuantizationError("\n".join(problems))
     return Conversion(with_shifts(network, [layer.shift for layer in weights]), tuple(weights), tuple(warnings))
@@ -70,15 +72,6 @@ def integer_layer(convolution: Convolution, filters: np.ndarray, biases: np.ndar
     from gti import quantize
 
     filter_integers, bias_integers, shift = quantize.integer_filters(filters, biases, convolution.coef_bits)
-    log.debug(
-        "%s: max|W| %.6g, max|B| %.6g, gain of W %d, gain of B %d, shift %d",
-        convolution.path,
-        float(np.max(np.abs(filters))),
-        float(np.max(np.abs(biases))),
-        2 ** int(quantize.range_shift(filters, quantize.weight_limit(convolution.coef_bits))),
-        2 ** int(quantize.range_shift(biases, quantize.bias_limit(convolution.coef_bits))),
-        int(shift),
-    )
     in_chip_order = filter_integers.numpy().astype(np.int16).transpose(3, 2, 0, 1)  # HWIO -> [out, in, 3, 3]
     return ConvolutionWeights(np.ascontiguousarray(in_chip_order), bias_integers.numpy().astype(np.int32), int(shift))
 
@@ -92,57 +85,83 @@ def with_shifts(network: Network, shifts: Sequence[int]) -> Network:
     return replace(network, layers=layers)
 
 
-def _range_problem(convolution: Convolution, filters: np.ndarray, biases: np.ndarray) -> str:
-    from gti import quantize
+@dataclass(frozen=True)
+class _Ranges:
+    """How large the fused weights and biases of one sublayer are, and which shift each would allow alone."""
 
-    remedy = "normalise the layer (batch norm or weight decay), fuse and fine-tune"
-    for name, values, limit in (
-        ("weights", filters, quantize.weight_limit(convolution.coef_bits)),
-        ("biases", biases, quantize.bias_limit(convolution.coef_bits)),
-    ):
-        if not np.all(np.isfinite(values)):
-            return sentence(convolution.path, f"{name} are not finite numbers", fix="take an earlier checkpoint")
-        largest = float(np.max(np.abs(values)))
-        if largest > limit:
-            return sentence(
-                convolution.path,
-                f"{name} do not fit the chip",
-                expected=f"max|{name[0].upper()}| of {limit} at most",
-                received=f"{largest:.6g}",
-                fix=remedy,
+    convolution: Convolution
+    weight: float
+    bias: float
+    weight_shift: int
+    bias_shift: int
+
+    @classmethod
+    def of(cls, convolution: Convolution, filters: np.ndarray, biases: np.ndarray) -> _Ranges:
+        from gti import quantize
+
+        # `fuse_chip` has refused what is not a number. The shift of an array is that of its largest magnitude.
+        weight, bias = (np.float32(max(values.max(), -values.min())) for values in (filters, biases))
+        return cls(
+            convolution,
+            float(weight),
+            float(bias),
+            int(quantize.range_shift(weight, quantize.weight_limit(convolution.coef_bits))),
+            int(quantize.range_shift(bias, quantize.bias_limit(convolution.coef_bits))),
+        )
+
+    def problem(self) -> str:
+        """Return the sentence that says why the sublayer cannot be converted, or ""."""
+        from gti import quantize
+
+        for name, symbol, largest, limit in (
+            ("weights", "W", self.weight, quantize.weight_limit(self.convolution.coef_bits)),
+            ("biases", "B", self.bias, quantize.bias_limit(self.convolution.coef_bits)),
+        ):
+            if largest > limit:
+                return sentence(
+                    self.convolution.path,
+                    f"{name} do not fit the chip",
+                    expected=f"max|{symbol}| of {limit} at most",
+                    received=f"{largest:.6g}",
+                    fix="normalise the layer (batch norm or weight decay), fuse and fine-tune",
+                )
+        return ""
+
+    def warnings(self, layer: ConvolutionWeights, cap: float) -> list[str]:
+        """Return what a user should know about a sublayer that can be converted."""
+        result = []
+        lost = self.weight_shift - layer.shift
+        if lost >= IMBALANCE_BITS:
+            result.append(
+                f"biases are much larger than weights (max|B| {self.bias:.4g}, max|W| {self.weight:.4g}), so the "
+                f"filters lose {lost} bits. Train with --clip_bias, or fuse and fine-tune."
             )
-    return ""
+        if not layer.filters.any():
+            result.append(
+                f"every filter becomes 0 on the chip (max|W| {self.weight:.4g}). Train with --clip_bias or batch norm, "
+                "or fuse and fine-tune."
+            )
+        elif self.bias and not layer.biases.any():
+            result.append(
+                f"every bias becomes 0 on the chip (max|B| {self.bias:.4g} at shift {layer.shift}). Fuse and fine-tune."
+            )
+        if not SMALLEST_USUAL_CAP < cap < LARGEST_USUAL_CAP:
+            result.append(
+                f"its activation range of {cap:.4g} is extreme. Train with batch norm, then fuse and fine-tune."
+            )
+        return [f"{self.convolution.path}: {warning}" for warning in result]
 
-
-def _warnings(
-    convolution: Convolution, filters: np.ndarray, biases: np.ndarray, layer: ConvolutionWeights, cap: float
-) -> list[str]:
-    from gti import quantize
-
-    result = []
-    alone = int(quantize.range_shift(filters, quantize.weight_limit(convolution.coef_bits)))
-    if alone - layer.shift >= IMBALANCE_BITS:
-        result.append(
-            f"{convolution.path}: biases are much larger than weights (max|B| {np.max(np.abs(biases)):.4g}, max|W| "
-            f"{np.max(np.abs(filters)):.4g}), so the filters lose {alone - layer.shift} bits. Train with --clip_bias, "
-            "or fuse and fine-tune."
+    def log(self, shift: int) -> None:
+        """Log the figures that the user guide asks for, section 5.2."""
+        log.debug(
+            "%s: max|W| %.6g, max|B| %.6g, gain of W %d, gain of B %d, shift %d",
+            self.convolution.path,
+            self.weight,
+            self.bias,
+            2**self.weight_shift,
+            2**self.bias_shift,
+            shift,
         )
-    if not np.any(layer.filters):
-        result.append(
-            f"{convolution.path}: every filter becomes 0 on the chip (max|W| {np.max(np.abs(filters)):.4g}). Train "
-            "with --clip_bias or batch norm, or fuse and fine-tune."
-        )
-    elif np.any(biases) and not np.any(layer.biases):
-        result.append(
-            f"{convolution.path}: every bias becomes 0 on the chip (max|B| {np.max(np.abs(biases)):.4g} at shift "
-            f"{layer.shift}). Fuse and fine-tune."
-        )
-    if not SMALLEST_USUAL_CAP < cap < LARGEST_USUAL_CAP:
-        result.append(
-            f"{convolution.path}: its activation range of {cap:.4g} is extreme. Train with batch norm, then fuse and "
-            "fine-tune."
-        )
-    return result
 
 
 def write_files(

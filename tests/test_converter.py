@@ -183,7 +183,7 @@ def test_written_files(tmp_path: Path) -> None:
     assert written["layer"][0]["comment"] == "kept"
     assert files.read_json(output / "2801_digits_model.json")["layer"][0]["data file"] == "2801_digits.dat"
     assert dat_path.read_bytes() == conversion.dat()
-    blobs = [blob for _, blob in model_file.load(model_path).layers if blob is not None]
+    blobs = [layer.blob for layer in model_file.load(model_path).layers if layer.blob is not None]
     assert [bytes(blob) for blob in blobs] == [conversion.dat()]
 
 
