@@ -37,6 +37,7 @@ SESSION = struct.Struct("<IBBHIII")
 COMMAND_ABORT = 0
 COMMAND_TRANSFER = 1
 COMMAND_FLUSH = 3
+_END_BYTES = 16
 
 # Vendor requests (type, request, value, index)
 REQUEST_CONFIGURATION = (0xC0, 0xCF, 1, 0)
@@ -203,8 +204,19 @@ class Ft60x:
             slice_ms=self._settings.slice_ms,
             phase="reading",
         )
+        self._nothing_follows(handle)
         self._failures = 0
         return bytes(result)
+
+    def _nothing_follows(self, handle: usb_bus.Handle) -> None:
+        # Bytes left over mean that foreign ones led the result, or that the chip sent too much.
+        if not self._settings.check_end_ms:
+            return
+        self._session(COMMAND_TRANSFER, _END_BYTES, "checking", EP_IN)
+        timeout = max(1, int(min(self._settings.check_end_ms, self._settings.slice_ms)))
+        with contextlib.suppress(TimeoutSlice):
+            if handle.read(EP_IN, array.array("B", bytes(_END_BYTES)), timeout, "checking"):
+                raise TransferError("checking", "more bytes followed the result")
 
     def _opened(self) -> usb_bus.Handle:
         if self._handle is None:

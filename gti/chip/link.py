@@ -151,7 +151,7 @@ class Link:
         raise DeviceError(
             sentence(
                 self.transport.description,
-                f"no result after {attempts} attempts; the last one failed {fault}",
+                f"{attempts} attempts failed, the last one while {fault}",
                 fix="unplug the stick, wait a second and plug it in again; scripts/doctor.py looks for the cause",
             )
         ) from fault

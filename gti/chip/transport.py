@@ -51,6 +51,7 @@ class Settings:
     # Trust in results
     check_constant: bool = True  # a result of one repeated byte must be what the emulator computes
     check_low_bits: bool = True  # FC read-out: the low 3 bits of every value are zero
+    check_end_ms: float = 0.0  # FT60x: after a result, wait so long for bytes that must not follow; 0 = do not
     compare_twice: bool = False  # evaluate every frame twice and require equal results
     ten_bit_layout: str = ""  # ten-bit results on the wire: "" = unknown, refuse; "halves" or "pairs" of 5-bit maps
 
@@ -82,7 +83,7 @@ _CHOICES = {
     "ten_bit_layout": ("", "halves", "pairs"),
 }
 _POSITIVE = ("slice_ms", "write_timeout_ms", "read_timeout_ms", "eusb_command_timeout_ms")
-_NOT_NEGATIVE = ("settle_ms", "drain_ms", "eusb_delay_us", "eusb_blocks", "retries", "reappear_ms")
+_NOT_NEGATIVE = ("settle_ms", "drain_ms", "check_end_ms", "eusb_delay_us", "eusb_blocks", "retries", "reappear_ms")
 
 # A stick in software needs no time to settle or to recover its lines.
 VIRTUAL_SETTINGS = Settings(settle_ms=0.0, eusb_delay_us=0.0, reappear_ms=0.0, ten_bit_layout="halves")

@@ -37,6 +37,7 @@ _REASONS = {
     errno.EPIPE: "the stick refused the transfer (stall)",
     errno.EIO: "an I/O error on the bus",
     errno.EOVERFLOW: "the stick sent more than was asked",
+    errno.ETIMEDOUT: "a time-out on the bus",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EBUSY: "another program or driver holds the stick",
@@ -222,8 +223,11 @@ class Handle:
 
     def write(self, endpoint: int, data: Any, timeout_ms: int, phase: str) -> int:
         """Write to a bulk endpoint and return how many bytes went; TimeoutSlice when none did in time."""
+        # pyusb would turn anything but an array into one byte by byte.
+        payload = array.array("B")
+        payload.frombytes(data)
         try:
-            return int(self._device.write(endpoint, data, timeout_ms))
+            return int(self._device.write(endpoint, payload, timeout_ms))
         except self._timeout_error:
             raise TimeoutSlice from None
         except self._usb_error as error:

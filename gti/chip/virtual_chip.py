@@ -152,7 +152,7 @@ class VirtualChip:
         self._last = data[:1024] or self._last
         words = protocol.word_stream(data, self._framing.word_bytes)
         self._queue += self._disturbed(words)
-        if self._extra:
+        if self._extra and self._queue:
             self._queue += self.stale_words(self._extra)
             self._extra = 0
 
