@@ -17,14 +17,20 @@ from gti import cli, param_parser
 def main() -> None:
     args = param_parser.parse(param_parser.convert_parser())
 
-    from gti import converter, restore, stage
+    from gti import converter, fusion, restore, stage
     from gti.model import base
 
     if converter.debug_conversion():
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
         logging.getLogger("gti.converter").setLevel(logging.DEBUG)
-    wanted = stage.Stage.FUSED if args.fuse else stage.Stage.QUANT_ACT
-    source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, preferred=wanted)
+    # The fully connected layers, most of a VGG16, stay on the host and in the checkpoint.
+    source = restore.open_checkpoint(
+        args.checkpoint,
+        net=args.net,
+        chip=args.chip,
+        preferred=stage.Stage.FUSED if args.fuse else stage.Stage.QUANT_ACT,
+        wanted=lambda name: fusion.is_chip_variable(name, args.net),
+    )
     stage.check_convert(source.stage, args.fuse, source.prefix)
     image_size = args.image_size or (source.metadata.image_size if source.metadata else None)
     network = base.load_network(args.net, chip=args.chip, image_size=image_size, nets_dir=args.nets_dir)

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -149,14 +149,17 @@ def save(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def load(prefix: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Metadata | None]:
+def load(
+    prefix: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, np.ndarray], Metadata | None]:
     """Return the variables of a checkpoint by name, and its metadata (None for one of the old TF 1 kit).
 
-    Raises CheckpointError when it is missing or damaged (every value is checked against its checksum).
+    Variables whose name is not `wanted` are not read. Raises CheckpointError when the checkpoint is missing or damaged
+    (every value that is read is checked against its checksum).
     """
     reader = _Reader(prefix)
     metadata = reader.metadata()
-    names = [name for name in reader.names if not name.startswith("gti/")]
+    names = [name for name in reader.names if not name.startswith("gti/") and wanted(name)]
     return {name: reader.array(name) for name in names}, metadata
 
 

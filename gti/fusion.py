@@ -33,7 +33,7 @@ def fuse(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, host_l
     gain = float(arrays[f"{net}/{last.name}/relu_cap"]) / spec.FUSED_CAP[last.ten_bit]
     first_host = f"{net}/{host_layer}/weights" if host_layer else first_host_weights(network, arrays, net)
     for name, array in arrays.items():
-        if name.startswith(f"{net}/") and not re.match(r"conv\d+_\d+/", name[len(net) + 1 :]):
+        if name.startswith(f"{net}/") and not is_chip_variable(name, net):
             result[name] = np.asarray(array) * np.float32(gain) if name == first_host else np.asarray(array)
     return result
 
@@ -64,6 +64,11 @@ def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -
         result[f"{scope}/relu_cap"] = np.float32(top)
         previous_cap = cap
     return result
+
+
+def is_chip_variable(name: str, net: str) -> bool:
+    """Return whether a variable belongs to a sublayer, as `vgg16/conv1_1/filters` does, and not to the host part."""
+    return re.match(re.escape(net) + r"/conv\d+_\d+/", name) is not None
 
 
 def _scaled(array: np.ndarray, gain: float) -> np.ndarray:

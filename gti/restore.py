@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,13 +42,14 @@ def open_checkpoint(
     chip: str,
     stages: Collection[Stage] = tuple(Stage),
     preferred: Stage | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> Source:
     """Read the checkpoint that `path` means: a prefix, or of a folder the newest of `stages`.
 
-    Of a folder, one of the stage `preferred` comes first. Raises CheckpointError, also for a checkpoint of another net.
+    Of a folder, one of the stage `preferred` comes first. Only variables whose name is `wanted` are read. Raises CheckpointError, also for a checkpoint of another net.
     """
     prefix = checkpoint_folder.resolve(path, net=net, chip=chip, stages=stages, preferred=preferred)
-    arrays, metadata = checkpoint.load(prefix)
+    arrays, metadata = checkpoint.load(prefix, wanted)
     checkpoint.check_net(metadata, net, chip, prefix)
     return Source(prefix, arrays, metadata)
 
