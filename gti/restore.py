@@ -46,7 +46,8 @@ def open_checkpoint(
 ) -> Source:
     """Read the checkpoint that `path` means: a prefix, or of a folder the newest of `stages`.
 
-    Of a folder, one of the stage `preferred` comes first. Only variables whose name is `wanted` are read. Raises CheckpointError, also for a checkpoint of another net.
+    Of a folder, one of the stage `preferred` comes first. Only variables whose name is `wanted` are read. Raises
+    CheckpointError, also for a checkpoint of another net.
     """
     prefix = checkpoint_folder.resolve(path, net=net, chip=chip, stages=stages, preferred=preferred)
     arrays, metadata = checkpoint.load(prefix, wanted)
