@@ -62,22 +62,19 @@ def _stored_outputs(channels: int) -> int:
 
 
 def _block_width(outputs: int) -> int:
-    """Return how many output channels a register tile holds: 64, 32 or 16; 32 at most without 32 vector registers."""
-    widths = (64, 32, 16) if _vectors_of_64_bytes() else (32, 16)
-    return next(width for width in widths if outputs % width == 0)
+    """Return how many of a layer's stored output channels one register tile computes.
 
-
-def _tile_rows(width: int) -> int:
-    """Return the rows of a register tile so that its sums, filters and one value fill the vector registers."""
-    if _vectors_of_64_bytes():
-        return {64: 6, 32: 8, 16: 8}[width]
-    return {32: 2, 16: 4}[width]
+    The sums, the filters and one value then fill 32 registers of 64 bytes, or 16 registers of 32 bytes.
+    """
+    if not _vectors_of_64_bytes():
+        return LANES
+    return next(width for width in kernels_numba.REGISTER_TILES if outputs % width == 0)
 
 
 def _vectors_of_64_bytes() -> bool:
-    # numba compiles for the host unless its own settings name another processor.
-    if config.CPU_FEATURES is not None or config.CPU_NAME is not None:
-        return "+avx512bw" in (config.CPU_FEATURES or "")
+    # numba compiles for the features of the host unless its own setting names others.
+    if config.CPU_FEATURES is not None:
+        return "+avx512bw" in config.CPU_FEATURES
     return bool(binding.get_host_cpu_features().get("avx512bw"))
 
 
@@ -177,7 +174,7 @@ class NumbaEngine:
             self._convolve_wide(layer, source, target, pooled)
             return
         blocks, _, _, width, _ = layer.filters.shape
-        tiles = _tile_rows(width)
+        tiles = kernels_numba.REGISTER_TILES[width]
         columns = layer.conv.size // 2
         rows = len(source) * columns
         step = max(1, min(_TILES // columns, rows))

@@ -20,6 +20,9 @@ from numba import njit
 from gti.chip import arithmetic, vector_code
 from gti.chip.vector_code import LANES, POSITIONS, multiply_panel, transform_input, transform_sums
 
+# Register tiles: output channels -> tiles computed at once. `convolve_tiles` holds the same numbers as literals.
+REGISTER_TILES = {4 * LANES: 6, 2 * LANES: 8, LANES: 6}
+
 requantize = njit(arithmetic.requantize)
 pool_window = njit(arithmetic.pool_window)
 
@@ -113,17 +116,11 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
                     m = sums.ctypes.data + position * panels * sum_bytes
                     for _ in range(panels):
                         if width == 4 * LANES:
-                            if tiles == 6:
-                                multiply_panel(6, 4, v, value_bytes, u, pairs, m)
+                            multiply_panel(6, 4, v, value_bytes, u, pairs, m)
                         elif width == 2 * LANES:
-                            if tiles == 8:
-                                multiply_panel(8, 2, v, value_bytes, u, pairs, m)
-                            else:
-                                multiply_panel(2, 2, v, value_bytes, u, pairs, m)
-                        elif tiles == 8:
-                            multiply_panel(8, 1, v, value_bytes, u, pairs, m)
+                            multiply_panel(8, 2, v, value_bytes, u, pairs, m)
                         else:
-                            multiply_panel(4, 1, v, value_bytes, u, pairs, m)
+                            multiply_panel(6, 1, v, value_bytes, u, pairs, m)
                         v += panel_bytes
                         m += sum_bytes
                 bias = biases[block * width : block * width + width]
