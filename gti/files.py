@@ -36,9 +36,9 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatEr
             raise error(
                 sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
             )
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise error(sentence(name, "grew while it was read", expected=f"at most {limit} bytes"))
+        data = file.read(info.st_size + 1)
+    if len(data) > info.st_size:
+        raise error(sentence(name, "grew while it was read", expected=f"{info.st_size} bytes"))
     return data
 
 
@@ -56,7 +56,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~umask()
         os.chmod(temporary, mode)
         os.replace(temporary, target)
         temporary = ""
@@ -73,7 +73,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the mask of permission bits that new files of this process lack."""
     # The only way to read the mask is to set it.
     mask = os.umask(0o022)
     os.umask(mask)
@@ -82,7 +83,12 @@ def _umask() -> int:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON text with a final newline, atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    write_atomic(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as indented JSON text with a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: str | os.PathLike[str], *, error: type[FormatError] = FormatError) -> Any:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gti import files
+from gti.chip import npy
 from gti.errors import FormatError, ImageError, sentence
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_PIXELS = 100_000_000
-_NPY_HEADER_BYTES = 64 * 1024
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP")
 # Modes of more than eight bits: cutting them down is the user's decision.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -39,39 +39,25 @@ def load_image(path: str | os.PathLike[str], size: int, channels: int = 3) -> np
     suffix = Path(name).suffix.lower()
     shape = (size, size, channels)
     if suffix == ".npy":
-        return _from_npy(files.read_bytes(path, limit=size * size * channels * 8 + _NPY_HEADER_BYTES), shape, name)
+        return _from_npy(files.read_bytes(path, limit=size * size * channels * 8 + npy.MAX_HEADER_BYTES), shape, name)
     if suffix == ".bin":
         return _from_planes(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name)
     return _from_picture(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name)
 
 
 def _from_npy(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        found, fortran, dtype = read_header(stream, max_header_size=_NPY_HEADER_BYTES)
-    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as problem:
-        reason = str(problem).split("\n")[0][:120] or type(problem).__name__
-        raise FormatError(sentence(name, f"is not a .npy file ({reason})", fix="write it with numpy.save")) from None
+    found, dtype, _, _ = npy.read_layout(data, name)
     expected = f"uint8 {list(shape)} (height, width, channels)"
     received = f"{dtype} {list(found)}"
     if dtype != np.uint8:
         fix = "store 8-bit values 0..255" + (", not 0..1" if dtype.kind == "f" else "")
         raise ImageError(sentence(name, "has the wrong type", expected=expected, received=received, fix=fix))
-    if tuple(found) != shape:
-        planar = tuple(found) == (shape[2], *shape[:2])
+    if found != shape:
+        planar = found == (shape[2], *shape[:2])
         fix = "transpose it to height, width, channels" if planar else "resize it to the network's input"
         problem = "has its planes first" if planar else "has the wrong shape"
         raise ImageError(sentence(name, problem, expected=expected, received=received, fix=fix))
-    rest = data[stream.tell() :]
-    count = int(np.prod(shape))
-    if len(rest) != count:
-        raise FormatError(
-            sentence(name, "has the wrong length", expected=f"{count} bytes of pixels", received=f"{len(rest)} bytes")
-        )
-    image = np.frombuffer(rest, np.uint8)
-    return np.array(image.reshape(shape, order="F" if fortran else "C"), order="C")
+    return npy.parse_npy(data, name)
 
 
 def _from_planes(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:

@@ -1,0 +1,86 @@
+"""NumPy's `.npy` and `.npz` files, read without trust: no pickle, sizes checked before anything is allocated."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+from gti.errors import FormatError, sentence
+
+MAX_HEADER_BYTES = 64 * 1024
+# Compressed members may unpack to this, so that a small file cannot fill the memory.
+_FREE_BYTES = 64 * 1024 * 1024
+_MAX_RATIO = 10
+
+
+def read_layout(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, bool, int]:
+    """Return (shape, dtype, whether in Fortran order, offset of the values) of the `.npy` file `data`.
+
+    Raises FormatError when it is none.
+    """
+    stream = io.BytesIO(data[: MAX_HEADER_BYTES + 16])
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
+    except Exception as problem:  # a hostile header fails in many ways
+        reason = str(problem).split("\n")[0][:120] or type(problem).__name__
+        raise FormatError(sentence(name, f"is not a .npy file ({reason})", fix="write it with numpy.save")) from None
+    return tuple(shape), dtype, fortran, stream.tell()
+
+
+def parse_npy(data: bytes, name: str) -> np.ndarray:
+    """Return the array of the `.npy` file `data`, in C order. Raises FormatError."""
+    shape, dtype, fortran, offset = read_layout(data, name)
+    count = 1
+    for length in shape:
+        count *= int(length)
+    if dtype.hasobject or dtype.itemsize == 0:
+        raise FormatError(sentence(name, "holds Python objects", expected="numbers", received=dtype))
+    if min(shape, default=1) < 0 or count * dtype.itemsize != len(data) - offset:
+        raise FormatError(
+            sentence(
+                name,
+                "has the wrong length",
+                expected=f"{count * dtype.itemsize} bytes for {dtype} {list(shape)}",
+                received=f"{len(data) - offset} bytes",
+            )
+        )
+    values = np.frombuffer(data, dtype, offset=offset)
+    return np.array(values.reshape(shape, order="F" if fortran else "C"), order="C")
+
+
+def parse_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
+    """Return the arrays of the `.npz` file `data`. Raises FormatError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            limit = _FREE_BYTES + _MAX_RATIO * len(data)
+            total = sum(member.file_size for member in members)
+            if total > limit:
+                raise FormatError(
+                    sentence(name, "unpacks to too much", expected=f"at most {limit} bytes", received=f"{total} bytes")
+                )
+            result = {}
+            for member in members:
+                with archive.open(member) as file:
+                    # The size in the directory may be a lie: never read beyond it.
+                    content = file.read(member.file_size + 1)
+                key = member.filename.removesuffix(".npy")
+                result[key] = parse_npy(content, f"{name}, array {key!a}")
+            return result
+    except FormatError:
+        raise
+    except Exception as problem:  # a damaged archive fails in many ways
+        reason = str(problem).split("\n")[0][:120] or type(problem).__name__
+        raise FormatError(sentence(name, f"is not a .npz file ({reason})", fix="write it with numpy.savez")) from None
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return `arrays` as an uncompressed `.npz` file; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
