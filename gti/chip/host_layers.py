@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gti.chip import readout
 from gti.chip.blobs import decode_fc, parse_labels
 from gti.chip.canonical_json import canonical
-from gti.chip.model_file import ModelLayer
+from gti.chip.model_file import ModelLayer, layer_path
 from gti.errors import ImageError, ModelFileError, sentence
 
 Image = npt.NDArray[np.uint8]
@@ -67,20 +67,18 @@ class HostLayers:
             )
         if kinds[-1] != "LABEL" or kinds.count("LABEL") != 1:
             raise ModelFileError(sentence(name, "goes on behind its labels", expected="LABEL as the last layer"))
-        self._first = kinds.index("GTICNN")
+        first = kinds.index("GTICNN")
+        places = [f"{name}, {layer_path(index, layer.entry)}" for index, layer in enumerate(layers)]
         self._readers = [
-            _reader(layer, f"{name}, {layer.path}") if layer.operation == "IMAGEREADER" else _refuse(layer, name)
-            for layer in layers[: self._first]
+            _reader(layer, place) if layer.operation == "IMAGEREADER" else _refuse(layer, place)
+            for layer, place in zip(layers[:first], places[:first], strict=True)
         ]
-        chip = layers[self._first]
-        self._chip_tensor = _chip(chip, f"{name}, {chip.path}")
+        self._chip_name = _name(layers[first], first)
+        self._chip_tensor = _chip(layers[first], places[first])
         self._steps: list[tuple[str, Step]] = []
-        for layer in layers[self._first + 1 :]:
-            make = _STEPS.get(layer.operation)
-            step = make(layer, f"{name}, {layer.path}") if make else _refuse(layer, name)
-            self._steps.append((_name(layer), step))
-        self._chip_name = _name(chip)
-        self._name = name
+        for index in range(first + 1, len(layers)):
+            make = _STEPS.get(layers[index].operation, _refuse)
+            self._steps.append((_name(layers[index], index), make(layers[index], places[index])))
 
     @property
     def input_order(self) -> str:
@@ -104,15 +102,15 @@ class HostLayers:
         return Outcome(tensors, value)
 
 
-def _name(layer: ModelLayer) -> str:
+def _name(layer: ModelLayer, index: int) -> str:
     name = layer.entry.get("name")
-    return name if isinstance(name, str) else f"layer {layer.index + 1}"
+    return name if isinstance(name, str) else f"layer {index + 1}"
 
 
-def _refuse(layer: ModelLayer, name: str) -> Any:
+def _refuse(layer: ModelLayer, where: str) -> Any:
     raise ModelFileError(
         sentence(
-            f"{name}, {layer.path}",
+            where,
             "is a layer that cannot be run at this place",
             expected="IMAGEREADER, then GTICNN, then " + ", ".join(_STEPS),
             received=layer.operation or "no operation",

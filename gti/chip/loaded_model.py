@@ -6,6 +6,7 @@ Only the header of the .DAT is looked at, so that a stick gets every file as it 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +39,7 @@ class LoadedModel:
     device: dict[str, Any] = field(default_factory=dict)  # the "device" object of the GTICNN layer
     container: Any = None  # the ModelFile, where the file is one
     _network: Any = None
+    _host: Any = None  # gti.chip.host_layers.HostLayers, once it is needed
 
     @property
     def size(self) -> int:
@@ -99,6 +101,19 @@ class LoadedModel:
             self._network = virtual_network.SoftwareNetwork(dat, "auto", ten_bit_layout)
         image = protocol.Image(header, self.size, self.planes, protocol.image_tiles(planes))
         return self._network.result(image)
+
+    def host_result(
+        self, image: npt.NDArray[np.uint8], chip: Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.uint8]]]
+    ) -> dict[str, Any]:
+        """Return the result of the whole model; `chip`: image -> maps as the stick delivers them.
+
+        Raises ModelFileError when the file holds no host layers.
+        """
+        if self._host is None:
+            from gti.chip.host_layers import HostLayers
+
+            self._host = HostLayers(self.container.layers if self.container else (), self.name)
+        return self._host.run(image, chip).result
 
 
 def _counts_twice(code: int, last: protocol.MajorLayer) -> bool:

@@ -1,0 +1,131 @@
+"""Classify the validation set on a stick, host layers in TensorFlow (user guide, sections 6.5 and 7.1.7):
+
+python chip_infer.py --net digits --chip 2801 --checkpoint checkpoints/best --last_relu_cap digits/conv2_2/relu_cap
+
+Without a stick the virtual one computes the same codes; the output says which of them it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+
+from gti import cli, files
+from gti.errors import CheckpointError, UsageError, sentence
+from gti.param_parser import infer_parser, parse
+from gti.stage import Stage
+
+# Maps take a megabyte an image and more: without --num_examples so many images are saved.
+IMAGES_WITH_LAYER_OUTPUTS = 8
+
+
+def main() -> None:
+    args = parse(infer_parser())
+
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    import numpy as np
+    import tensorflow as tf
+    from tqdm import tqdm
+
+    from gti import converter, data_check, data_utils, restore
+    from gti.chip import protocol
+    from gti.chip.driver import GtiModel
+    from gti.chip.loaded_model import load_model
+    from gti.inference import classify, save_layer_outputs
+    from gti.model import base
+
+    model_file = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")
+    stages = (Stage.FUSED, Stage.QUANT_ACT)
+    source = restore.open_checkpoint(
+        args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=Stage.FUSED
+    )
+    stage = Stage.QUANT_ACT if source.stage is None else source.stage
+    if stage not in stages:
+        raise CheckpointError(
+            sentence(
+                source.prefix,
+                "was never converted for the chip",
+                expected="a checkpoint of stage quant_act or fused",
+                received=stage.label,
+                fix="pass the checkpoint that convert_to_chip.py was given",
+            )
+        )
+    classes = restore.number_of_classes(args, source, args.val_data_dir)
+    keras_model = restore.build_model(args, stage, source, classes)
+    host = base.host_model(keras_model)
+    cap_name = args.last_relu_cap or base.last_relu_cap_name(keras_model)
+    if cap_name not in source.arrays or np.size(source.arrays[cap_name]) != 1:
+        caps = sorted(name for name in source.arrays if name.endswith("/relu_cap"))
+        raise UsageError(
+            sentence(
+                f"--last_relu_cap {cap_name}",
+                f"{source.prefix} has no cap of that name",
+                expected="one of " + ", ".join(caps),
+                fix="leave the flag out: the net knows its last cap",
+            )
+        )
+    last_relu_cap = float(np.reshape(source.arrays[cap_name], ()))
+
+    network = keras_model.network
+    size, _, channels = network.input_shape
+    shape = {"image_size": size, "channels": channels, "classes": classes}
+    # The stick makes codes of the 8-bit pixels itself.
+    dataset = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size, as_codes=False)
+
+    with GtiModel(model_file, device=args.device, mode="fc") as model:
+        print(f"{model_file} on {model.device_description}")
+        if model.input_shape != network.input_shape:
+            raise UsageError(
+                sentence(
+                    model_file,
+                    f"is another network than {args.net}",
+                    expected=f"images {list(network.input_shape)}",
+                    received=list(model.input_shape),
+                    fix="convert the checkpoint again",
+                )
+            )
+        in_file = load_model(Path(model_file))
+        if in_file.dat != converter.convert(network, source.arrays, net=args.net).dat():
+            print(f"warning: {model_file} was not converted from {source.prefix}: convert it again", file=sys.stderr)
+        with data_utils.naming_errors(args.val_data_dir):
+            if args.layer_outputs:
+                # "mode" of the model JSON chooses the maps (user guide, section 6.7); mode 0 means all of them.
+                mode = in_file.mode or int(protocol.Mode.LEARN)
+                wanted = args.num_examples or IMAGES_WITH_LAYER_OUTPUTS
+                images = (image for batch, _ in dataset.as_numpy_iterator() for image in batch)
+                for index, image in enumerate(itertools.islice(images, wanted)):
+                    folder = Path(args.layer_outputs) / f"image_{index:05d}"
+                    save_layer_outputs(folder, network, mode, model.layer_outputs(image, mode))
+                print(f"{args.layer_outputs}: maps of the first {index + 1} images")
+            forward = tf.function(lambda codes: host(codes, training=False), reduce_retracing=True)
+            count = data_check.inspect(args.val_data_dir).count
+            with tqdm(total=min(count, args.num_examples or count), desc="chip", unit="image", mininterval=0.5) as bar:
+                figures = classify(
+                    model,
+                    dataset.as_numpy_iterator(),
+                    lambda codes: forward(tf.constant(codes)).numpy(),
+                    last_relu_cap=last_relu_cap,
+                    limit=args.num_examples,
+                    progress=bar.update,
+                )
+        device = model.device_description
+    print(f"{device}: accuracy {figures.accuracy:.4f}, top-5 {figures.top5:.4f}, {figures.count} images")
+    if args.report:
+        report = {
+            "net": args.net,
+            "chip": args.chip,
+            "checkpoint": source.prefix,
+            "model_file": model_file,
+            "device": device,
+            "accuracy": figures.accuracy,
+            "top5": figures.top5,
+            "count": figures.count,
+        }
+        files.write_json(args.report, report)
+
+
+if __name__ == "__main__":
+    cli.run(main)
