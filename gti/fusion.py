@@ -61,7 +61,7 @@ def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -
         # The input was scaled by 31 / previous_cap; the output is to be scaled by top / cap.
         result[f"{scope}/filters"] = _scaled(filters, previous_cap / image_cap * (top / cap))
         result[f"{scope}/biases"] = _scaled(biases, top / cap)
-        result[f"{scope}/relu_cap"] = np.float32(top)
+        result[f"{scope}/relu_cap"] = np.asarray(top, np.float32)
         previous_cap = cap
     return result
 

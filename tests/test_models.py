@@ -266,3 +266,15 @@ def test_start_values_keep_images_in_range() -> None:
     for layer in base.chip_layers(model):
         y = keras.Model(model.input, layer.output)(x).numpy()
         assert 0.5 < y.std() < 20
+
+
+@pytest.mark.parametrize("coef_bits", [1, 3])
+def test_accelerators_round_float64_sums(coef_bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Their convolutions may transform weights: the float64 path has to give the same codes as the CPU's.
+    network = small_network((14, 64, 32, 1, coef_bits, True))
+    model = build(network, tmp_path, quant_w=True, quant_act=True, fuse=True)
+    randomise(model, seed=2, scale=300.0)
+    x = images(network, 2, 2)
+    expected = int64_reference(network, model, x)
+    monkeypatch.setattr(exact.tf.config, "list_logical_devices", lambda kind: [kind])
+    np.testing.assert_array_equal(exact.exact_codes(model, x)[0], expected[0])
