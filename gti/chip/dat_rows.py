@@ -98,6 +98,15 @@ def identity_rows(output_channels: int) -> np.ndarray:
     return np.broadcast_to(IDENTITY_LINE, (groups(output_channels), spec.ENGINES, LINE_WORDS))
 
 
+def scale_range(rows: np.ndarray, coef_bits: int) -> tuple[int, int]:
+    """Return the smallest and largest non-zero step or alpha in `rows` (uint32 [row, 16, 3]); 0, 0 where all are 0."""
+    low = rows[..., 0] | rows[..., 1].astype(np.uint64) << np.uint64(32)
+    scales = _scales(low, rows[..., 2], coef_bits).astype(np.uint16)
+    # Zeros wrap to 65535, so that the minimum is over the others.
+    largest = int(scales.max(initial=0))
+    return (int((scales - np.uint16(1)).min()) + 1, largest) if largest else (0, 0)
+
+
 def off_grid(filters: np.ndarray, coef_bits: int) -> np.ndarray:
     """Return bool [out, in]: kernels that the file cannot hold exactly."""
     magnitude = np.abs(filters.reshape(*filters.shape[:2], TAPS).astype(np.int32))

@@ -47,6 +47,21 @@ def is_container(data: bytes, name: str) -> bool:
     )
 
 
+def chip_data(data: bytes, name: str) -> tuple[bytes, str]:
+    """Return the .DAT bytes of a .DAT or of the first GTICNN layer of a .MODEL, and the name for messages.
+
+    Raises FormatError.
+    """
+    if not is_container(data, name):
+        return data, name
+    for index, layer in enumerate(model_file.parse(data, name).layers):
+        if layer.operation == "GTICNN" and layer.blob is not None:
+            return bytes(layer.blob), f"{name}, {model_file.layer_path(index, layer.entry)}"
+    raise ModelFileError(
+        sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
+    )
+
+
 def extract(data: bytes, folder: str | os.PathLike[str], name: str) -> list[str]:
     """Write the .DAT or .MODEL file `data` into the new or empty `folder`, and return remarks for the user.
 

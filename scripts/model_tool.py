@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""Look into .DAT and .MODEL files, take them apart, put them together, compare them and run them.
+
+    python scripts/model_tool.py info nets/2801_digits.model
+    python scripts/model_tool.py extract nets/2801_digits.model parts
+    python scripts/model_tool.py build parts again.model
+    python scripts/model_tool.py diff nets/2801_digits.model again.model
+    python scripts/model_tool.py run nets/2801_digits.model --image 7.png --mode learn --out maps.npz
+
+The content tells .DAT and .MODEL apart, not the name. extract writes dat.json and weights.npz, for a .MODEL also
+network.json and the layers' data; build reads the same folder and gives the same file, byte for byte. run computes
+the codes in the emulator, without a stick. Formats: docs/dat_format.md and docs/model_format.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gti.cli import run
+from gti.errors import UsageError, sentence
+from gti.files import read_bytes, write_atomic
+
+MAX_FILE_BYTES = 1 << 30
+MODES = ("fc", "learn", "single", "sublast", "lastmajor")
+
+
+def main() -> int:
+    """Parse the command line and run its verb."""
+    arguments = parser().parse_args()
+    return arguments.verb(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = result.add_subparsers(required=True, metavar="VERB")
+
+    info = verbs.add_parser("info", help="what is in a file: every layer, its size, bits, shift, gains and memory")
+    info.set_defaults(verb=info_verb)
+    info.add_argument("file", metavar="FILE")
+
+    extract = verbs.add_parser("extract", help="take a file apart into a new folder")
+    extract.set_defaults(verb=extract_verb)
+    extract.add_argument("file", metavar="FILE")
+    extract.add_argument("folder", metavar="DIR")
+
+    build = verbs.add_parser("build", help="put a folder together again; FILE's suffix decides where both are possible")
+    build.set_defaults(verb=build_verb)
+    build.add_argument("folder", metavar="DIR")
+    build.add_argument("file", metavar="FILE")
+
+    diff = verbs.add_parser("diff", help="name what differs first between two files; exit status 1 when they differ")
+    diff.set_defaults(verb=diff_verb)
+    diff.add_argument("first", metavar="A")
+    diff.add_argument("second", metavar="B")
+
+    run_parser = verbs.add_parser("run", help="compute the codes of an image in the emulator")
+    run_parser.set_defaults(verb=run_verb)
+    run_parser.add_argument("file", metavar="FILE")
+    run_parser.add_argument(
+        "--image",
+        required=True,
+        help="picture (resized, converted to BGR), .npy (uint8 HWC in the chip's channel order) or planar .bin",
+    )
+    run_parser.add_argument("--mode", choices=MODES, default="fc", help="which maps to read out (default: fc)")
+    run_parser.add_argument("--out", required=True, metavar="OUT.npz", help="map0, map1, ...: codes uint8 [C, H, W]")
+    run_parser.add_argument("--engine", choices=("auto", "numpy", "numba"), default="auto", help="default: auto")
+    return result
+
+
+def info_verb(arguments: argparse.Namespace) -> int:
+    """Print what is in a file."""
+    from gti.chip import describe
+    from gti.chip.model_folder import is_container
+
+    data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
+    container = is_container(data, arguments.file)
+    lines = (describe.describe_model if container else describe.describe_dat)(data, arguments.file)
+    print("\n".join(lines))
+    return 0
+
+
+def extract_verb(arguments: argparse.Namespace) -> int:
+    """Take a file apart."""
+    from gti.chip import model_folder
+
+    data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
+    for remark in model_folder.extract(data, arguments.folder, arguments.file):
+        print(f"note: {remark}", file=sys.stderr)
+    for path in sorted(Path(arguments.folder).rglob("*")):
+        if path.is_file():
+            print(f"{path} {path.stat().st_size} bytes")
+    return 0
+
+
+def build_verb(arguments: argparse.Namespace) -> int:
+    """Put a folder together."""
+    from gti.chip import model_folder
+
+    data = model_folder.build(arguments.folder, arguments.file)
+    write_atomic(arguments.file, data)
+    print(f"{arguments.file} {len(data)} bytes")
+    return 0
+
+
+def diff_verb(arguments: argparse.Namespace) -> int:
+    """Name the first differences of two files; exit status 1 when there are any."""
+    from gti.chip import file_diff
+    from gti.chip.model_folder import is_container
+
+    names = (arguments.first, arguments.second)
+    first, second = (read_bytes(name, limit=MAX_FILE_BYTES) for name in names)
+    kinds = [is_container(data, name) for data, name in ((first, names[0]), (second, names[1]))]
+    if kinds[0] != kinds[1]:
+        raise UsageError(
+            sentence(f"{names[0]} and {names[1]}", "are a .MODEL and a .DAT", fix="compare files of one kind")
+        )
+    lines = (file_diff.diff_model if kinds[0] else file_diff.diff_dat)(first, second, names)
+    print("\n".join(lines) if lines else "equal")
+    return 1 if lines else 0
+
+
+def run_verb(arguments: argparse.Namespace) -> int:
+    """Compute the maps that a read-out mode delivers."""
+    from gti.chip import npy
+    from gti.chip.dat import decode
+    from gti.chip.emulator import Emulator
+    from gti.chip.image import load_image
+    from gti.chip.model_folder import chip_data
+
+    data, name = chip_data(read_bytes(arguments.file, limit=MAX_FILE_BYTES), arguments.file)
+    decoded = decode(data, name=name)
+    size, _, channels = decoded.network.input_shape
+    image = load_image(arguments.image, size, channels)
+    maps = Emulator(decoded.network, decoded.weights, engine=arguments.engine).read_out(image, arguments.mode)
+    write_atomic(arguments.out, npy.npz_bytes({f"map{i}": codes for i, codes in enumerate(maps)}))
+    for i, codes in enumerate(maps):
+        shape = " x ".join(map(str, codes.shape))
+        print(f"map{i}: {shape} codes, mean {codes.mean():.3f}, zeros {(codes == 0).mean():.1%}, largest {codes.max()}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
