@@ -246,7 +246,7 @@ def _by_counting(
     def upper_halves(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = forward(images)
         values = [tf.abs(outputs[i]) for i in layers]  # -0.0 has a sign bit
-        counts = [tf.math.bincount(_bits(y) >> 16, minlength=half, dtype=tf.int64) for y in values]
+        counts = [tf.math.bincount(_bits(y) // half, minlength=half, dtype=tf.int64) for y in values]
         return tf.stack(counts), tf.stack([tf.reduce_max(y) for y in values])
 
     @tf.function(reduce_retracing=True)
@@ -256,8 +256,8 @@ def _by_counting(
         for row, i in enumerate(layers):
             bits = _bits(tf.abs(outputs[i]))
             for side in (0, 1):
-                inside = tf.boolean_mask(bits, bits >> 16 == uppers[row, side])
-                counts.append(tf.math.bincount(inside & (half - 1), minlength=half, dtype=tf.int64))
+                inside = tf.boolean_mask(bits, bits // half == uppers[row, side])
+                counts.append(tf.math.bincount(inside % half, minlength=half, dtype=tf.int64))
         return tf.reshape(tf.stack(counts), [len(layers), 2, half])
 
     histogram = np.zeros((len(layers), half), np.int64)
