@@ -16,16 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from gti.chip import protocol
-from gti.chip.spec import HEADER_BYTES
+from gti.chip.dat_header import INPUT_CODES, output_code
+from gti.chip.spec import HEADER_BYTES, IMAGE_SIZES
 from gti.chip.transport import Settings
 from gti.errors import FormatError, ImageError, ModelFileError, sentence
 from gti.files import read_bytes
 
 _MAX_FILE_BYTES = 2**31
 # Input channel code of the global register, bits 16..19 (docs/dat_format.md section 2.2); RGB has no code of its own.
-_PLANES = {0: 3, 1: 1, 2: 2, 4: 4, 5: 8, 6: 12, 7: 16, 9: 32, 10: 64, 11: 128, 12: 256, 13: 512, 14: 1024}
+_PLANES = {0: 3} | {code: planes for planes, code in INPUT_CODES.items()}
 _UPSAMPLE_BIT = 24  # of major layer 1 in the global register
-_SIZE_CODES = {7: 7, 14: 5, 28: 3, 56: 1, 112: -1, 224: -3, 448: -5}
 
 
 @dataclass
@@ -78,7 +78,7 @@ class LoadedModel:
         from gti.chip import dat
 
         try:
-            return dat.decode(self.dat).network.activation_bit_mode == 1
+            return dat.read_network(self.dat).activation_bit_mode == 1
         except FormatError:
             return False
 
@@ -109,20 +109,26 @@ class LoadedModel:
 
         Raises ModelFileError when the file holds no host layers.
         """
+        if self.container is None:
+            raise ModelFileError(
+                sentence(
+                    self.name,
+                    "holds the layers of the chip alone",
+                    expected="a full .model with host layers and labels",
+                    fix="make one with addon/convert_full.py, or use evaluate",
+                )
+            )
         if self._host is None:
             from gti.chip.host_layers import HostLayers
 
-            self._host = HostLayers(self.container.layers if self.container else (), self.name)
+            self._host = HostLayers(self.container.layers, self.name)
         return self._host.run(image, chip).result
 
 
 def _counts_twice(code: int, last: protocol.MajorLayer) -> bool:
     # The output size code is made of the real channel count; clamped, it may fit both counts.
-    steps = _SIZE_CODES.get(last.image_size)
-    groups = last.output_channels // 2 // 16
-    if steps is None or groups < 1 or groups & (groups - 1):
-        return False
-    return code == max(1, min(7, steps - (groups.bit_length() - 1) + last.pooling))
+    doubled = last.output_channels % 32 == 0 and last.image_size in IMAGE_SIZES
+    return doubled and code == output_code(last.image_size, last.output_channels // 2, last.pooling)
 
 
 def _image_problem(image: Any, shape: tuple[int, int, int]) -> tuple[str, str] | None:
@@ -167,15 +173,14 @@ def _from_container(data: bytes, name: str) -> LoadedModel:
     from gti.chip import model_file
 
     container = model_file.parse(data, name)
-    for layer, blob in ((part.entry, part.blob) for part in container.layers):
-        if str(layer.get("operation", "")).upper() == "GTICNN" and blob is not None:
-            dat = bytes(blob)
-            mode, device = layer.get("mode", 0), layer.get("device")
-            if isinstance(mode, bool) or not isinstance(mode, int):
-                raise ModelFileError(sentence(name, "has a mode that is no number", expected="0..6", received=mode))
-            header = protocol.Header.parse(dat, f"{name}, layer {layer.get('name', 'GTICNN')}")
-            device = device if isinstance(device, dict) else {}
-            return LoadedModel(name, dat, header, mode, device, container)
-    raise ModelFileError(
-        sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
-    )
+    chip = container.first("GTICNN")
+    if chip is None or chip.blob is None:
+        raise ModelFileError(
+            sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
+        )
+    mode, device = chip.entry.get("mode", 0), chip.entry.get("device")
+    if isinstance(mode, bool) or not isinstance(mode, int):
+        raise ModelFileError(sentence(name, "has a mode that is no number", expected="0..6", received=mode))
+    dat = bytes(chip.blob)
+    header = protocol.Header.parse(dat, f"{name}, layer GTICNN")
+    return LoadedModel(name, dat, header, mode, device if isinstance(device, dict) else {}, container)

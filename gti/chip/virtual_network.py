@@ -12,6 +12,7 @@ import numpy as np
 
 from gti.chip import dat as dat_file
 from gti.chip import protocol, spec
+from gti.chip.dat_header import output_code
 from gti.chip.emulator import Emulator
 from gti.chip.network import ConvolutionWeights
 from gti.chip.registers import MODE_BITS
@@ -29,28 +30,34 @@ _FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero
 def decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.Dat:
     """Return the network that `header`, registers as sent, and `coefficients`, bytes from 92 on, stand for.
 
-    Raises DatError where the decoder of files does.
+    SINGLE hides the pooling of the last layer, and then five bits pooled look like ten bits unpooled; where the header
+    leaves it open, the filters tell. Raises DatError where the decoder of files does.
     """
-    pooled = header.layers[-1].pooling
-    if pooled or not _looks_pooled(header):
-        return dat_file.decode(_as_file(header, pooled, coefficients))
-    # SINGLE hides the pooling of the last layer, and then five bits pooled look like ten bits unpooled. The filters
-    # tell: the second half of the outputs is empty where each code takes two of them.
-    dat = dat_file.decode(_as_file(header, True, coefficients), activation_bit_mode=0)
-    if dat.network.layers[-1].sublayer_number == 1 and _second_half_empty(dat.weights[-1]):
-        return dat_file.decode(_as_file(header, False, coefficients), activation_bit_mode=1)
-    return dat
-
-
-def _looks_pooled(header: protocol.Header) -> bool:
-    # The output size code of the global register (docs/dat_format.md section 2.2) of a pooled last layer.
     last = header.layers[-1]
-    steps = {7: 7, 14: 5, 28: 3, 56: 1, 112: -1, 224: -3, 448: -5}.get(last.image_size, 0)
-    groups = max(1, last.output_channels // 16)
-    if groups & (groups - 1):
+    poolings = (True,) if last.pooling else (False, True)
+    fits = {ten: [pooled for pooled in poolings if _code_fits(header, pooled, ten)] for ten in (0, 1)}
+    if last.sublayers != 1 or not fits[1]:
+        return _decode(header, fits[0], 0, coefficients)
+    if not fits[0]:
+        return _decode(header, fits[1], 1, coefficients)
+    try:
+        dat = _decode(header, fits[0], 0, coefficients)
+    except DatError:
+        return _decode(header, fits[1], 1, coefficients)  # rows are missing: they are those of half the channels
+    return _decode(header, fits[1], 1, coefficients) if _second_half_empty(dat.weights[-1]) else dat
+
+
+def _decode(header: protocol.Header, poolings: list[bool], ten_bit: int, coefficients: bytes) -> dat_file.Dat:
+    pooled = poolings[0] if poolings else header.layers[-1].pooling
+    return dat_file.decode(_as_file(header, pooled, coefficients), activation_bit_mode=ten_bit)
+
+
+def _code_fits(header: protocol.Header, pooled: bool, ten_bit: int) -> bool:
+    """Return whether the output size code of the global register allows this reading (docs/dat_format.md, 2.2)."""
+    last = header.layers[-1]
+    if last.image_size not in spec.IMAGE_SIZES or last.output_channels % (16 << ten_bit):
         return False
-    code = max(1, min(7, steps - (groups.bit_length() - 1) + 1))
-    return header.words[1] & 7 == code
+    return header.words[1] & 7 == output_code(last.image_size, last.output_channels >> ten_bit, pooled)
 
 
 def _second_half_empty(weights: ConvolutionWeights) -> bool:
