@@ -73,8 +73,9 @@ def _block_width(outputs: int) -> int:
 
 def _vectors_of_64_bytes() -> bool:
     # numba compiles for the features of the host unless its own setting names others.
-    if config.CPU_FEATURES is not None:
-        return "+avx512bw" in config.CPU_FEATURES
+    chosen = getattr(config, "CPU_FEATURES", None)
+    if chosen is not None:
+        return "+avx512bw" in chosen
     return bool(binding.get_host_cpu_features().get("avx512bw"))
 
 

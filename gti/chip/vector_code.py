@@ -11,6 +11,9 @@ The transforms are those of Winograd's F(2x2, 3x3) on integers (docs/emulator.md
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
@@ -19,6 +22,10 @@ LANES = 16  # int32 lanes of one vector of accumulators
 POSITIONS = 16  # a transformed 4x4 tile
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+
+
+def _literal_intrinsic(definition: Callable) -> Any:
+    return intrinsic(prefer_literal=True)(definition)
 
 
 def _vector(element: ir.Type, lanes: int) -> ir.VectorType:
@@ -41,7 +48,7 @@ def _offset(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value, times: i
     return builder.add(address, builder.mul(stride, _I64(times))) if times else address
 
 
-@intrinsic(prefer_literal=True)
+@_literal_intrinsic
 def transform_input(typing_context, lanes, source, row, pixel, target, position):
     """Transform a 4x4 patch d of `lanes` channels: B'dB, as int16.
 
@@ -80,72 +87,107 @@ def transform_input(typing_context, lanes, source, row, pixel, target, position)
     return types.none(lanes, *[types.int64] * 5), generate
 
 
-@intrinsic(prefer_literal=True)
+def adds_pairs(triple: str) -> bool:
+    """Return whether processors of the LLVM target `triple` multiply and add 16-bit pairs in one instruction."""
+    return triple.startswith(("x86_64", "i386", "i686"))
+
+
+def _shuffle(builder: ir.IRBuilder, vector: ir.Value, lanes: range | list[int]) -> ir.Value:
+    mask = ir.Constant(_vector(_I32, len(lanes)), list(lanes))
+    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+
+_EVEN, _ODD = range(0, 2 * LANES, 2), range(1, 2 * LANES, 2)
+
+
+class _PairProducts:
+    """Products of channel pairs in the form that becomes vpmaddwd and vpdpwssd: multiply all, add neighbours."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self._builder, self._wide = builder, _vector(_I32, 2 * LANES)
+
+    def filters(self, address: ir.Value) -> ir.Value:
+        return self._builder.sext(_load(self._builder, address, _vector(_I16, 2 * LANES), 2), self._wide)
+
+    def value(self, address: ir.Value) -> ir.Value:
+        pair = _load(self._builder, address, _vector(_I32, 1), 2)
+        pairs = self._builder.bitcast(_shuffle(self._builder, pair, [0] * LANES), _vector(_I16, 2 * LANES))
+        return self._builder.sext(pairs, self._wide)
+
+    def sum(self, filters: ir.Value, value: ir.Value) -> ir.Value:
+        product = self._builder.mul(filters, value)
+        return self._builder.add(_shuffle(self._builder, product, _EVEN), _shuffle(self._builder, product, _ODD))
+
+
+class _HalfProducts:
+    """The same products in the form that becomes smlal of NEON: even channels and odd channels apart."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self._builder, self._lanes = builder, _vector(_I32, LANES)
+
+    def filters(self, address: ir.Value) -> tuple[ir.Value, ir.Value]:
+        pairs = _load(self._builder, address, _vector(_I16, 2 * LANES), 2)
+        even, odd = (self._builder.sext(_shuffle(self._builder, pairs, half), self._lanes) for half in (_EVEN, _ODD))
+        return even, odd
+
+    def value(self, address: ir.Value) -> tuple[ir.Value, ir.Value]:
+        pair = _load(self._builder, address, _vector(_I16, 2), 2)
+        even, odd = (self._builder.sext(_shuffle(self._builder, pair, [half] * LANES), self._lanes) for half in (0, 1))
+        return even, odd
+
+    def sum(self, filters: tuple[ir.Value, ir.Value], value: tuple[ir.Value, ir.Value]) -> ir.Value:
+        even, odd = (self._builder.mul(f, v) for f, v in zip(filters, value, strict=True))
+        return self._builder.add(even, odd)
+
+
+@_literal_intrinsic
 def multiply_panel(typing_context, tiles, vectors, values, stride, filters, pairs, sums):
     """Multiply `tiles` rows of int16 channel pairs with `vectors` * 16 output channels into int32 sums.
 
     `values`: `tiles` rows, `stride` bytes apart, of `pairs` channel pairs; `filters`: [pairs, vectors * 16, 2];
-    `sums`: [tiles, vectors * 16], overwritten. All sums stay in registers; products of a pair are added as the
-    multiply-add instructions of the processor do it (vpdpwssd, vpmaddwd), wrapping modulo 2**32.
+    `sums`: [tiles, vectors * 16], overwritten. All sums stay in registers and wrap modulo 2**32.
     """
     rows, columns = tiles.literal_value, vectors.literal_value
 
     def generate(context, builder, signature, arguments):
         _, _, values, stride, filters, pairs, sums = arguments
-        lane, pair = _vector(_I32, LANES), _vector(_I16, 2 * LANES)
-        wide = _vector(_I32, 2 * LANES)
-        even, odd, first = (
-            ir.Constant(lane, list(range(0, 2 * LANES, 2))),
-            ir.Constant(lane, list(range(1, 2 * LANES, 2))),
-            ir.Constant(lane, [0] * LANES),
-        )
-        undefined_lane, undefined_wide = ir.Constant(lane, ir.Undefined), ir.Constant(wide, ir.Undefined)
+        products = (_PairProducts if adds_pairs(builder.module.triple) else _HalfProducts)(builder)
+        lanes, vector_bytes = _vector(_I32, LANES), 4 * LANES
         starts = [_offset(builder, values, stride, r) for r in range(rows)]
         before = builder.block
         loop = builder.append_basic_block("pairs")
         after = builder.append_basic_block("sums")
         builder.branch(loop)
+
         builder.position_at_end(loop)
         index = builder.phi(_I64)
-        index.add_incoming(_I64(0), before)
-        accumulators = [[builder.phi(lane) for _ in range(columns)] for _ in range(rows)]
-        zero = ir.Constant(lane, [0] * LANES)
-        filter_address = builder.add(filters, builder.mul(index, _I64(columns * LANES * 4)))
+        accumulators = [[builder.phi(lanes) for _ in range(columns)] for _ in range(rows)]
+        filter_address = builder.add(filters, builder.mul(index, _I64(columns * vector_bytes)))
         value_offset = builder.mul(index, _I64(4))
-        weights = [
-            builder.sext(
-                _load(builder, builder.add(filter_address, _I64(c * LANES * 4)), pair, 2),
-                wide,
-            )
-            for c in range(columns)
-        ]
-        following = builder.add(index, _I64(1))
+        taps = [products.filters(builder.add(filter_address, _I64(c * vector_bytes))) for c in range(columns)]
+        totals = []
         for r in range(rows):
-            both = builder.load(_pointer(builder, builder.add(starts[r], value_offset), _I32), align=2)
-            splat = builder.shuffle_vector(builder.insert_element(undefined_lane, both, _I32(0)), undefined_lane, first)
-            broadcast = builder.sext(builder.bitcast(splat, pair), wide)
+            value = products.value(builder.add(starts[r], value_offset))
+            totals.append([builder.add(accumulators[r][c], products.sum(taps[c], value)) for c in range(columns)])
+        following = builder.add(index, _I64(1))
+        index.add_incoming(_I64(0), before)
+        index.add_incoming(following, loop)
+        for r in range(rows):
             for c in range(columns):
-                product = builder.mul(weights[c], broadcast)
-                total = builder.add(
-                    builder.shuffle_vector(product, undefined_wide, even),
-                    builder.shuffle_vector(product, undefined_wide, odd),
-                )
-                phi = accumulators[r][c]
-                phi.add_incoming(zero, before)
-                phi.add_incoming(builder.add(phi, total), builder.block)
-        index.add_incoming(following, builder.block)
+                accumulators[r][c].add_incoming(ir.Constant(lanes, [0] * LANES), before)
+                accumulators[r][c].add_incoming(totals[r][c], loop)
         builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
+
         builder.position_at_end(after)
         for r in range(rows):
             for c in range(columns):
-                value = accumulators[r][c].incomings[1][0]
-                _store(builder, value, builder.add(sums, _I64((r * columns + c) * LANES * 4)), 4)
+                _store(builder, totals[r][c], builder.add(sums, _I64((r * columns + c) * vector_bytes)), 4)
         return context.get_dummy_value()
 
     return types.none(tiles, vectors, *[types.int64] * 5), generate
 
 
-@intrinsic
+@_literal_intrinsic
 def transform_sums(typing_context, sums, position, target, corner):
     """Transform 4x4 sums m of 16 output channels to the 2x2 window A'mA / 4, int32.
 
