@@ -42,3 +42,13 @@ def test_register_tiles(
 )
 def test_targets(triple: str, expected: bool) -> None:
     assert vector_code.adds_pairs(triple) == expected
+
+
+def test_kernels_compile_without_a_place_for_their_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit_without_cache(**options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(kernels_numba, "njit", njit_without_cache)
+    assert kernels_numba._kernel(lambda x: x + 1)(1) == 2
