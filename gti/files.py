@@ -28,10 +28,11 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatEr
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
         raise error(sentence(name, f"cannot be opened ({reason})", fix="check the path and its permissions")) from None
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)  # os.fdopen would refuse a folder in its own words
+        raise error(sentence(name, "is not a regular file", expected="a file", fix="pass a file's path"))
     with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(file.fileno())
-        if not stat.S_ISREG(info.st_mode):
-            raise error(sentence(name, "is not a regular file", expected="a file", fix="pass a file's path"))
         if info.st_size > limit:
             raise error(
                 sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
