@@ -27,6 +27,8 @@ _INT32_MAX = 2**31 - 1
 _TILES = 112
 # Parts of a sublayer per thread: threads that are held up leave their share to the others.
 _PARTS = 4
+# Multiply-adds below which waking other threads takes longer than the work.
+_WORTH_SHARING = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,8 @@ class NumbaEngine:
                 scratch,
             )
 
-        wanted = self._threads * _PARTS if self._threads > 1 else 1
+        work = 9 * len(source) * layer.conv.size**2 * layer.conv.input_channels * layer.conv.output_channels
+        wanted = self._threads * _PARTS if self._threads > 1 and work >= _WORTH_SHARING else 1
         steps = -(-rows // step)
         row_parts = min(steps, wanted)
         block_parts = min(blocks, -(-wanted // row_parts))

@@ -92,12 +92,20 @@ def test_odd_sizes_take_the_wide_path() -> None:
     assert_engines_equal(network, lively_weights(network, 1), images(network, 2, 1))
 
 
+@pytest.fixture
+def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let threads share even the small sublayers of these tests."""
+    monkeypatch.setattr(engine_numba, "_WORTH_SHARING", 0)
+
+
+@pytest.mark.usefixtures("always_share")
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_thread_counts(threads: int) -> None:
     network = Network((layer(28, 3, 64, (8,), pooling=True), layer(14, 64, 128, (9, 9), coef_bits=1)))
     assert_engines_equal(network, lively_weights(network, 8), images(network, 3, 8), threads=threads)
 
 
+@pytest.mark.usefixtures("always_share")
 def test_one_emulator_in_several_threads() -> None:
     network = Network((layer(28, 3, 32, (8,), pooling=True), layer(14, 32, 32, (9,))))
     emulator = Emulator(network, lively_weights(network, 8), engine="numba", threads=2)
