@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -287,10 +288,10 @@ def fit(
         validation = trainer.evaluate(val_data, progress="evaluate" if progress and chief else "")
         report(f"epoch 0 ({start.stage.label}, before training): {validation}")
         metadata = saver.save(metadata, validation)
-    writer = tf.summary.create_file_writer(settings.log_dir) if chief and settings.log_dir else None
     last = start.epoch + settings.num_epochs
     for epoch in range(start.epoch + 1, last + 1):
         seed = epoch_seed(settings.seed, epoch)
+        tf.random.set_seed(seed)  # the global seed takes part in the order of the data
         title = f"epoch {epoch}/{last}" if progress and chief else ""
         try:
             loss, accuracy, steps = trainer.train_epoch(train_data(seed), seed, progress=title)
@@ -300,15 +301,39 @@ def fit(
         metadata = saver.save(replace(metadata, epoch=epoch, step=metadata.step + steps), validation)
         history.append((loss, validation))
         report(f"epoch {epoch}/{last}: training loss {loss:.4f}, accuracy {accuracy:.4f}; validation {validation}")
-        if writer:
-            with writer.as_default(step=epoch):
-                for name, value in (("loss", loss), ("accuracy", accuracy)):
-                    tf.summary.scalar(f"train/{name}", value)
-                for name, value in (("loss", validation.loss), ("accuracy", validation.accuracy)):
-                    tf.summary.scalar(f"validation/{name}", value)
-                tf.summary.scalar("learning_rate", float(trainer.optimizer.learning_rate))
-                writer.flush()
+        if chief and settings.log_dir:
+            write_scalars(
+                settings.log_dir,
+                epoch,
+                {
+                    "train/loss": loss,
+                    "train/accuracy": accuracy,
+                    "validation/loss": validation.loss,
+                    "validation/accuracy": validation.accuracy,
+                    "learning_rate": float(trainer.optimizer.learning_rate),
+                },
+            )
     return Result(saver.prefix, saver.best, metadata, tuple(history))
+
+
+def write_scalars(folder: str | os.PathLike[str], step: int, scalars: Mapping[str, float]) -> None:
+    """Write one event file of scalars for TensorBoard into `folder`; needs no TensorBoard itself.
+
+    Raises UsageError where the folder cannot be written.
+    """
+    value = tf.compat.v1.Summary.Value
+    summary = tf.compat.v1.Summary(value=[value(tag=tag, simple_value=number) for tag, number in scalars.items()])
+    now = time.time()
+    path = Path(folder) / f"events.out.tfevents.{now:017.6f}.{step:06d}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            writer.write(tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+            writer.write(tf.compat.v1.Event(wall_time=now, step=step, summary=summary).SerializeToString())
+    except (OSError, tf.errors.OpError) as problem:
+        raise UsageError(
+            sentence(str(folder), f"cannot be written ({problem})", fix="pass another --log_dir")
+        ) from None
 
 
 class _Saver:
