@@ -98,7 +98,8 @@ def parse_settings(texts: Mapping[str, str], base: Settings = Settings()) -> Set
 
     Raises UsageError for an unknown name or a text of another type.
     """
-    kinds: dict[str, type] = {field.name: type(getattr(base, field.name)) for field in fields(Settings)}
+    defaults = Settings()
+    kinds: dict[str, type] = {field.name: type(getattr(defaults, field.name)) for field in fields(Settings)}
     changes: dict[str, Any] = {}
     for name, text in texts.items():
         if name not in kinds:
