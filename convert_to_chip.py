@@ -17,6 +17,9 @@ from gti import cli, param_parser
 def main() -> None:
     args = param_parser.parse(param_parser.convert_parser())
 
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
     from gti import converter, fusion, restore, stage
     from gti.model import base
 
