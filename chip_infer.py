@@ -28,7 +28,6 @@ def main() -> None:
     import_tensorflow()
     import numpy as np
     import tensorflow as tf
-    from tqdm import tqdm
 
     from gti import converter, data_check, data_utils, restore
     from gti.chip import protocol
@@ -36,6 +35,7 @@ def main() -> None:
     from gti.chip.loaded_model import load_model
     from gti.inference import classify, save_layer_outputs
     from gti.model import base
+    from gti.progress import progress_bar
 
     model_file = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")
     stages = (Stage.FUSED, Stage.QUANT_ACT)
@@ -102,7 +102,7 @@ def main() -> None:
                 print(f"{args.layer_outputs}: maps of the first {index + 1} images")
             forward = tf.function(lambda codes: host(codes, training=False), reduce_retracing=True)
             count = data_check.inspect(args.val_data_dir).count
-            with tqdm(total=min(count, args.num_examples or count), desc="chip", unit="image", mininterval=0.5) as bar:
+            with progress_bar(min(count, args.num_examples or count), "chip", "image") as bar:
                 figures = classify(
                     model,
                     dataset.as_numpy_iterator(),

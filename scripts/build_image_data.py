@@ -21,6 +21,8 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tqdm import tqdm
+
 from gti.cli import run
 from gti.errors import UsageError, sentence
 
@@ -51,11 +53,11 @@ def check(args: argparse.Namespace) -> None:
 
 def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence[str]) -> None:
     """Write the training and validation sets of the classes `names` (index = label) in the sub-folders `folders`."""
-    from tqdm import tqdm
-
     from gti.files import write_atomic
     from gti.image_folders import build, find_images, unlisted_folders
     from gti.labels import labels_text
+    from gti.progress import progress_bar
+    from gti.quiet import import_tensorflow
 
     output = Path(args.output_directory)
     name = output.resolve().name
@@ -77,8 +79,9 @@ def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence
             )
         for extra in unlisted_folders(directory, folders):
             print(f"note: {Path(directory) / extra} is no class of {args.labels_file} and is left out", file=sys.stderr)
+    import_tensorflow()
     for part, _, shards in parts:
-        with tqdm(total=len(found[part]), desc=part, unit="image", mininterval=0.5) as bar:
+        with progress_bar(len(found[part]), part, "image") as bar:
 
             def progress(skipped: str | None, bar: tqdm = bar) -> None:
                 if skipped:

@@ -66,18 +66,20 @@ def main() -> int | None:
     import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
-    from tqdm import tqdm
 
     from gti.files import write_atomic, write_json
     from gti.labels import labels_text
+    from gti.progress import progress_bar
+    from gti.quiet import import_tensorflow
     from gti.tfrecords import ImageRecord, spread, write_shards
 
+    import_tensorflow()
     digits = load_digits()
     train, val = train_test_split(
         np.arange(len(digits.target)), test_size=VALIDATION_SHARE, random_state=args.seed, stratify=digits.target
     )
     output = Path(args.output_directory)
-    with tqdm(total=len(digits.target), desc=NAME, unit="image", mininterval=0.5) as bar:
+    with progress_bar(len(digits.target), NAME, "image") as bar:
 
         def records(chosen):
             for index in chosen:
