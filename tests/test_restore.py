@@ -1,0 +1,148 @@
+"""From a checkpoint and flags to a model: caps from the right place, fusion on the way, and what does not fit."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import small_nets
+
+from gti import checkpoint, files, restore
+from gti.checkpoint import Metadata
+from gti.errors import CheckpointError, UsageError
+from gti.stage import Stage
+
+NETWORK = small_nets.small_network((14, 3, 16, 1, 3, False), (14, 16, 32, 1, 1, True))
+CLASSES = 4
+META = Metadata("digits", "2801", Stage.FLOAT, epoch=1, step=9, classes=CLASSES, image_size=14)
+CAPS = small_nets.some_caps(NETWORK)
+
+
+@pytest.fixture
+def args(tmp_path):
+    nets = tmp_path / "nets"
+    nets.mkdir()
+    small_nets.write_json(NETWORK, nets)
+    return Namespace(
+        net="digits",
+        chip="2801",
+        nets_dir=str(nets),
+        settings_file=str(tmp_path / "caps.json"),
+        image_size=None,
+        classes=None,
+        ten_bit_act=False,
+    )
+
+
+def saved(folder, stage, seed=0, classes=CLASSES, **options):
+    """Save a random checkpoint of a stage; return its prefix and arrays."""
+    nets = folder / f"nets_{stage.label}_{seed}_{classes}"
+    nets.mkdir()
+    if stage >= Stage.QUANT_ACT:
+        options["caps"] = CAPS
+    model = small_nets.build(
+        NETWORK,
+        nets,
+        classes=classes,
+        quant_w=stage >= Stage.QUANT_W,
+        quant_act=stage >= Stage.QUANT_ACT,
+        fuse=stage is Stage.FUSED,
+        **options,
+    )
+    arrays = small_nets.randomise(model, seed, scale=0.3)
+    prefix = folder / checkpoint.file_name("digits", "2801", stage, seed)
+    checkpoint.save(prefix, arrays, replace(META, stage=stage, epoch=seed, classes=classes))
+    return prefix, arrays
+
+
+def opened(path, **options):
+    return restore.open_checkpoint(path, net="digits", chip="2801", **options)
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_every_stage_comes_back_as_it_was(tmp_path, args, stage):
+    prefix, arrays = saved(tmp_path, stage)
+    source = opened(prefix)
+    assert source.stage is stage
+    model = restore.build_model(args, stage, source, CLASSES)
+    restored = small_nets.values(model)
+    assert restored.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(restored[name], value)
+
+
+def test_quant_act_takes_its_caps_from_the_settings_file_and_keeps_them(tmp_path, args):
+    source = opened(saved(tmp_path, Stage.QUANT_W)[0])
+    with pytest.raises(UsageError, match=r"run set_relu_caps\.py --net digits --chip 2801 --quant_w"):
+        restore.build_model(args, Stage.QUANT_ACT, source, CLASSES)
+    files.write_json(args.settings_file, {"relu_caps": {name: 2 * cap for name, cap in CAPS.items()}})
+    model = restore.build_model(args, Stage.QUANT_ACT, source, CLASSES)
+    values = small_nets.values(model)
+    assert {name: float(values[name]) for name in CAPS} == {name: 2 * cap for name, cap in CAPS.items()}
+    # A checkpoint that was trained with caps has its own: the settings file may be of another run by now.
+    later = opened(saved(tmp_path, Stage.QUANT_ACT)[0])
+    values = small_nets.values(restore.build_model(args, Stage.QUANT_ACT, later, CLASSES))
+    assert {name: float(values[name]) for name in CAPS} == CAPS
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_fusing_on_the_way_keeps_the_result(tmp_path, args, monkeypatch, batch_norm):
+    from gti.model import digits
+
+    monkeypatch.setattr(digits, "BATCH_NORM", batch_norm)
+    source = opened(saved(tmp_path, Stage.QUANT_ACT)[0])
+    images = small_nets.images(NETWORK, 6, seed=1)
+    # Quantized weights differ once scales are folded in; without weight quantization the results are equal.
+    before = restore.build_model(args, Stage.QUANT_ACT, source, CLASSES)
+    after = restore.build_model(args, Stage.FUSED, source, CLASSES)
+    for model in (before, after):
+        for convolution in NETWORK.convolutions:
+            model.get_layer(convolution.name).quantize_w = False
+    assert not any("batch_normalization" in name for name in small_nets.values(after))
+    first, second = before(images, training=False).numpy(), after(images, training=False).numpy()
+    # Sums in another order may round a few activations to the next code.
+    scale = np.abs(first).max()
+    assert np.median(np.abs(first - second)) < 1e-5 * scale
+    np.testing.assert_allclose(first, second, atol=0.05 * scale)
+
+
+def test_a_checkpoint_of_the_old_kit_without_metadata_fits_any_stage(tmp_path, args):
+    _, arrays = saved(tmp_path, Stage.QUANT_ACT)
+    source = restore.Source("old", {**arrays, "global_step": np.int64(3)}, None)
+    for stage in Stage:
+        assert restore.build_model(args, stage, source, CLASSES).net == "digits"
+
+
+def test_a_folder_yields_the_preferred_stage_first(tmp_path):
+    for stage in (Stage.QUANT_W, Stage.FLOAT):
+        saved(tmp_path, stage)
+    assert opened(tmp_path).stage is Stage.FLOAT  # the newest
+    assert opened(tmp_path, preferred=Stage.QUANT_W).stage is Stage.QUANT_W
+    assert opened(tmp_path, preferred=Stage.FUSED).stage is Stage.FLOAT
+    with pytest.raises(CheckpointError, match="expected digits-2801, fused, received digits-2801-epoch-0"):
+        opened(tmp_path, stages=(Stage.FUSED,))
+
+
+def test_another_number_of_classes_is_listed_variable_by_variable(tmp_path, args):
+    source = opened(saved(tmp_path, Stage.FLOAT, classes=7)[0])
+    with pytest.raises(CheckpointError) as error:
+        restore.build_model(args, Stage.FLOAT, source, CLASSES)
+    assert "digits/fc/weights has shape [1568, 7], the net's is [1568, 4]" in str(error.value)
+    assert "digits/fc/biases has shape [7], the net's is [4]" in str(error.value)
+
+
+def test_classes_come_from_the_checkpoint_the_flag_or_the_label_file(tmp_path, args):
+    source = restore.Source("a", {}, META)
+    assert restore.number_of_classes(args, source, None) == CLASSES
+    args.classes = 9
+    assert restore.number_of_classes(args, None, None) == 9
+    with pytest.raises(CheckpointError, match="expected --classes 4, received --classes 9"):
+        restore.number_of_classes(args, source, None)
+    args.classes = None
+    (tmp_path / "flowers" / "train").mkdir(parents=True)
+    with pytest.raises(UsageError, match="--classes"):
+        restore.number_of_classes(args, None, tmp_path / "flowers" / "train")
+    (tmp_path / "flowers_labels.txt").write_text("1 rose\n2 tulip\n")
+    assert restore.number_of_classes(args, None, tmp_path / "flowers" / "train") == 3
