@@ -58,7 +58,11 @@ class GtiModel:
         self._model: LoadedModel = load_model(Path(path))
         self.mode = protocol.parse_mode(self._model.mode if mode is None else mode)
         self._settings = settings
-        self._open(device, transport, backend)
+        try:
+            self._open(device, transport, backend)
+        except BaseException:
+            self.release()
+            raise
 
     # Opening
 
@@ -98,11 +102,7 @@ class GtiModel:
     def _attach_usb(self, info: DeviceInfo, backend: Any) -> None:
         settings = self._settings or Settings()
         self._lock = devices.lock_for(info)
-        try:
-            self._attach(devices.usb_transport(info, settings, backend), settings, info.name)
-        except BaseException:
-            self.release()
-            raise
+        self._attach(devices.usb_transport(info, settings, backend), settings, info.name)
 
     def _attach_virtual(self, kind: str, reason: str) -> None:
         settings = self._settings or VIRTUAL_SETTINGS

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from golden import captures
-from sticks import dat_bytes, images, stick, tiny_network
+from sticks import dat_bytes, images, lively_weights, stick, tiny_network
 
 from gti.chip import devices, eusb, eusb_disks, scsi_sg, usb_bus
+from gti.chip.driver import GtiModel
+from gti.chip.emulator import Emulator
 from gti.chip.eusb_disks import SgNode
 from gti.chip.link import Link
 from gti.chip.protocol import EUSB
@@ -276,6 +278,25 @@ def test_unknown_stick_is_named_with_those_that_are_there():
     transport, lock = devices.eusb_transport("VIRTUAL0001", Settings(), backend)
     lock.release()
     assert transport.description == "eUSB serial VIRTUAL0001"
+
+
+def test_the_driver_opens_a_named_stick_and_frees_a_refused_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(eusb_disks, "blocks_of_usb", lambda location: ())
+    network = tiny_network()
+    path = tmp_path / "tiny.dat"
+    path.write_bytes(dat_bytes(network))
+    settings = VIRTUAL_SETTINGS
+    reader = VirtualStorage(VirtualChip(EUSB), "7", product_name="STORAGE DEVICE")
+    for _ in range(2):  # the second time, the lock of the first must not stand in the way
+        with pytest.raises(DeviceError, match="does not call itself a GTI stick"):
+            GtiModel(path, "eusb:7", backend=backend_with(reader), settings=settings)
+    backend = backend_with(VirtualStorage(VirtualChip(EUSB), "7"))
+    image = images(network, 1)[0]
+    with GtiModel(path, "eusb:7", backend=backend, settings=settings) as model:
+        expected = Emulator(network, lively_weights(network, 1)).output(image[None])[0]
+        assert (model.evaluate(image)[0].transpose(2, 0, 1) == expected).all()
+        assert model.device_description == "eUSB serial 7"
 
 
 def test_sense_in_words():
