@@ -351,3 +351,10 @@ def test_any_value_of_any_key_gives_a_network_or_a_sentence(data: st.DataObject)
     assert again == found
     assert bool(sentences) == (found is None)
     assert all(c.isprintable() or c == "\n" for c in sentences)
+
+
+def test_every_rule_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "dat_format.md").read_text()
+    rules = text.split("## 6. Rules")[1].split("## 7.")[0]
+    named = {name for row in rules.split("\n| ")[1:] for name in row.split(" |")[0].split(", ")}
+    assert {case[1] for case in REJECTED} <= named
