@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 from gti.chip import ft60x, protocol, usb_bus
@@ -108,17 +109,28 @@ def virtual_backend(kind: str = "ft601", count: int = 1, plans: Any = None, **ch
     return VirtualBackend(sticks, plans)
 
 
-def transport_on(backend: Any, kind: str, settings: Settings, index: int = 0) -> Transport:
-    """Return the transport of stick `index` of a backend that holds sticks of one kind in software."""
+def transport_on(backend: Any, kind: str, settings: Settings, key: str = "") -> Transport:
+    """Return the transport of the stick `key` (serial or index) of a backend that holds no real sticks.
+
+    `kind` "eusb" is a mass-storage stick, any other one of the bridges.
+    """
     from gti.chip import eusb, scsi_bulk
 
     if kind == "eusb":
-        info = usb_bus.list_devices(usb_bus.EUSB_IDS, backend)[index]
+        info = select(usb_bus.list_devices(usb_bus.EUSB_IDS, backend), key)
         return eusb.Eusb(scsi_bulk.BulkChannel(info, settings, backend), settings)
-    return usb_transport(list_sticks(backend)[index], settings, backend)
+    return usb_transport(find_stick(key, backend), settings, backend)
 
 
-def virtual_transport(selection: Selection, settings: Settings | None = None, **chip_options: Any) -> Transport:
-    """Return the transport of a new stick in software; `selection.key` is its kind, "" for ft601."""
+def virtual_transport(
+    selection: Selection,
+    settings: Settings | None = None,
+    wrap: Callable[[Any], Any] = lambda backend: backend,
+    **chip_options: Any,
+) -> Transport:
+    """Return the transport of a new stick in software; `selection.key` is its kind, "" for ft601.
+
+    `wrap` may put something around the pyusb backend, such as a recorder.
+    """
     kind = selection.key.lower() or "ft601"
-    return transport_on(virtual_backend(kind, **chip_options), kind, settings or VIRTUAL_SETTINGS)
+    return transport_on(wrap(virtual_backend(kind, **chip_options)), kind, settings or VIRTUAL_SETTINGS)

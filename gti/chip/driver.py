@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,10 @@ from gti.chip.loaded_model import LoadedModel, load_model
 from gti.chip.lock import DeviceLock
 from gti.chip.spec import MAX_CODE, MAX_CODE_TEN_BIT
 from gti.chip.transport import VIRTUAL_SETTINGS, DeviceInfo, Selection, Settings, TransferError, Transport, parse_device
-from gti.errors import DeviceError, GtiError, UsageError, sentence
+from gti.errors import DeviceError, FormatError, GtiError, UsageError, sentence
+
+if TYPE_CHECKING:
+    from gti.chip.trace import RecordingBackend
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class GtiModel:
     answers a frame, else the stick in software, and `device_description` says which and why. `mode`: a read-out mode,
     name or number; default that of the file. `settings`: what is assumed about the stick (docs/device.md).
     `transport`: one that is already made, in place of `device`; `backend`: a pyusb backend in place of libusb.
+    `record`: a file for every USB transfer of the session; the device `replay:FILE` plays it back.
 
     Raises FormatError for the file, UsageError for wrong arguments, DeviceError when there is no stick.
     """
@@ -51,13 +56,16 @@ class GtiModel:
         settings: Settings | None = None,
         transport: Transport | None = None,
         backend: Any = None,
+        record: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._recorder: RecordingBackend | None = None
         self._lock: DeviceLock | None = None
         self._link: Link | None = None
         self._warned: set[str] = set()
         self._model: LoadedModel = load_model(Path(path))
         self.mode = protocol.parse_mode(self._model.mode if mode is None else mode)
         self._settings = settings
+        self._record = record
         try:
             self._open(device, transport, backend)
         except BaseException:
@@ -70,16 +78,43 @@ class GtiModel:
         selection = parse_device(device)
         if transport is not None:
             self._attach(transport, self._settings or Settings(), transport.description)
+        elif selection.kind == "replay":
+            self._attach_replay(selection.key)
         elif selection.kind == "virtual":
             self._attach_virtual(selection.key, "")
         elif selection.kind == "eusb":
             settings = self._model.eusb_settings(self._settings or Settings())
+            backend = self._recorded(backend, device, settings)
             chosen, self._lock = devices.eusb_transport(selection.key, settings, backend)
             self._attach(chosen, settings, chosen.description)
         elif selection.kind == "usb":
             self._attach_usb(devices.find_stick(selection.key or self._model.device_key, backend), backend)
         else:
             self._attach_any(backend)
+
+    def _recorded(self, backend: Any, device: str, settings: Settings) -> Any:
+        """Return `backend`, with a recorder around it where one is asked for."""
+        if self._record is None:
+            return backend
+        from gti.chip.trace import RecordingBackend
+        from gti.chip.usb_bus import libusb
+
+        session = {"device": device, "settings": asdict(settings)}
+        self._recorder = RecordingBackend(libusb() if backend is None else backend, self._record, session)
+        return self._recorder
+
+    def _attach_replay(self, path: str) -> None:
+        from gti.chip.trace import ReplayBackend
+
+        replay = ReplayBackend(path)
+        try:
+            settings = Settings(**replay.session["settings"])
+            selection = parse_device(replay.session["device"])
+        except (KeyError, TypeError, AttributeError, UsageError):
+            raise FormatError(sentence(path, "is a recording of another version of the kit")) from None
+        kind = "eusb" if selection.kind == "eusb" or selection.key == "eusb" else "usb"
+        transport = devices.transport_on(replay, kind, settings, "" if selection.kind == "virtual" else selection.key)
+        self._attach(transport, settings, f"replay of {transport.description} from {path}")
 
     def _attach_any(self, backend: Any) -> None:
         reasons = []
@@ -102,6 +137,10 @@ class GtiModel:
     def _attach_usb(self, info: DeviceInfo, backend: Any) -> None:
         settings = self._settings or Settings()
         self._lock = devices.lock_for(info)
+        key = info.serial or str(info.index)
+        if self._record is not None:
+            backend = self._recorded(backend, f"usb:{key}", settings)
+            info = devices.find_stick(key, backend)  # once more, so that the recording begins with the list
         self._attach(devices.usb_transport(info, settings, backend), settings, info.name)
 
     def _attach_virtual(self, kind: str, reason: str) -> None:
@@ -109,7 +148,12 @@ class GtiModel:
         description = f"virtual stick (emulator, {devices.emulator_engine()})"
         if reason:
             description += f", because: {reason}"
-        self._attach(devices.virtual_transport(Selection("virtual", kind), settings), settings, description)
+        transport = devices.virtual_transport(
+            Selection("virtual", kind),
+            settings,
+            lambda backend: self._recorded(backend, f"virtual:{kind or 'ft601'}", settings),
+        )
+        self._attach(transport, settings, description)
 
     def _attach(self, transport: Transport, settings: Settings, description: str) -> None:
         if self._model.ten_bit and not settings.ten_bit_layout:
@@ -290,6 +334,9 @@ class GtiModel:
         if self._link is not None:
             self._link.close()
             self._link = None
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -183,8 +183,8 @@ class DeviceInfo:
 class Selection:
     """What `--device` asks for."""
 
-    kind: str  # "auto", "usb", "virtual" or "eusb"
-    key: str = ""  # serial, index, or for eusb a node; for virtual the kind of stick
+    kind: str  # "auto", "usb", "virtual", "eusb" or "replay"
+    key: str = ""  # serial, index, or for eusb a node; for virtual the kind of stick; for replay the file
 
 
 VIRTUAL_KINDS = ("ft601", "ft600", "eusb")
@@ -193,11 +193,12 @@ VIRTUAL_KINDS = ("ft601", "ft600", "eusb")
 def parse_device(text: str) -> Selection:
     """Return what a `--device` text selects: auto | usb | usb:<serial or index> | virtual | eusb:<serial or sg node>.
 
-    `virtual:ft600` and `virtual:eusb` are sticks in software of the other kinds. Raises UsageError.
+    `virtual:ft600` and `virtual:eusb` are sticks in software of the other kinds, `replay:FILE` is a recorded session.
+    Raises UsageError.
     """
     kind, colon, key = text.strip().partition(":")
     kind = kind.lower()
-    good = kind in ("auto", "usb", "virtual", "eusb") and (bool(key) == bool(colon))
+    good = kind in ("auto", "usb", "virtual", "eusb", "replay") and (bool(key) == bool(colon))
     if kind == "auto" and key:
         good = False
     if kind == "virtual" and key and key.lower() not in VIRTUAL_KINDS:
@@ -207,10 +208,12 @@ def parse_device(text: str) -> Selection:
             sentence(
                 "--device",
                 "is not understood",
-                expected="auto, usb, usb:<serial or index>, virtual[:ft600 or eusb] or eusb:<serial or sg node>",
+                expected="auto, usb, usb:<serial or index>, virtual[:ft600, :eusb], eusb:<serial or node>, replay:FILE",
                 received=text,
             )
         )
+    if kind == "replay" and not key:
+        raise UsageError(sentence("--device replay", "names no recording", expected="replay:FILE"))
     if kind == "eusb" and not key:
         raise UsageError(
             sentence(

@@ -1,0 +1,223 @@
+"""Sessions with a stick, recorded to a file and replayed from it: a bug report carries its stick.
+
+A recorder wraps a pyusb backend and writes down every call with its answer; a replay is a backend that expects the same
+calls and gives the same answers. The file is gzip'd text, one JSON object a line: first what the session was, then the
+calls. It holds the images that were sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import json
+import os
+import re
+import zlib
+from types import SimpleNamespace
+from typing import Any
+
+from gti import files
+from gti.errors import DeviceError, FormatError, UsageError, sentence
+
+FORMAT = "gti-usb-trace 1"
+MAX_FILE_BYTES = 1 << 30
+MAX_TEXT_BYTES = 1 << 32
+# The interface of pyusb's backends.
+_METHODS = frozenset(
+    [
+        "enumerate_devices",
+        "get_parent",
+        "get_device_descriptor",
+        "get_configuration_descriptor",
+        "get_interface_descriptor",
+        "get_endpoint_descriptor",
+        "open_device",
+        "close_device",
+        "set_configuration",
+        "get_configuration",
+        "set_interface_altsetting",
+        "claim_interface",
+        "release_interface",
+        "bulk_write",
+        "bulk_read",
+        "intr_write",
+        "intr_read",
+        "iso_write",
+        "iso_read",
+        "ctrl_transfer",
+        "clear_halt",
+        "reset_device",
+        "is_kernel_driver_active",
+        "detach_kernel_driver",
+        "attach_kernel_driver",
+    ]
+)
+# Fields of USB descriptors are named for their type: bLength, wTotalLength, idVendor, bcdUSB, bmAttributes, iProduct.
+_FIELD = re.compile(r"(b|w|i|bm|id|bcd)[A-Z]\w*")
+_WRITES = ("bulk_write", "intr_write", "iso_write")
+_READS = ("bulk_read", "intr_read", "iso_read")
+_FAREWELLS = ("release_interface", "close_device", "attach_kernel_driver")
+_TIMED = (*_WRITES, *_READS, "ctrl_transfer")  # their last argument is a time-out, and the one before it a buffer
+
+
+def _is_read(name: str, args: tuple[Any, ...]) -> bool:
+    return name in _READS or (name == "ctrl_transfer" and bool(args[1] & 0x80))
+
+
+def _described(value: Any) -> dict[str, Any]:
+    """Return the numbers of a descriptor, whatever class it is of."""
+    names = [name for name in dir(value) if _FIELD.fullmatch(name)]
+    names += ["address", "bus", "port_number", "port_numbers", "speed"]
+    found = {name: getattr(value, name, None) for name in names}
+    return {name: list(one) if isinstance(one, (tuple, list)) else one for name, one in found.items()}
+
+
+class RecordingBackend:
+    """A pyusb backend that passes every call on to `inner` and writes it down; `session` describes what is recorded."""
+
+    def __init__(self, inner: Any, path: str | os.PathLike[str], session: dict[str, Any]) -> None:
+        self._inner = inner
+        self._names: dict[int, tuple[str, Any]] = {}  # by identity; the object is kept, so that its id stays its own
+        try:
+            self._file = gzip.open(path, "wt", encoding="ascii", compresslevel=3)  # noqa: SIM115  (open until close)
+        except OSError as problem:
+            raise UsageError(sentence(os.fspath(path), f"cannot be written ({problem.strerror})")) from None
+        self._write({"format": FORMAT, **session})
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _METHODS:
+            raise AttributeError(name)
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        entry: dict[str, Any] = {"call": name, "args": self._plain(name, args)}
+        try:
+            result = getattr(self._inner, name)(*args)
+            if name == "enumerate_devices":
+                result = list(result)
+        except Exception as error:
+            entry["error"] = [type(error).__name__, getattr(error, "errno", None), str(error)]
+            raise
+        else:
+            entry["result"] = self._answer(name, args, result)
+        finally:
+            self._write(entry)
+        return result
+
+    def _plain(self, name: str, args: tuple[Any, ...]) -> list[Any]:
+        plain = [arg if isinstance(arg, int) else self._named(arg) for arg in args[: -2 if name in _TIMED else None]]
+        if name in _TIMED:
+            buffer = args[-2]
+            plain.append(len(buffer) if _is_read(name, args) else base64.b64encode(bytes(buffer)).decode())
+        return plain
+
+    def _answer(self, name: str, args: tuple[Any, ...], result: Any) -> Any:
+        if name == "enumerate_devices":
+            return [self._named(device) for device in result]
+        if name.endswith("_descriptor"):
+            return _described(result)
+        if _is_read(name, args):
+            return base64.b64encode(bytes(args[-2][:result])).decode()
+        return result if result is None or isinstance(result, int) else self._named(result)
+
+    def _named(self, value: Any) -> str:
+        return self._names.setdefault(id(value), (f"#{len(self._names)}", value))[0]
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if not self._file.closed:
+            self._file.write(json.dumps(entry) + "\n")
+
+    def close(self) -> None:
+        """Finish the file; calls after this are passed on only."""
+        self._file.close()
+
+
+def load(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the lines of a recording, the description of the session first; a broken end is left out.
+
+    Raises FormatError when it is none.
+    """
+    name = os.fspath(path)
+    raw = files.read_bytes(path, limit=MAX_FILE_BYTES)
+    try:
+        text = zlib.decompressobj(wbits=31).decompress(raw, MAX_TEXT_BYTES)
+        # A process that was killed leaves half a line.
+        lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+    except (zlib.error, ValueError, RecursionError):
+        lines = []
+    if not lines or not all(isinstance(line, dict) for line in lines) or lines[0].get("format") != FORMAT:
+        raise FormatError(sentence(name, "is no recording of a USB session", expected=f"gzip'd text, {FORMAT}"))
+    return lines
+
+
+class ReplayBackend:
+    """A pyusb backend that plays a recording back; raises DeviceError where the caller does something else."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._name = os.fspath(path)
+        self.session, *self._entries = load(path)
+        self._position = 0
+        self._lost = False  # after a difference, nothing is known any more but how to say goodbye
+
+    @property
+    def finished(self) -> bool:
+        """Whether every recorded call was made."""
+        return self._position == len(self._entries)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _METHODS:
+            raise AttributeError(name)
+        return functools.partial(self._call, name)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        made = list(args[:-2] if name in _TIMED else args)
+        if name in _TIMED:
+            buffer = args[-2]
+            made.append(len(buffer) if _is_read(name, args) else base64.b64encode(bytes(buffer)).decode())
+        if self._lost and name in _FAREWELLS:
+            return None
+        entry = self._entries[self._position] if not self.finished else {}
+        if entry.get("call") != name or entry.get("args") != made:
+            self._lost = True
+            raise DeviceError(
+                sentence(
+                    self._name,
+                    f"the session differs from the recording at call {self._position + 1}",
+                    expected=_short(entry.get("call"), entry.get("args")) if entry else "the end",
+                    received=_short(name, made),
+                    fix="replay it with the model, images and version of the kit that it was recorded with",
+                )
+            )
+        self._position += 1
+        if "error" in entry:
+            raise _error(*entry["error"])
+        return self._result(name, args, entry.get("result"))
+
+    def _result(self, name: str, args: tuple[Any, ...], result: Any) -> Any:
+        try:
+            if name.endswith("_descriptor"):
+                ports = result.get("port_numbers")
+                return SimpleNamespace(
+                    **{**result, "port_numbers": tuple(ports) if ports else None}, extra_descriptors=[]
+                )
+            if _is_read(name, args):
+                data = base64.b64decode(result, validate=True)
+                memoryview(args[-2]).cast("B")[: len(data)] = data
+                return len(data)
+        except (AttributeError, TypeError, ValueError):
+            raise FormatError(sentence(self._name, f"call {self._position} of the recording is damaged")) from None
+        return result
+
+
+def _short(name: object, args: object) -> str:
+    return f"{name} {args}"[:80]
+
+
+def _error(kind: str, code: int | None, text: str) -> Exception:
+    import usb.core
+
+    kinds = {"USBTimeoutError": usb.core.USBTimeoutError, "USBError": usb.core.USBError}
+    if kind in kinds:
+        return kinds[kind](text, None, code)
+    return {"IndexError": IndexError, "NotImplementedError": NotImplementedError}.get(kind, DeviceError)(text)
