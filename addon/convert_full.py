@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import keras
 
 LABELS_RETURNED = 5
+FC_SCALEDOWN = 3  # the FC read-out delivers 8-bit values, codes * 8 (docs/usb_protocol.md, section 7)
 
 
 def parser() -> param_parser.Parser:
@@ -105,9 +106,12 @@ def full_model(
     """
     from gti import converter
     from gti.chip.model_file import compose
+    from gti.chip.protocol import Mode
 
     data = {f"{stem}.dat": dat}
-    converter.chip_layer(chip_json, f"{stem}_model.json")["data file"] = f"{stem}.dat"
+    chip = converter.chip_layer(chip_json, f"{stem}_model.json")
+    # Host layers take codes 0..31 of the FC read-out, whatever the template says about other uses.
+    chip |= {"data file": f"{stem}.dat", "mode": int(Mode.FC), "output scaledown": FC_SCALEDOWN, "output type": "float"}
     layers = list(chip_json["layer"])
     for entry, blob in host:
         if blob is not None:
@@ -143,13 +147,13 @@ def main() -> None:
             sentence("--labels_file", f"there is no label file of data/{args.net}", fix="pass --labels_file FILE")
         )
     names = read_labels(labels_file)
-    args.classes = args.classes or (source.metadata.classes if source.metadata else len(names))
-    if args.classes != len(names):
+    classes = source.metadata.classes if source.metadata else len(names)
+    if classes != len(names):
         raise UsageError(
             sentence(
                 str(labels_file),
                 "does not fit the checkpoint",
-                expected=f"{args.classes} classes, background included",
+                expected=f"{classes} classes, background included",
                 received=len(names),
                 fix="pass the label file that the network was trained with",
             )
@@ -170,7 +174,7 @@ def main() -> None:
     model = base.build(
         args.net,
         chip=args.chip,
-        classes=args.classes,
+        classes=classes,
         image_size=image_size,
         quant_w=True,
         quant_act=True,

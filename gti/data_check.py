@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -113,8 +114,17 @@ def _check_classes(found: Inspection, classes: int | None, training: bool) -> No
 
 
 def _inspect_shards(folder: Path, shards: Sequence[Path]) -> Inspection:
-    total = sum(path.stat().st_size for path in shards)
-    complete = total <= FULL_CHECK_BYTES
+    stats = [path.stat() for path in shards]
+    states = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(shards, stats, strict=True))
+    return _inspect_states(str(folder), states, FULL_CHECK_BYTES)
+
+
+@lru_cache(maxsize=64)
+def _inspect_states(folder: str, states: tuple[tuple[str, int, int], ...], full_check_bytes: int) -> Inspection:
+    # Remembered as long as no file changes: training loads the same set anew in every epoch.
+    shards = [Path(name) for name, _, _ in states]
+    total = sum(size for _, size, _ in states)
+    complete = total <= full_check_bytes
     count, low, high = 0, None, None
     for path in shards:
         records = tfrecords.count_records(path)
@@ -128,7 +138,7 @@ def _inspect_shards(folder: Path, shards: Sequence[Path]) -> Inspection:
                 str(folder), "holds no images", received=f"{len(shards)} empty shards", fix="build the records again"
             )
         )
-    return Inspection(str(folder), tuple(map(str, shards)), count, low, high, complete, total // max(count, 1))
+    return Inspection(folder, tuple(map(str, shards)), count, low, high, complete, total // max(count, 1))
 
 
 def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
