@@ -73,7 +73,7 @@ def bus(key: str, backend: Any = None) -> Iterator[Finding]:
         for other in others:
             yield (
                 False,
-                f"{other.idVendor:04x}:{other.idProduct:04x} has the vendor id of the dongle's bridge, but is another product",
+                f"0403:{other.idProduct:04x} has the vendor id of the dongle's bridge, but is another product",
                 "plug the GTI dongle in: 0403:601e or 0403:601f",
             )
         if any(True for _ in usb_bus.list_devices(usb_bus.EUSB_IDS, chosen)):

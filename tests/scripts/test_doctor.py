@@ -1,0 +1,106 @@
+"""scripts/doctor.py: what it finds on buses with one thing wrong each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gti.chip import devices, protocol
+from gti.chip.transport import VIRTUAL_SETTINGS
+from gti.chip.virtual import VirtualBackend
+from gti.chip.virtual_bridge import VirtualFt60x
+from gti.chip.virtual_chip import VirtualChip
+from gti.chip.virtual_faults import Fault, FaultPlan
+from scripts import doctor
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = VIRTUAL_SETTINGS.changed(retries=0, read_timeout_ms=1.0)
+
+
+@pytest.fixture(autouse=True)
+def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+def bridge(product: int = 0x601F, **chip: Any) -> VirtualFt60x:
+    return VirtualFt60x(VirtualChip(protocol.FT601, **chip), product)
+
+
+def slow_port() -> VirtualBackend:
+    stick = bridge()
+    stick.speed = 3
+    return VirtualBackend([stick])
+
+
+def other_product() -> VirtualBackend:
+    stick = bridge()
+    stick.product = 0x6001
+    return VirtualBackend([stick])
+
+
+BUSES = [
+    # (bus, exit status 0, words of the findings, words of the fixes)
+    (lambda: VirtualBackend([bridge()]), True, "all 784 codes are right", ""),
+    (slow_port, True, "USB 2 speed", "USB 3 port"),
+    (lambda: VirtualBackend([bridge()], kernel_driver=True), True, "a kernel driver holds interface 0", ""),
+    (lambda: VirtualBackend([]), False, "no FT600 / FT601 dongle", "lsusb"),
+    (other_product, False, "0403:6001 has the vendor id", "0403:601e or 0403:601f"),
+    (lambda: devices.virtual_backend("eusb"), False, "ordinary card reader", "--device eusb:"),
+    (
+        lambda: VirtualBackend([bridge()], [FaultPlan([Fault("claim", 0, "denied")])]),
+        False,
+        "permission denied",
+        "udev",
+    ),
+    (
+        lambda: VirtualBackend([bridge()], [FaultPlan([Fault("claim", 0, "busy")])]),
+        False,
+        "another program",
+        "usb:<serial>",
+    ),
+    (lambda: VirtualBackend([bridge()], [FaultPlan([Fault("read", 1, "timeout", 99)])]), False, "time-out", "unplug"),
+    (lambda: VirtualBackend([bridge(chip_time_ms=0.0)]), False, "codes differ from the emulator", "settle_ms=500"),
+]
+
+
+@pytest.mark.parametrize(("make", "well", "found", "fix"), BUSES)
+def test_findings(make: Any, well: bool, found: str, fix: str):
+    findings = list(doctor.findings("usb", FAST, None, make()))
+    assert findings[-1][0] is well
+    matching = [one for one in findings if found in one[1]]
+    assert matching, findings
+    assert fix in matching[0][2]
+
+
+def test_a_stick_in_use_is_found():
+    backend = VirtualBackend([bridge()])
+    lock = devices.lock_for(devices.list_sticks(backend)[0])
+    findings = list(doctor.findings("usb", FAST, None, backend))
+    lock.release()
+    assert not findings[-1][0]
+    assert "in use by another process" in findings[-1][1]
+
+
+def test_the_known_answer_tells_sticks_apart():
+    _, image, codes = doctor.known_answer()
+    assert image.shape == (14, 14, 3)
+    assert codes.shape == (7, 7, 16)
+    # Lively enough that zeros, saturation or a shifted read cannot pass.
+    assert len(np.unique(codes)) > 20
+    assert 0 < np.count_nonzero(codes == 31) < codes.size / 2
+    assert np.count_nonzero(codes == 0) < codes.size / 2
+
+
+def test_exit_status_and_output():
+    run = [sys.executable, str(ROOT / "scripts" / "doctor.py")]
+    good = subprocess.run([*run, "--device", "virtual:ft600"], capture_output=True, text=True, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    assert good.stdout.startswith("ok    virtual stick")
+    wrong = subprocess.run([*run, "--device", "auto"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1
