@@ -1,0 +1,83 @@
+"""Say, before any training, whether a network fits the chip, what it costs, and what to change where it does not:
+
+    python scripts/check.py --net vgg16
+    python scripts/check.py nets/2801_vgg16_dat.json --fc 4096,4096,1001
+    python scripts/check.py my_model.keras --json check.json
+
+Of a .keras file only the configuration is read: no weights, no code. A JSON or a .keras file needs no TensorFlow; the
+host layers of --net do, and are left out where it is not installed. Exit status: 0 fits, 1 does not fit, 2 a mistake on
+the command line or in a file. docs/check.md says how the figures come about, and how sure they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gti import cli
+from gti.chip.spec import CHIP
+from gti.errors import UsageError, sentence
+from gti.param_parser import Parser, _net_name, count
+
+
+def main() -> int:
+    args = _arguments()
+
+    from gti import feasibility
+
+    if args.net:
+        path = str(Path(args.nets_dir) / f"{CHIP}_{args.net}_dat.json")
+        study = feasibility.of_json(path, units=args.fc)
+        if args.fc is None:
+            study = feasibility.with_host_of_net(study, args.net, args.classes)
+    elif args.file.endswith(".json"):
+        study = feasibility.of_json(args.file, units=args.fc)
+    else:
+        study = feasibility.of_keras(args.file, coef_bits=args.coef_bits, units=args.fc)
+    print(feasibility.text(study))
+    if args.json:
+        from gti import files
+
+        files.write_json(args.json, feasibility.to_json(study))
+    return 0 if study.fits else 1
+
+
+def _arguments() -> Any:
+    parser = Parser("Does a network fit the chip, and what does it cost? Exit status 0: fits, 1: does not, 2: mistake.")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="dat.json or .keras file")
+    parser.add_argument("--net", type=_net_name, help="a net of the kit, in place of FILE")
+    parser.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
+    parser.add_argument(
+        "--coef_bits", type=int, choices=(1, 3), default=3, help="for plain Conv2D layers of a .keras file"
+    )
+    parser.add_argument("--fc", type=_units, metavar="N,N,...", help="outputs of fully connected layers on the host")
+    parser.add_argument("--classes", type=count(2), default=1001, metavar="N", help="with background, for --net")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON too")
+    args = parser.parse_args()
+    if (args.file is None) == (args.net is None):
+        raise UsageError(
+            sentence(
+                "check.py",
+                "needs one network",
+                expected="a file, or --net NAME",
+                received="both" if args.net else "neither",
+                fix="see check.py --help",
+            )
+        )
+    return args
+
+
+def _units(text: str) -> Sequence[int]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers above 0 separated by commas, received {text!r}")
+    return [int(part) for part in parts]
+
+
+if __name__ == "__main__":
+    cli.run(main)
