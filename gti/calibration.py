@@ -26,6 +26,8 @@ from gti.progress import progress_bar
 MAX_KEPT = 1 << 21
 # Values of the first batch that the threshold is estimated from, per layer.
 SAMPLE = 1 << 16
+# Values that are looked at together.
+BLOCK = 64
 # The threshold aims at this many times the values that are needed, and at as many of the sample at least.
 MARGIN = 3
 FEWEST_SAMPLED = 24
@@ -189,27 +191,26 @@ def _by_tails(
     share = 1 - percentile / 100
 
     @tf.function(reduce_retracing=True)
-    def first(images: tf.Tensor) -> tuple[list[tf.Tensor], list[tf.Tensor], list[tf.Tensor]]:
+    def exceeding(images: tf.Tensor, thresholds: tf.Tensor, estimate: tf.Tensor) -> tuple[Any, ...]:
         outputs = forward(images)
-        thresholds = [_threshold(y, share) for y in outputs]
-        return _exceeding(outputs, thresholds), [tf.size(y, tf.int64) for y in outputs], thresholds
-
-    @tf.function(reduce_retracing=True)
-    def further(images: tf.Tensor, thresholds: list[tf.Tensor]) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        outputs = forward(images)
-        return _exceeding(outputs, thresholds), [tf.size(y, tf.int64) for y in outputs]
+        used = [
+            tf.cond(estimate, lambda y=y: _threshold(y, share), lambda i=i: thresholds[i])
+            for i, y in enumerate(outputs)
+        ]
+        kept = [_exceeding(y, threshold) for y, threshold in zip(outputs, used, strict=True)]
+        return kept, [tf.size(y, tf.int64) for y in outputs], used
 
     tails = [_Tail() for _ in range(layers)]
     number = max(int(dataset.cardinality()), 1)
     for images in _images(dataset, "calibrate", progress):
-        if tails[0].count == 0:
-            kept, counts, thresholds = first(images)
-            for tail, threshold, count in zip(tails, thresholds, counts, strict=True):
+        is_first = tails[0].count == 0
+        thresholds = tf.constant([tail.threshold for tail in tails], tf.float32)
+        kept, counts, used = exceeding(images, thresholds, tf.constant(is_first))
+        if is_first:
+            for tail, threshold, count in zip(tails, used, counts, strict=True):
                 # Too long a tail is not collected at all.
                 too_long = MARGIN * share * int(count) * number > MAX_KEPT
                 tail.threshold = math.inf if too_long else float(threshold)
-        else:
-            kept, counts = further(images, [tf.constant(tail.threshold, tf.float32) for tail in tails])
         for tail, values, count in zip(tails, kept, counts, strict=True):
             tail.add(values.numpy(), int(count))
     if tails[0].count == 0:
@@ -228,8 +229,14 @@ def _threshold(y: tf.Tensor, share: float) -> tf.Tensor:
     )
 
 
-def _exceeding(outputs: list[tf.Tensor], thresholds: list[tf.Tensor]) -> list[tf.Tensor]:
-    return [tf.boolean_mask(y, y > threshold) for y, threshold in zip(outputs, thresholds, strict=True)]
+def _exceeding(y: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    # The values above a threshold that few exceed: one look at the largest of each block rules out most of them.
+    threshold = tf.ensure_shape(threshold, [])
+    whole = tf.size(y) // BLOCK * BLOCK
+    blocks = tf.reshape(y[:whole], [-1, BLOCK])
+    candidates = tf.boolean_mask(blocks, tf.reduce_max(blocks, axis=1) > threshold)
+    values = tf.concat([tf.reshape(candidates, [-1]), y[whole:]], 0)
+    return tf.boolean_mask(values, values > threshold)
 
 
 def _by_counting(
