@@ -20,7 +20,7 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import converter, fusion, restore, stage
+    from gti import checkpoint, converter, fusion, restore, stage
     from gti.model import base
 
     if converter.debug_conversion():
@@ -41,7 +41,13 @@ def main() -> None:
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     dat_path, model_path = converter.write_files(
-        conversion, net=args.net, chip=args.chip, nets_dir=args.nets_dir, output_dir=args.output_dir
+        conversion,
+        net=args.net,
+        chip=args.chip,
+        nets_dir=args.nets_dir,
+        output_dir=args.output_dir,
+        stage=source.stage.label if source.stage else "",
+        parent=checkpoint.digest(source.prefix),
     )
     for path in (dat_path, model_path):
         print(f"{path}: {path.stat().st_size:,} bytes")

@@ -134,6 +134,7 @@ def main() -> None:
 
     import_tensorflow()
     from gti import checkpoint, converter, files, fusion, restore, stage
+    from gti.chip import known_answer
     from gti.labels import find_labels, read_labels
     from gti.model import base
     from gti.stage import Stage
@@ -188,9 +189,11 @@ def main() -> None:
     arrays = checkpoint.select(fused, shapes, source.prefix, optional=caps)
     stem = f"{args.chip}_{args.net}"
     chip_json = files.read_json(Path(args.nets_dir) / f"{stem}_model.json")
-    container, data = full_model(
-        chip_json, conversion.dat(), host_entries(model, arrays), names, stem=stem, top=args.top
-    )
+    dat = conversion.dat()
+    chip = converter.chip_layer(chip_json, f"{stem}_model.json")
+    label = source.stage.label if source.stage else ""
+    chip[known_answer.KEY] = conversion.known_answer(dat, label, checkpoint.digest(source.prefix))
+    container, data = full_model(chip_json, dat, host_entries(model, arrays), names, stem=stem, top=args.top)
     output = Path(args.output_dir)
     written = {name: blob for name, blob in data.items() if not name.endswith("_labels.txt")}
     written[f"{stem}_full.model"] = container

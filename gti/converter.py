@@ -5,7 +5,6 @@ The integers come from `gti.quantize`, the functions that training used, so the 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gti import files, fusion
-from gti.chip import dat, model_file
+from gti.chip import dat, known_answer, model_file
 from gti.chip.network import Convolution, ConvolutionWeights, Network
 from gti.errors import FormatError, QuantizationError, sentence
 
@@ -40,6 +39,10 @@ class Conversion:
     def dat(self) -> bytes:
         """Return the .DAT file."""
         return dat.encode(self.network, self.weights)
+
+    def known_answer(self, data: bytes, stage: str = "", parent: str = "") -> dict[str, Any]:
+        """Return what a .MODEL with the .DAT `data` carries to be checked by; see `gti.chip.known_answer`."""
+        return known_answer.make(self.network, self.weights, data, stage=stage, parent=parent).to_entry()
 
 
 def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> Conversion:
@@ -165,12 +168,20 @@ class _Ranges:
 
 
 def write_files(
-    conversion: Conversion, *, net: str, chip: str, nets_dir: str | Path, output_dir: str | Path
+    conversion: Conversion,
+    *,
+    net: str,
+    chip: str,
+    nets_dir: str | Path,
+    output_dir: str | Path,
+    stage: str = "",
+    parent: str = "",
 ) -> tuple[Path, Path]:
     """Write `<chip>_<net>.dat`, `.model` and the updated JSON pair to `output_dir`; return the paths of the first two.
 
     The JSON templates come from `nets_dir`; "scaling" of the first and "data file" of the chip's layer in the second
-    are set, everything else in them is kept. Each file is replaced as a whole, after all of them could be made.
+    are set, everything else in them is kept. The .MODEL carries a known answer, which names the `stage` and the digest
+    `parent` of the checkpoint. Each file is replaced as a whole, after all of them could be made.
     Raises FormatError for templates that cannot serve, and UsageError where the folder cannot be written.
     """
     stem = f"{chip}_{net}"
@@ -179,17 +190,18 @@ def write_files(
         entry["scaling"] = list(layer.scaling)
     template = Path(nets_dir) / f"{stem}_model.json"
     model_json = files.read_json(template)
-    chip_layer(model_json, str(template))["data file"] = f"{stem}.dat"
+    layer = chip_layer(model_json, str(template))
+    layer["data file"] = f"{stem}.dat"
     dat_bytes = conversion.dat()
-    model_bytes = model_file.compose(
-        (json.dumps(model_json, indent=2, ensure_ascii=False) + "\n").encode(), {f"{stem}.dat": dat_bytes}
-    )
+    model_json_bytes = files.json_bytes(model_json)
+    layer[known_answer.KEY] = conversion.known_answer(dat_bytes, stage, parent)
+    model_bytes = model_file.compose(files.json_bytes(model_json), {f"{stem}.dat": dat_bytes})
     output = Path(output_dir)
     dat_path, model_path = output / f"{stem}.dat", output / f"{stem}.model"
     files.write_atomic(dat_path, dat_bytes)
     files.write_atomic(model_path, model_bytes)
     files.write_json(output / f"{stem}_dat.json", network_json)
-    files.write_json(output / f"{stem}_model.json", model_json)
+    files.write_atomic(output / f"{stem}_model.json", model_json_bytes)
     return dat_path, model_path
 
 

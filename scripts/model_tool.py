@@ -6,10 +6,12 @@
     python scripts/model_tool.py build parts again.model
     python scripts/model_tool.py diff nets/2801_digits.model again.model
     python scripts/model_tool.py run nets/2801_digits.model --image 7.png --mode learn --out maps.npz
+    python scripts/model_tool.py verify nets/2801_digits.model --device auto
 
 The content tells .DAT and .MODEL apart, not the name. extract writes dat.json and weights.npz, for a .MODEL also
 network.json and the layers' data; build reads the same folder and gives the same file, byte for byte. run computes
-the codes in the emulator, without a stick. Formats: docs/dat_format.md and docs/model_format.md.
+the codes in the emulator, without a stick. verify checks the known answer that a .MODEL carries, in the emulator or
+on a stick (docs/compare.md); exit status 1 where it is wrong. Formats: docs/dat_format.md and docs/model_format.md.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from gti.errors import UsageError, sentence
 from gti.files import read_bytes, write_atomic
 
 MAX_FILE_BYTES = 1 << 30
+ENGINES = ("auto", "numpy", "numba")
 MODES = ("fc", "learn", "single", "sublast", "lastmajor")
 
 
@@ -69,7 +72,17 @@ def parser() -> argparse.ArgumentParser:
     )
     run_parser.add_argument("--mode", choices=MODES, default="fc", help="which maps to read out (default: fc)")
     run_parser.add_argument("--out", required=True, metavar="OUT.npz", help="map0, map1, ...: codes uint8 [C, H, W]")
-    run_parser.add_argument("--engine", choices=("auto", "numpy", "numba"), default="auto", help="default: auto")
+    run_parser.add_argument("--engine", choices=ENGINES, default="auto", help="default: auto")
+
+    verify = verbs.add_parser("verify", help="check the known answer of a .MODEL; exit status 1 where it is wrong")
+    verify.set_defaults(verb=verify_verb)
+    verify.add_argument("file", metavar="FILE")
+    verify.add_argument(
+        "--device",
+        default="emulator",
+        help="emulator | auto | virtual | usb | usb:<serial or index> (default: emulator)",
+    )
+    verify.add_argument("--engine", choices=ENGINES, default="auto", help="of the emulator (default: auto)")
     return result
 
 
@@ -142,6 +155,31 @@ def run_verb(arguments: argparse.Namespace) -> int:
     for i, codes in enumerate(maps):
         shape = " x ".join(map(str, codes.shape))
         print(f"map{i}: {shape} codes, mean {codes.mean():.3f}, zeros {(codes == 0).mean():.1%}, largest {codes.max()}")
+    return 0
+
+
+def verify_verb(arguments: argparse.Namespace) -> int:
+    """Check the known answer of a .MODEL; exit status 1 where a file, the emulator or a stick gives another."""
+    from gti.chip import known_answer, model_file
+    from gti.chip.model_folder import is_container
+
+    name = arguments.file
+    data = read_bytes(name, limit=MAX_FILE_BYTES)
+    if not is_container(data, name):
+        raise UsageError(sentence(name, "is a .DAT, which has no room for a known answer", expected="a .MODEL"))
+    answer, network_data = known_answer.read(model_file.parse(data, name), name)
+    if arguments.device == "emulator":
+        problems, who = known_answer.check_codes(answer, network_data, name, arguments.engine)
+    else:
+        from gti.chip.driver import GtiModel
+
+        with GtiModel(name, arguments.device) as stick:
+            problems, who = known_answer.check_stick(answer, network_data, stick, name)
+    print(f"{name}: {answer.origin}; checked by {who}")
+    if problems:
+        print("\n".join(["FAILED", *problems]))
+        return 1
+    print("the known answer is right, code for code")
     return 0
 
 
