@@ -25,15 +25,16 @@ from typing import Any
 import numpy as np
 
 from gti import __version__, files
-from gti.errors import CheckpointError, sentence
+from gti.errors import CheckpointError, printable, sentence
 from gti.stage import Stage
 
 METADATA_NAME = "gti/metadata"
 OPTIMIZER_PREFIX = "gti/optimizer/"
 SAVING = ".saving-"
 MAX_METADATA_BYTES = 64 * 1024
+MAX_INDEX_BYTES = 16 * 1024 * 1024
 # Variables that TF 1 savers add: counters and the slots of its optimizers.
-_TF1_EXTRAS = re.compile(r"(^|/)(global_step|Momentum|Adam(_1)?|beta[12]_power|ExponentialMovingAverage)$")
+TF1_EXTRAS = re.compile(r"(^|/)(global_step|Momentum|Adam(_1)?|beta[12]_power|ExponentialMovingAverage)$")
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def read_metadata(prefix: str | os.PathLike[str]) -> Metadata | None:
 
 def digest(prefix: str | os.PathLike[str]) -> str:
     """Return 16 hex digits that name a checkpoint's content: the index holds a checksum of every variable."""
-    data = files.read_bytes(index_path(prefix), limit=files.MAX_JSON_BYTES)
+    data = files.read_bytes(index_path(prefix), limit=MAX_INDEX_BYTES)
     return hashlib.sha256(data).hexdigest()[:16]
 
 
@@ -203,11 +204,11 @@ def select(
             problems.append(f"{name} has shape {list(array.shape)}, the net's is {list(shape)}")
         else:
             result[name] = np.asarray(array, np.float32).reshape(shape)
-    left_over = [n for n in arrays if n not in shapes and n not in optional and not _TF1_EXTRAS.search(n)]
+    left_over = [n for n in arrays if n not in shapes and n not in optional and not TF1_EXTRAS.search(n)]
     problems += [f"{name} is no variable of the net" for name in left_over]
     if problems:
         raise CheckpointError(
-            f"{prefix}: does not fit the net; {len(problems)} variables differ: {'; '.join(problems)}. "
+            f"{printable(str(prefix))}: does not fit the net; {len(problems)} variables differ: {_some(problems)}. "
             "Fix: pass a checkpoint of this net, stage and number of classes."
         )
     _refuse_not_finite(result, str(prefix))
@@ -308,6 +309,12 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _some(problems: Collection[str], most: int = 40) -> str:
+    """Return the first problems as one text; names in them come from a file."""
+    shown = [printable(problem) for problem in list(problems)[:most]]
+    return "; ".join(shown) + (f"; and {len(problems) - most} more" if len(problems) > most else "")
 
 
 def _refuse_not_finite(arrays: Mapping[str, np.ndarray], prefix: str) -> None:
