@@ -51,6 +51,11 @@ def main() -> None:
     )
     for path in (dat_path, model_path):
         print(f"{path}: {path.stat().st_size:,} bytes")
+    if args.report:
+        from gti.report import steps
+
+        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix}
+        print(steps.add_conversion(args.report, conversion, source.arrays, net=args.net, about=about))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def main() -> None:
     }
     files.write_json(path, calibration.settings(ranges, details))
     print(f"{len(ranges)} caps written to {path}")
+    if args.report:
+        from gti.report import steps
+
+        about = {"net": args.net, "chip": args.chip, "calibrated on": source.prefix}
+        caps = {found.variable: found.cap for found in ranges}
+        print(steps.add_calibration(args.report, model, batches(), caps, about))
 
 
 if __name__ == "__main__":

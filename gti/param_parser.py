@@ -101,6 +101,7 @@ def calibration_parser() -> Parser:
     group.add_argument("--percentile", type=number(0, 100, above=True), default=99.99, metavar="P", help="0 < P <= 100")
     group.add_argument("--num_batches", type=count(1), default=5, metavar="N", help="training batches to look at")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of batches")
+    _report(parser)
     return parser
 
 
@@ -115,6 +116,7 @@ def convert_parser() -> Parser:
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the .dat and .model files")
+    _report(parser)
     parser.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the checkpoint's")
     return parser
 
@@ -239,6 +241,10 @@ def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
         group.add_argument("--train_caps", action="store_true", help="train the caps with the weights")
         group.add_argument("--clip_bias", action="store_true", help="keep biases within [-max|W|, max|W|]")
     _sizes(group)
+
+
+def _report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--report", metavar="DIR", help="add this step's figures to the HTML report in this folder")
 
 
 def _sizes(group: argparse._ActionsContainer) -> None:

@@ -47,6 +47,7 @@ class Folders:
     checkpoints: Path
     nets: Path
     reports: Path
+    page: Path  # folder of the HTML report
     data_flags: tuple[str | Path, ...] = ()
     caps_flags: tuple[str | Path, ...] = ()
     nets_flags: tuple[str | Path, ...] = ()
@@ -61,21 +62,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, nargs=4, default=(10, 4, 4, 4), metavar="N", help="of each stage")
     parser.add_argument("--images", type=int, default=100, help="validation images whose codes are compared")
     parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--report", metavar="DIR", help="folder of the HTML report; default: reports/demo")
     parser.add_argument("--work_dir", help="keep everything in this folder instead of data/, checkpoints/, nets/, ...")
     return parser.parse_args()
 
 
-def folders(work_dir: str | None) -> Folders:
-    """Return the folders of the project, or those inside `work_dir` (made if absent, with a copy of the net's JSON)."""
+def folders(work_dir: str | None, page: str | None = None) -> Folders:
+    """Return the folders of the project, or those inside `work_dir` (made if absent, with a copy of the net's JSON).
+
+    `page` is the folder of the HTML report, None for `demo` beside the other reports.
+    """
+    base = Path(work_dir).resolve() if work_dir else ROOT
+    reports = base / "reports"
+    report_folder = Path(page).resolve() if page else reports / "demo"
     if work_dir is None:
-        return Folders(ROOT / "data" / NET, ROOT / "checkpoints" / "demo", ROOT / "nets", ROOT / "reports")
-    base = Path(work_dir).resolve()
+        return Folders(ROOT / "data" / NET, ROOT / "checkpoints" / "demo", ROOT / "nets", reports, report_folder)
     data, nets = base / "data" / NET, base / "nets"
     nets.mkdir(parents=True, exist_ok=True)
     for kind in ("dat", "model"):
         shutil.copy(ROOT / "nets" / f"{CHIP}_{NET}_{kind}.json", nets)
     flags = (("--data_dir", data), ("--settings_file", base / "caps.json"), ("--nets_dir", nets))
-    return Folders(data, base / "checkpoints", nets, base / "reports", *flags)
+    return Folders(data, base / "checkpoints", nets, reports, report_folder, *flags)
 
 
 def run(*words: object) -> None:
@@ -95,7 +102,8 @@ def train(where: Folders, args: argparse.Namespace) -> dict[str, float]:
     accuracies = {}
     for stage, epochs, rate in zip(STAGES, args.epochs, LEARNING_RATES, strict=True):
         if stage == "quant_act":
-            run("set_relu_caps.py", *COMMON, *where.data_flags, *where.caps_flags, "--checkpoint", best, "--quant_w")
+            flags = ("--checkpoint", best, "--quant_w", "--report", where.page)
+            run("set_relu_caps.py", *COMMON, *where.data_flags, *where.caps_flags, *flags)
         run(
             *("train.py", *COMMON, *where.data_flags, *where.caps_flags, "--checkpoint_dir", where.checkpoints),
             *(() if stage == "float" else ("--resume_from", best, *FLAGS[stage])),
@@ -155,6 +163,31 @@ def compare_codes(checkpoint: Path, where: Folders, device: str, images: int) ->
         return compared, equal, stick.device_description
 
 
+def finish_report(checkpoint: Path, where: Folders, report: dict[str, Any]) -> Path:
+    """Add what the commands could not know to the HTML report: accuracies of all stages, sensitivity of each layer.
+
+    Returns the page.
+    """
+    from gti import data_utils, param_parser, restore
+    from gti.report import steps
+    from gti.stage import Stage
+
+    source = restore.open_checkpoint(checkpoint, net=NET, chip=CHIP, stages=(Stage.QUANT_ACT,))
+    flags = [*COMMON, "--checkpoint", source.prefix, *map(str, where.nets_flags), *FLAGS["quant_act"]]
+    args = param_parser.parse(param_parser.eval_parser(), flags)
+    model = restore.build_model(
+        args, Stage.QUANT_ACT, source, restore.number_of_classes(args, source, where.data / "val")
+    )
+    size, _, channels = model.network.input_shape
+    dataset = data_utils.load(where.data / "val", image_size=size, channels=channels, batch_size=64, classes=None)
+    steps.add_sensitivity(where.page, model, dataset, progress=True)
+    facts = {
+        "stick": report["device"],
+        "codes": f"{report['codes_equal']:,} of {report['codes_compared']:,} equal (fused Keras model, stick)",
+    }
+    return steps.add_stages(where.page, {stage: report[stage] for stage in (*STAGES, "chip")}, facts)
+
+
 def table(report: dict) -> str:
     """Return the figures as the table of the README."""
     rows = [("stage", "accuracy")]
@@ -173,7 +206,7 @@ def table(report: dict) -> str:
 def main() -> int:
     args = parse()
     started = time.monotonic()
-    where = folders(args.work_dir)
+    where = folders(args.work_dir, args.report)
     if not (where.data / "val").is_dir():
         run("scripts/make_digits.py", "--output_directory", where.data.parent)
     shutil.rmtree(where.checkpoints, ignore_errors=True)  # the demo begins from nothing
@@ -182,7 +215,17 @@ def main() -> int:
     report: dict[str, Any] = dict(train(where, args))
     best = where.checkpoints / "best"
     output = ("--output_dir", where.nets) if where.nets_flags else ()
-    run("convert_to_chip.py", *COMMON, *where.nets_flags, *output, "--checkpoint", best, "--fuse")
+    run(
+        "convert_to_chip.py",
+        *COMMON,
+        *where.nets_flags,
+        *output,
+        "--checkpoint",
+        best,
+        "--fuse",
+        "--report",
+        where.page,
+    )
     on_chip = where.reports / "demo_chip.json"
     device = ("--device", args.device)
     run(
@@ -196,7 +239,8 @@ def main() -> int:
     report |= {"device": name, "codes_compared": compared, "codes_equal": equal}
     report["seconds"] = round(time.monotonic() - started, 1)
     files.write_json(where.reports / "demo.json", report)
-    print(f"\n{table(report)}")
+    page = finish_report(best, where, report)
+    print(f"\n{table(report)}\nreport: {page}")
 
     passed = True
     if report["chip"] < report["float"] - LARGEST_LOSS:

@@ -64,6 +64,8 @@ def test_all_stages_end_in_equal_codes(demo, monkeypatch, tmp_path, capsys):
     ]
     shown = capsys.readouterr().out
     assert demo.table(report) in shown
+    page = (tmp_path / "reports" / "demo" / "index.html").read_text()
+    assert all(f'id="{part}"' in page for part in ("stages", "activations", "weights", "sensitivity", "memory"))
     assert f"{report['codes_equal']:,} of {report['codes_compared']:,} codes equal" in shown
 
 
@@ -86,6 +88,7 @@ def test_exit_status(demo, monkeypatch, tmp_path, changes, expected):
     monkeypatch.setattr(demo, "accuracy", lambda path: figures["chip"])
     compared = (figures["codes_compared"], figures["codes_equal"], "virtual stick")
     monkeypatch.setattr(demo, "compare_codes", lambda *arguments: compared)
+    monkeypatch.setattr(demo, "finish_report", lambda checkpoint, where, report: where.page / "index.html")
     monkeypatch.setattr(sys, "argv", ["demo.py", "--work_dir", str(tmp_path)])
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

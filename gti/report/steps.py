@@ -1,0 +1,72 @@
+"""Parts of the report as the scripts add them: from what a script holds at its end to one part of the page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gti.chip import network as networks
+from gti.report import activations, sensitivity, store, weights
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+
+    from gti.converter import Conversion
+
+Folder = str | os.PathLike[str]
+
+
+def add_calibration(
+    folder: Folder, model: keras.Model, dataset: tf.data.Dataset, caps: Mapping[str, float], about: Mapping[str, str]
+) -> Path:
+    """Add the activations of `model` on the images of `dataset`, against the calibrated `caps`; return the page."""
+    part = activations.measure(model, dataset, caps)
+    return store.add(folder, "activations", part | {"network": networks.to_json(model.network), "about": dict(about)})
+
+
+def add_conversion(
+    folder: Folder,
+    conversion: Conversion,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    net: str,
+    about: Mapping[str, str],
+) -> Path:
+    """Add the integers of a conversion and the values they were made of (`arrays` of the checkpoint).
+
+    Returns the page.
+    """
+    from gti import fusion
+
+    fused = fusion.fuse_chip(conversion.network, arrays, net=net)
+    floats = [
+        (fused[f"{net}/{convolution.name}/filters"], fused[f"{net}/{convolution.name}/biases"])
+        for convolution in conversion.network.convolutions
+    ]
+    part = weights.measure(conversion.network, conversion.weights, floats)
+    return store.add(folder, "weights", part | {"network": networks.to_json(conversion.network), "about": dict(about)})
+
+
+def add_stages(folder: Folder, accuracies: Mapping[str, float], facts: Mapping[str, str]) -> Path:
+    """Add the accuracy of each stage, in the order of the workflow, and `facts` by label; return the page."""
+    rows = [{"stage": stage, "accuracy": accuracy} for stage, accuracy in accuracies.items()]
+    return store.add(folder, "stages", {"accuracies": rows, "facts": dict(facts)})
+
+
+def add_sensitivity(folder: Folder, model: keras.Model, dataset: tf.data.Dataset, *, progress: bool = False) -> Path:
+    """Add the accuracy of a quantized, unfused `model` with one layer at a time left unquantized; return the page."""
+    return store.add(folder, "sensitivity", sensitivity.measure(model, dataset, progress=progress))
+
+
+def add_comparison(folder: Folder, pairs: Sequence[Mapping[str, Any]]) -> Path:
+    """Add the pairs of a comparison; return the page.
+
+    Each has "reference", "tested", "first" (a sentence about the first code that differs, or ""), and "layers" with
+    "layer", "differing" (share of codes), "max", "mean", "cosine", "saturated" and "zeros" (shares).
+    """
+    return store.add(folder, "compare", {"pairs": [dict(pair) for pair in pairs]})
