@@ -190,11 +190,11 @@ def write_files(
         entry["scaling"] = list(layer.scaling)
     template = Path(nets_dir) / f"{stem}_model.json"
     model_json = files.read_json(template)
-    layer = chip_layer(model_json, str(template))
-    layer["data file"] = f"{stem}.dat"
+    on_chip = chip_layer(model_json, str(template))
+    on_chip["data file"] = f"{stem}.dat"
     dat_bytes = conversion.dat()
     model_json_bytes = files.json_bytes(model_json)
-    layer[known_answer.KEY] = conversion.known_answer(dat_bytes, stage, parent)
+    on_chip[known_answer.KEY] = conversion.known_answer(dat_bytes, stage, parent)
     model_bytes = model_file.compose(files.json_bytes(model_json), {f"{stem}.dat": dat_bytes})
     output = Path(output_dir)
     dat_path, model_path = output / f"{stem}.dat", output / f"{stem}.model"

@@ -140,6 +140,46 @@ def infer_parser() -> Parser:
     return parser
 
 
+def compare_parser() -> Parser:
+    """Return the flags of scripts/compare.py."""
+    parser = Parser(
+        "Compare every sublayer from stage to stage: float, quant_w, quant_act, fused, emulator, stick. The last three "
+        "must agree code for code. Exit status 1 where they do not, or a limit is exceeded."
+    )
+    _net(parser)
+    group = parser.add_argument_group("stages")
+    group.add_argument(
+        "--checkpoint_dir",
+        default="checkpoints",
+        metavar="DIR",
+        help="folder whose best checkpoint of a stage is taken",
+    )
+    for stage in Stage:
+        group.add_argument(
+            f"--{stage.label}_checkpoint",
+            metavar="PREFIX",
+            help=f"checkpoint of the stage {stage.label}, or its folder",
+        )
+    group.add_argument("--model_file", metavar="FILE", help=".model or .dat; default: nets/<chip>_<net>.model")
+    group.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | none")
+    group.add_argument(
+        "--recorded", metavar="DIR", help="maps of another run: what chip_infer.py --layer_outputs wrote"
+    )
+    group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
+    _sizes(group)
+    group = parser.add_argument_group("data")
+    _data(group, train=False, val=True)
+    group.set_defaults(val_batch_size=4)
+    group.add_argument("--num_batches", type=count(1), default=2, metavar="N", help="batches to compare")
+    group = parser.add_argument_group("limits, in codes, for each sublayer of the stages that are not exact")
+    group.add_argument("--max_difference", type=number(0), metavar="CODES", help="largest difference; default: any")
+    group.add_argument("--mean_difference", type=number(0), metavar="CODES", help="mean difference; default: any")
+    group.add_argument("--min_cosine", type=number(-1, 1), metavar="C", help="cosine of the codes; default: any")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    _report(parser)
+    return parser
+
+
 def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and complete the command line.
 
