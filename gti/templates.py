@@ -59,7 +59,7 @@ def model_json(network: Network, *, net: str, chip: str) -> dict[str, Any]:
                 "operation": "GTICNN",
                 "data file": f"{chip}_{net}.dat",
                 "data offset": 0,
-                "device": {"chip": chip, "name": "", "type": 0, "emmc delay": 12000},
+                "device": {"chip": chip, "name": None, "type": 0, "emmc delay": 12000},
                 "mode": int(Mode.FC if fc else Mode.SINGLE),
                 "output scaledown": FC_SCALEDOWN if fc else 0,
                 "output width": output_width,

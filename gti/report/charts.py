@@ -52,7 +52,7 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 
 
 def histogram(counts: Sequence[int], top: float, cap: float | None, *, label: str, end: str = "") -> Markup:
-    """Return bars of `counts` over equal bins of 0..`top`, heights logarithmic, with a line at `cap`; `end` labels the axis."""
+    """Return bars of `counts` over equal bins of 0..`top`, heights logarithmic; a line at `cap`, `end` is its label."""
     left, right, base, height = 4.0, WIDTH - 4.0, 112.0, 88.0
     used = max((i + 1 for i, count in enumerate(counts) if count), default=1)
     shown_to = top * used / len(counts)

@@ -1,0 +1,110 @@
+"""scripts/check.py as a user types it: verdict, exit status, figures; without TensorFlow for files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gti import feasibility, files
+from gti.chip import network as networks
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "check.py"
+
+
+def check(*words, code="") -> subprocess.CompletedProcess:
+    start = [SCRIPT] if not code else ["-c", code, SCRIPT]
+    return subprocess.run(
+        [sys.executable, *map(str, start), *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def broken_json(folder: Path) -> Path:
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][0] |= {"image_size": 32, "output_channels": 24}
+    value["layer"][1]["coef_bits"] = 2
+    files.write_json(folder / "broken.json", value)
+    return folder / "broken.json"
+
+
+def test_a_net_that_fits(tmp_path):
+    result = check("nets/2801_vgg16_dat.json", "--fc", "4096,4096,1001", "--json", tmp_path / "out.json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("nets/2801_vgg16_dat.json: fits the GTI 2801.")
+    assert "2.8 TOPS as advertised, not measured" in result.stdout
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert value["fits"]
+    assert value["rows"] == 28576  # docs/dat_format.md section 1
+    assert value["violations"] == value["changes"] == []
+    assert [layer["outputs"] for layer in value["host"]] == [4096, 4096, 1001]
+    assert len(value["sublayers"]) == 13
+
+
+def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp_path):
+    result = check(broken_json(tmp_path), "--json", tmp_path / "out.json")
+    assert result.returncode == 1, result.stderr
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert {violation["rule"] for violation in value["violations"]} == {
+        "image-size",
+        "output-channels",
+        "size-chain",
+        "channel-chain",
+        "coef-bits",
+    }
+    assert all(violation["alternative"] for violation in value["violations"])
+    for violation in value["violations"]:
+        assert violation["sentence"] in result.stdout
+    assert "major 1: image_size 32 -> 28" in result.stdout
+    networks.check(networks.from_json(value["network"], "repaired"))
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "needs one network"),
+        (["nets/2801_digits_dat.json", "--net", "digits"], "needs one network"),
+        (["no_such.json"], "no such file"),
+        (["no_such.keras"], "no such file"),
+        (["nets/2801_digits_dat.json", "--fc", "10,x"], "expected whole numbers above 0"),
+        (["nets/2801_digits_model.json"], 'the key "model" is missing'),
+    ],
+)
+def test_mistakes(words, part):
+    result = check(*words)
+    assert result.returncode == 2
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_files_need_no_tensorflow():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    result = check("nets/2801_digits_dat.json", code=code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_host_layers_of_a_net_without_making_their_weights():
+    study = feasibility.of_json(ROOT / "nets" / "2801_vgg16_dat.json")
+    host = feasibility.with_host_of_net(study, "vgg16", 1001).host
+    assert [(layer.name, layer.inputs, layer.outputs) for layer in host] == [
+        ("fc6", 25088, 4096),
+        ("fc7", 4096, 4096),
+        ("fc8", 4096, 1001),
+    ]
+
+
+def test_open_questions_about_silicon_are_said(tmp_path):
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][1] |= {"pooling": False}
+    files.write_json(tmp_path / "unpooled.json", value)
+    assert "FC read-out (mode 0) needs 7x7" in feasibility.text(feasibility.of_json(tmp_path / "unpooled.json"))
