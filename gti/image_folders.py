@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,12 +92,10 @@ def read_image(source: Source) -> ImageRecord:
 
     try:
         data = source.path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+        image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-        form = image.format
+        form = image.format  # of the file; converted images have none
         image.load()
         as_it_is = (
             form in ("JPEG", "PNG")
