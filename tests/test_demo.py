@@ -61,11 +61,13 @@ def test_all_stages_end_in_equal_codes(demo, monkeypatch, tmp_path, capsys):
         "eval.py",
         "convert_to_chip.py",
         "chip_infer.py",
+        "scripts/compare.py",
     ]
     shown = capsys.readouterr().out
     assert demo.table(report) in shown
     page = (tmp_path / "reports" / "demo" / "index.html").read_text()
-    assert all(f'id="{part}"' in page for part in ("stages", "activations", "weights", "sensitivity", "memory"))
+    parts = ("stages", "activations", "weights", "sensitivity", "compare", "memory")
+    assert all(f'id="{part}"' in page for part in parts)
     assert f"{report['codes_equal']:,} of {report['codes_compared']:,} codes equal" in shown
 
 
