@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gti import __version__, checkpoint, checkpoint_folder
+from gti import __version__, checkpoint, checkpoint_folder, tensorboard
 from gti.checkpoint import Metadata
 from gti.errors import TrainingError, UsageError, sentence
 from gti.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
@@ -302,7 +301,8 @@ def fit(
         history.append((loss, validation))
         report(f"epoch {epoch}/{last}: training loss {loss:.4f}, accuracy {accuracy:.4f}; validation {validation}")
         if chief and settings.log_dir:
-            write_scalars(
+            arrays = trainer.arrays()
+            tensorboard.write(
                 settings.log_dir,
                 epoch,
                 {
@@ -312,28 +312,9 @@ def fit(
                     "validation/accuracy": validation.accuracy,
                     "learning_rate": float(trainer.optimizer.learning_rate),
                 },
+                {name: array for name, array in arrays.items() if name.endswith(("filters", "biases", "weights"))},
             )
     return Result(saver.prefix, saver.best, metadata, tuple(history))
-
-
-def write_scalars(folder: str | os.PathLike[str], step: int, scalars: Mapping[str, float]) -> None:
-    """Write one event file of scalars for TensorBoard into `folder`; needs no TensorBoard itself.
-
-    Raises UsageError where the folder cannot be written.
-    """
-    value = tf.compat.v1.Summary.Value
-    summary = tf.compat.v1.Summary(value=[value(tag=tag, simple_value=number) for tag, number in scalars.items()])
-    now = time.time()
-    path = Path(folder) / f"events.out.tfevents.{now:017.6f}.{step:06d}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            writer.write(tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-            writer.write(tf.compat.v1.Event(wall_time=now, step=step, summary=summary).SerializeToString())
-    except (OSError, tf.errors.OpError) as problem:
-        raise UsageError(
-            sentence(str(folder), f"cannot be written ({problem})", fix="pass another --log_dir")
-        ) from None
 
 
 class _Saver:

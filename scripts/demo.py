@@ -182,8 +182,10 @@ def finish_report(checkpoint: Path, where: Folders, report: dict[str, Any]) -> P
     dataset = data_utils.load(where.data / "val", image_size=size, channels=channels, batch_size=64, classes=None)
     steps.add_sensitivity(where.page, model, dataset, progress=True)
     if report["codes_equal"] == report["codes_compared"]:
-        flags = ("--checkpoint_dir", where.checkpoints, "--num_batches", 1, "--device", "none", "--report", where.page)
-        run("scripts/compare.py", *COMMON, *where.data_flags, *where.caps_flags, *where.nets_flags, *flags)
+        run(
+            *("scripts/compare.py", *COMMON, *where.data_flags, *where.caps_flags, *where.nets_flags),
+            *("--checkpoint_dir", where.checkpoints, "--num_batches", 1, "--device", "none", "--report", where.page),
+        )
     facts = {
         "stick": report["device"],
         "codes": f"{report['codes_equal']:,} of {report['codes_compared']:,} equal (fused Keras model, stick)",

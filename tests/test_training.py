@@ -248,8 +248,9 @@ def test_epoch_seeds_differ_by_epoch_and_seed():
     assert training.epoch_seed(1, 2) == training.epoch_seed(1, 2)
 
 
-def test_scalars_for_tensorboard_are_written(make_trainer, tmp_path):
-    run(make_trainer(), tmp_path / "ck", log_dir=str(tmp_path / "log"))
+def test_scalars_and_histograms_for_tensorboard_are_written(make_trainer, tmp_path):
+    trainer = make_trainer()
+    run(trainer, tmp_path / "ck", log_dir=str(tmp_path / "log"))
     events = [
         (event.step, value.tag)
         for path in sorted((tmp_path / "log").iterdir())
@@ -257,6 +258,8 @@ def test_scalars_for_tensorboard_are_written(make_trainer, tmp_path):
         for value in event.summary.value
     ]
     tags = ["train/loss", "train/accuracy", "validation/loss", "validation/accuracy", "learning_rate"]
+    tags += [name for name in trainer.arrays() if name.endswith(("/filters", "/biases", "/weights"))]
+    assert "digits/conv1_1/filters" in tags
     assert events == [(epoch, tag) for epoch in (1, 2) for tag in tags]
 
 
