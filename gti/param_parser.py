@@ -69,7 +69,7 @@ def train_parser() -> Parser:
     group.add_argument("--weight_decay", type=number(0), default=1e-4, metavar="L2", help="on filters and fc weights")
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
-    group.add_argument("--log_dir", metavar="DIR", help="folder for TensorBoard scalars")
+    group.add_argument("--log_dir", metavar="DIR", help="folder for TensorBoard scalars and histograms")
     return parser
 
 
@@ -250,7 +250,8 @@ def _chip(text: str) -> str:
     return text
 
 
-def _net_name(text: str) -> str:
+def net_name(text: str) -> str:
+    """Return the name of a net as it is; an argument type."""
     if not _NET.fullmatch(text):
         raise argparse.ArgumentTypeError(f"expected a name of letters, digits and _, received {text!r}")
     return text
@@ -258,7 +259,7 @@ def _net_name(text: str) -> str:
 
 def _net(parser: argparse.ArgumentParser, *, caps: bool = True) -> None:
     group = parser.add_argument_group("network")
-    group.add_argument("--net", required=True, type=_net_name, help="model name: gti/model/<net>.py")
+    group.add_argument("--net", required=True, type=net_name, help="model name: gti/model/<net>.py")
     group.add_argument("--chip", required=True, type=_chip, help=f"target chip: {CHIP}")
     group.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
     if caps:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gti import cli
 from gti.chip.spec import CHIP
 from gti.errors import UsageError, sentence
-from gti.param_parser import Parser, _net_name, count
+from gti.param_parser import Parser, count, net_name
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
         path = str(Path(args.nets_dir) / f"{CHIP}_{args.net}_dat.json")
         study = feasibility.of_json(path, units=args.fc)
         if args.fc is None:
-            study = feasibility.with_host_of_net(study, args.net, args.classes)
+            study = feasibility.with_host_of_net(study, args.net, args.classes, args.nets_dir)
     elif args.file.endswith(".json"):
         study = feasibility.of_json(args.file, units=args.fc)
     else:
@@ -50,7 +50,7 @@ def main() -> int:
 def _arguments() -> Any:
     parser = Parser("Does a network fit the chip, and what does it cost? Exit status 0: fits, 1: does not, 2: mistake.")
     parser.add_argument("file", nargs="?", metavar="FILE", help="dat.json or .keras file")
-    parser.add_argument("--net", type=_net_name, help="a net of the kit, in place of FILE")
+    parser.add_argument("--net", type=net_name, help="a net of the kit, in place of FILE")
     parser.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
     parser.add_argument(
         "--coef_bits", type=int, choices=(1, 3), default=3, help="for plain Conv2D layers of a .keras file"

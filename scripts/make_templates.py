@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gti import cli, files
 from gti.chip.spec import CHIP
 from gti.errors import UsageError, sentence
-from gti.param_parser import Parser, _net_name
+from gti.param_parser import Parser, net_name
 
 
 def main() -> None:
     parser = Parser("Write the JSON pair of a network from a Keras model of gti.layers.")
     parser.add_argument("model", metavar="FILE.keras", help="Keras model, saved with model.save")
-    parser.add_argument("--net", required=True, type=_net_name, help="name of the network")
+    parser.add_argument("--net", required=True, type=net_name, help="name of the network")
     parser.add_argument("--chip", required=True, choices=(CHIP,), help="target chip")
     parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the files")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
