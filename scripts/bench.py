@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""Measure the kit's speed, every figure side by side with its yardstick, and compare it with its goals.
+
+    python scripts/bench.py all --json out.json            # everything, about 20 minutes on two cores
+    python scripts/bench.py emulator qat --quick           # some parts, fewer rounds and no growth series
+    python scripts/bench.py --table out.json               # the Markdown tables of docs/performance.md
+
+How to read the figures: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if __name__ in ("__main__", "__mp_main__"):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gti import cli, files
+from gti.errors import FormatError, UsageError, sentence
+from scripts.benchmarks import figures
+from scripts.benchmarks.figures import FULL, PARTS, QUICK, Figure, Scale
+
+
+def part(name: str) -> Callable[[Scale], Iterator[Figure]]:
+    """Return what measures a part."""
+    from scripts.benchmarks import conversion, emulator, training, usb
+
+    return {
+        "emulator": emulator.measure,
+        "qat": training.measure_steps,
+        "calibration": training.measure_calibration,
+        "conversion": conversion.measure,
+        "usb": usb.measure,
+        "pipeline": training.measure_evaluation,
+    }[name]
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("parts", nargs="*", metavar="PART", help=f"{' | '.join(PARTS)} | all (default: all)")
+    result.add_argument("--json", metavar="OUT", help="write every figure to this file")
+    result.add_argument("--quick", action="store_true", help="3 rounds, no growth series, no large training")
+    result.add_argument("--rounds", type=int, help="quiet rounds of every comparison (default: 5, with --quick 3)")
+    result.add_argument("--table", metavar="JSON", help="measure nothing; print the tables of this result file")
+    return result
+
+
+def measure(parts: list[str], scale: Scale, show: Callable[[str], None] = print) -> list[Figure]:
+    """Measure the parts; show every figure as soon as it is there."""
+    found = []
+    for name in parts:
+        show(f"{name}")
+        for figure in part(name)(scale):
+            found.append(figure)
+            show(figures.text(figure))
+    return found
+
+
+def table(path: str) -> str:
+    """Return the Markdown tables of a result file. Raises FormatError for another file."""
+    value: Any = files.read_json(path)
+    try:
+        return figures.markdown(figures.from_json(value), value)
+    except (KeyError, TypeError, AttributeError):
+        raise FormatError(sentence(path, "is no result of this script", fix="write one with --json OUT")) from None
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    flags = parser().parse_args()
+    if flags.table:
+        print(table(flags.table))
+        return
+    unknown = [name for name in flags.parts if name not in (*PARTS, "all")]
+    if unknown or (flags.rounds is not None and flags.rounds < 1):
+        raise UsageError(
+            sentence(
+                "bench.py", "cannot do that", expected=f"parts out of {', '.join((*PARTS, 'all'))}; at least one round",
+                received=", ".join(unknown) or f"--rounds {flags.rounds}",
+            )
+        )  # fmt: skip
+    parts = [name for name in PARTS if name in flags.parts] if flags.parts and "all" not in flags.parts else list(PARTS)
+    scale = QUICK if flags.quick else FULL
+    if flags.rounds:
+        scale = replace(scale, rounds=flags.rounds)
+    about = figures.about(flags.quick, parts, 0.0)
+    print(", ".join(f"{key} {value}" for key, value in about["machine"].items()))
+    start = time.perf_counter()
+    found = measure(parts, scale)
+    took = time.perf_counter() - start
+    missed = [figure.name for figure in found if figure.met is False]
+    goals = sum(figure.met is not None for figure in found)
+    print(f"{goals - len(missed)} of {goals} goals met in {took:.0f} s" + "".join(f"\n  missed: {n}" for n in missed))
+    if flags.json:
+        files.write_json(flags.json, figures.to_json(found, figures.about(flags.quick, parts, took)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,112 @@
+"""The emulator against Y, a plain float32 TensorFlow forward of the same convolutions, and how its cost grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gti.chip.network import Network
+from scripts.benchmarks import networks
+from scripts.benchmarks.figures import Figure, Scale, compared
+from scripts.benchmarks.measure import Actions, Spread, Worker, paired
+
+PART = "emulator"
+YARDSTICK = "TensorFlow float32"
+# Goals of the kit for VGG16 at 224: times as fast as Y by batch size, and the memory of the process.
+GOALS = {1: 2.2, 8: 2.0}
+GOAL_MEGABYTES = 450.0
+GROWTH_BATCHES = (2, 4, 16)
+CHANNELS = (16, 32, 64, 128, 256, 512, 1024)
+SIZES = (28, 56, 112, 224, 448)
+
+Cases = Mapping[str, tuple[Network, int]]  # network and batch size
+
+
+def emulator_side(cases: Cases) -> Actions:
+    """Return a forward pass of the emulator for every case."""
+    from gti.chip.emulator import Emulator
+
+    return {
+        name: partial(emulator.output, networks.random_images(network, batch))
+        for name, network, batch, emulator in _each(
+            cases, lambda network: Emulator(network, networks.random_weights(network), engine="numba")
+        )
+    }
+
+
+def tensorflow_side(cases: Cases) -> Actions:
+    """Return a float32 forward pass in TensorFlow for every case."""
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    import tensorflow as tf
+
+    def run(forward: Any, images: Any) -> np.ndarray:
+        return forward(images).numpy()
+
+    return {
+        name: partial(run, forward, tf.constant(networks.random_images(network, batch), tf.float32))
+        for name, network, batch, forward in _each(cases, plain_forward)
+    }
+
+
+def plain_forward(network: Network) -> Callable[[Any], Any]:
+    """Return a tf.function of the network's convolutions in float32."""
+    import tensorflow as tf
+
+    random = np.random.RandomState(0)
+    variables = [
+        (
+            tf.Variable((random.randn(3, 3, c.input_channels, c.output_channels) * 0.05).astype(np.float32)),
+            tf.Variable(np.zeros(c.output_channels, np.float32)),
+        )
+        for c in network.convolutions
+    ]
+
+    def forward(x: Any) -> Any:
+        for conv, (filters, biases) in zip(network.convolutions, variables, strict=True):
+            x = tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, filters, 1, "SAME"), biases))
+            if conv.pooled:
+                x = tf.nn.max_pool2d(x, 2, 2, "VALID")
+        return x
+
+    return tf.function(forward)
+
+
+def _each(cases: Cases, make: Callable[[Network], Any]) -> Iterator[tuple[str, Network, int, Any]]:
+    made: list[tuple[Network, Any]] = []
+    for name, (network, batch) in cases.items():
+        found = [thing for known, thing in made if known == network]
+        if not found:
+            found = [make(network)]
+            made.append((network, found[0]))
+        yield name, network, batch, found[0]
+
+
+def measure(scale: Scale) -> Iterator[Figure]:
+    """Yield the figures of the emulator."""
+    network = networks.vgg16(scale.image_size)
+    title = f"VGG16 {scale.image_size}"
+    batches = {f"{title}, batch {batch}": (network, batch) for batch in (1, scale.batch)}
+    with Worker(emulator_side, batches) as ours, Worker(tensorflow_side, batches) as theirs:
+        for name, (_, batch) in batches.items():
+            found = paired((ours, name), (theirs, name), rounds=scale.rounds, min_seconds=scale.min_seconds, title=name)
+            yield compared(PART, name, "speed", found, YARDSTICK, goal=GOALS.get(batch))
+        peak = ours.peak_megabytes()
+        name = f"memory of the process, batch {scale.batch}"
+        yield Figure(PART, name, "megabytes", Spread(peak, peak, peak), GOAL_MEGABYTES)
+    if not scale.growth:
+        return
+    batches = {f"{title}, batch {batch}": (network, batch) for batch in GROWTH_BATCHES}
+    channels = {f"one convolution, 28x28, {n} -> {n}": (networks.one_convolution(28, n, n), 1) for n in CHANNELS}
+    sizes = {f"one convolution, {n}x{n}, 16 -> 16": (networks.one_convolution(n, 16, 16), 1) for n in SIZES}
+    for cases in (batches, channels, sizes):
+        with Worker(emulator_side, cases) as ours, Worker(tensorflow_side, cases) as theirs:
+            for name in cases:
+                found = paired(
+                    (ours, name), (theirs, name), rounds=scale.rounds, min_seconds=scale.min_seconds / 2, title=name
+                )
+                yield compared(PART, name, "speed", found, YARDSTICK)

@@ -1,0 +1,211 @@
+"""Costs of quantization in training, of calibration, and of evaluation, each against what it cannot do without."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gti import files
+from gti.chip import network as network_files
+from gti.chip.network import Network
+from scripts.benchmarks import networks
+from scripts.benchmarks.figures import Figure, Scale, compared
+from scripts.benchmarks.measure import Actions, Worker, paired
+
+GOAL_STEP = 1.05
+GOAL_CALIBRATION = 1.1
+GOAL_EVALUATION = 1.05
+CLASSES = 1000
+SMALL_SIZE, SMALL_BATCH = 56, 64
+CALIBRATION_BATCH = 8
+# Lets codes be spread over 0..31 with fresh weights; the time of a step does not depend on it.
+CAP = 8.0
+STAGES: dict[str, dict[str, bool]] = {
+    "float": {},
+    "quant_w": {"quant_w": True},
+    "quant_act": {"quant_w": True, "quant_act": True},
+    "fused": {"quant_w": True, "quant_act": True, "fuse": True},
+}
+
+
+def build(net: str, network: Network, stage: str, classes: int = CLASSES) -> Any:
+    """Return the model of `network` with the host layers of `net`, in a stage."""
+    from gti.model import base
+
+    with tempfile.TemporaryDirectory() as folder:
+        files.write_json(base.dat_json_path(net, nets_dir=folder), network_files.to_json(network))
+        options: dict[str, Any] = dict(STAGES[stage])
+        caps = {base.cap_name(net, convolution): CAP for convolution in network.convolutions}
+        return base.build(net, classes=classes, nets_dir=folder, caps=caps, **options)
+
+
+def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> Any:
+    """Return a data set of random codes and labels, made once: the same batch again and again."""
+    import tensorflow as tf
+
+    random = np.random.RandomState(3)
+    images = tf.constant(random.randint(0, 32, (batch, *network.input_shape)), tf.float32)
+    labels = tf.constant(random.randint(1, classes, batch), tf.int32)
+    return tf.data.Dataset.from_tensors((images, labels)).repeat(batches)
+
+
+def step_side(net: str, network: Network, batch: int, stages: tuple[str, ...]) -> Actions:
+    """Return one training step of every stage, out of the kit's own trainer."""
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    from gti.training import Settings, Trainer
+
+    def steps(trainer: Trainer) -> None:
+        trainer.train_epoch(batches, seed=0)
+
+    batches = data(network, batch, 1)
+    rate = Settings(learning_rate=1e-9)  # weights that stay as they are
+    return {stage: partial(steps, Trainer(build(net, network, stage), rate)) for stage in stages}
+
+
+def measure_steps(scale: Scale) -> Iterator[Figure]:
+    """Yield the cost of a training step of every stage relative to the float one."""
+    cases = [
+        ("digits", networks.six_convolutions(min(SMALL_SIZE, scale.image_size)), SMALL_BATCH, "6 convolutions", True)
+    ]
+    if scale.large_training:
+        cases.append(("vgg16", networks.vgg16(scale.image_size), scale.batch, "VGG16", False))
+    for net, network, batch, title, small in cases:
+        size = network.input_shape[0]
+        stages = tuple(STAGES) if small else ("float", "quant_act", "fused")
+        with Worker(step_side, net, network, batch, stages) as worker:
+            for stage in stages[1:]:
+                name = f"{title} {size}, batch {batch}: {stage} step"
+                found = paired(
+                    (worker, stage), (worker, "float"), rounds=scale.rounds, min_seconds=scale.min_seconds, title=name
+                )
+                yield compared("qat", name, "cost", found, "float step", goal=GOAL_STEP)
+
+
+def calibration_side(net: str, network: Network, batch: int, batches: int) -> Actions:
+    """Return a calibration, and the forward passes that it needs with nothing done to their outputs."""
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    import keras
+    import tensorflow as tf
+
+    from gti import calibration
+    from gti.model.base import chip_layers
+
+    model = build(net, network, "quant_w")
+    images = data(network, batch, batches)
+    chip = keras.Model(model.input, chip_layers(model)[-1].output)
+
+    def passes() -> None:
+        # Traced anew, as in every run of set_relu_caps.py.
+        forward = tf.function(lambda x: chip(x, training=False))
+        for codes, _ in images:
+            forward(codes).numpy()
+
+    return {"calibrate": lambda: calibration.calibrate(model, lambda: images), "forward": passes}
+
+
+def measure_calibration(scale: Scale) -> Iterator[Figure]:
+    """Yield the cost of calibration relative to its forward passes."""
+    for net, network, title in (
+        ("digits", networks.six_convolutions(min(SMALL_SIZE, scale.image_size)), "6 convolutions"),
+        ("vgg16", networks.vgg16(scale.image_size), "VGG16"),
+    ):
+        batch = SMALL_BATCH if net == "digits" else CALIBRATION_BATCH
+        name = f"{title} {network.input_shape[0]}, {scale.calibration_batches} batches of {batch}"
+        with Worker(calibration_side, net, network, batch, scale.calibration_batches) as worker:
+            found = paired((worker, "calibrate"), (worker, "forward"), rounds=scale.rounds, min_seconds=0, title=name)
+        yield compared("calibration", name, "cost", found, "forward passes", goal=GOAL_CALIBRATION)
+
+
+def write_photographs(folder: Path, count: int) -> None:
+    """Write a data folder of JPEG files in the size of ImageNet's average photograph, smooth as photographs are."""
+    from PIL import Image
+
+    random = np.random.RandomState(4)
+    place = folder / "val" / "class_1"
+    place.mkdir(parents=True)
+    (folder / "labels.txt").write_text("class_1\n")
+    for index in range(count):
+        coarse = Image.fromarray(random.randint(0, 256, (24, 32, 3)).astype(np.uint8))
+        coarse.resize((500, 375), Image.Resampling.BICUBIC).save(place / f"{index:04d}.jpg", quality=90)
+
+
+def evaluation_side(folder: str, network: Network, batch: int, stages: tuple[str, ...]) -> Actions:
+    """Return evaluation as eval.py does it, from JPEG files on, and bare forward passes over as many images."""
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    import tensorflow as tf
+
+    from gti import data_utils
+    from gti.evaluation import evaluate
+
+    size, _, channels = network.input_shape
+    shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": 2}
+
+    def evaluation(model: Any) -> None:
+        dataset = data_utils.load(folder, **shape, batch_size=batch)
+        evaluate(model, dataset)
+
+    def passes(model: Any, batches: list[Any]) -> None:
+        forward = tf.function(lambda codes: model(codes, training=False), reduce_retracing=True)
+        for codes in batches:
+            forward(codes).numpy()
+
+    def images(training: bool) -> Callable[[], None]:
+        def run() -> None:
+            for _ in data_utils.load(folder, **shape, batch_size=batch, training=training, seed=0):
+                pass
+
+        return run
+
+    def decoded() -> None:
+        paths = sorted(str(path) for path in Path(folder).rglob("*.jpg"))
+        dataset = tf.data.Dataset.from_tensor_slices(paths)
+        dataset = dataset.map(lambda path: tf.io.decode_jpeg(tf.io.read_file(path), channels=3), tf.data.AUTOTUNE)
+        for _ in dataset.prefetch(tf.data.AUTOTUNE):
+            pass
+
+    held = [codes for codes, _ in data_utils.load(folder, **shape, batch_size=batch)]
+    actions: dict[str, Callable[[], object]] = {"pipeline": images(False), "training": images(True), "decode": decoded}
+    for stage in stages:
+        model = build("digits", network, stage, classes=2)
+        actions[f"evaluate {stage}"] = partial(evaluation, model)
+        actions[f"forward {stage}"] = partial(passes, model, held)
+    return actions
+
+
+def measure_evaluation(scale: Scale) -> Iterator[Figure]:
+    """Yield the cost of evaluation relative to bare forward passes, and of reading images relative to decoding them."""
+    batches = 4 if scale.large_training else 2
+    count = batches * scale.batch
+    network = networks.vgg16(scale.image_size)
+    size = network.input_shape[0]
+    stages = ("float", "quant_act")
+    with tempfile.TemporaryDirectory() as folder:
+        write_photographs(Path(folder), count)
+        with Worker(evaluation_side, str(Path(folder) / "val"), network, scale.batch, stages) as worker:
+            for stage in stages:
+                name = f"evaluate VGG16's chip part {size}, {count} JPEG files, {stage}"
+                found = paired(
+                    (worker, f"evaluate {stage}"), (worker, f"forward {stage}"),
+                    rounds=scale.rounds, min_seconds=0, title=name,
+                )  # fmt: skip
+                yield compared(
+                    "pipeline", name, "cost", found, "forward passes, images in memory", goal=GOAL_EVALUATION
+                )
+            for action, words in (("pipeline", "evaluation"), ("training", "training, random crops")):
+                name = f"{count} JPEG files to codes, {words}"
+                found = paired(
+                    (worker, action), (worker, "decode"),
+                    rounds=scale.rounds, min_seconds=scale.min_seconds, title=name,
+                )  # fmt: skip
+                yield compared("pipeline", name, "cost", found, "decoding alone")

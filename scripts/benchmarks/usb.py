@@ -1,0 +1,131 @@
+"""The USB path without silicon: what a frame costs the host, and frames per second of one to four sticks.
+
+The sticks are in software and answer a pattern after `CHIP_MS`, so that nothing but the USB path is measured.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from gti.chip import protocol, spec
+from gti.chip.pool import GtiPool
+from scripts.benchmarks.figures import Figure, Scale, compared
+from scripts.benchmarks.measure import Actions, Worker, paired
+
+PART = "usb"
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = (14, 28, 56, 112, 224)
+STICKS = (2, 3, 4)
+CHIP_MS = 20.0
+OUTPUTS = 512
+GOAL_FRAME = 1e-3
+# Of the time that one stick takes for the same frames.
+GOAL_STICKS = {4: 3.0}
+GOAL_IMPORT = 0.3
+FRAMES_HELD = 8
+
+
+def synthetic_dat(size: int, outputs: int = OUTPUTS) -> bytes:
+    """Return a .DAT whose header leads from an image of `size` to outputs x 7 x 7; the coefficients are zeros."""
+    layers = []
+    inputs = 16
+    while size >= 14:
+        channels = outputs if size == 14 else 16
+        layers.append([size | inputs << 8 | channels << 19 | 1 << 30, 1 << 4 | 1 << 30, 0])
+        size, inputs = size // 2, channels
+    words = [1, len(layers) << 5 | 0x0C01, *(word for layer in layers for word in layer)]
+    words += [0] * (spec.HEADER_BYTES // 4 - len(words))
+    return np.array(words, "<u4").tobytes() + bytes(spec.ROW_BYTES * 64)
+
+
+def frame_side(sizes: tuple[int, ...]) -> Actions:
+    """Return encoding and decoding of a frame of every size, and a copy of the same image and result."""
+    actions: dict[str, Callable[[], object]] = {}
+    for size in sizes:
+        header = protocol.Header.parse(synthetic_dat(size))
+        encoder = protocol.FrameEncoder(header, protocol.Mode.FC, 3)
+        read_out = protocol.read_out(header, protocol.Mode.FC)
+        image = _images(size)[0]
+        raw = bytes(read_out.length * 4)
+
+        def host(
+            encoder: protocol.FrameEncoder = encoder,
+            read_out: protocol.ReadOut = read_out,
+            image: np.ndarray = image,
+            raw: bytes = raw,
+        ) -> None:
+            encoder.encode(image.transpose(2, 0, 1))
+            (codes,) = read_out.unpack(protocol.strip_words(raw, 4))
+            (codes >> 3).transpose(1, 2, 0)[None].astype(np.float32)
+
+        def copies(image: np.ndarray = image, raw: bytes = raw) -> None:
+            np.ascontiguousarray(image.transpose(2, 0, 1))
+            np.frombuffer(raw, np.uint8).astype(np.float32)
+
+        actions[f"frame {size}"] = host
+        actions[f"copies {size}"] = copies
+    return actions
+
+
+def pool_side(path: str, sticks: int, size: int, frames: int) -> Actions:
+    """Return a pass of `frames` frames through an open pool."""
+    images = _images(size)
+    pool = GtiPool(path, ["virtual"] * sticks, chip_time_ms=CHIP_MS)
+
+    def run() -> None:
+        count = sum(1 for _ in pool.evaluate_many(images[k % FRAMES_HELD] for k in range(frames)))
+        assert count == frames
+
+    return {"frames": run, "release": pool.release}
+
+
+def start_side() -> Actions:
+    """Return the start of a program that imports the driver, and of one that imports nothing."""
+
+    def command(code: str) -> None:
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+    return {"driver": partial(command, "import gti.chip.driver"), "numpy": partial(command, "import numpy")}
+
+
+def measure(scale: Scale) -> Iterator[Figure]:
+    """Yield the figures of the USB path."""
+    size = scale.image_size
+    with Worker(frame_side, SIZES) as worker:
+        for one in SIZES if scale.growth else (size,):
+            name = f"encode {one}x{one}x3 + decode {OUTPUTS}x7x7"
+            found = paired(
+                (worker, f"frame {one}"), (worker, f"copies {one}"),
+                rounds=scale.rounds, min_seconds=scale.min_seconds, title=name,
+            )  # fmt: skip
+            yield compared(PART, name, "seconds", found, "copies in NumPy", goal=GOAL_FRAME if one == 224 else None)
+    # The time of one stick over that of several for the same frames.
+    frames = max(FRAMES_HELD, round(scale.stick_seconds * 1000 / CHIP_MS))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.dat"
+        path.write_bytes(synthetic_dat(size))
+        with Worker(pool_side, str(path), 1, size, frames) as single:
+            for sticks in STICKS if scale.growth else STICKS[-1:]:
+                name = f"{sticks} sticks, {frames} frames of {CHIP_MS:g} ms on the chip"
+                with Worker(pool_side, str(path), sticks, size, frames) as several:
+                    found = paired((several, "frames"), (single, "frames"), rounds=scale.rounds, min_seconds=0,
+                                   title=name, clock=True)  # fmt: skip
+                    several.value("release")
+                yield compared(PART, name, "speed", found, "1 stick", goal=GOAL_STICKS.get(sticks))
+            single.value("release")
+    with Worker(start_side) as worker:
+        name = "start Python and import gti.chip.driver"
+        found = paired((worker, "driver"), (worker, "numpy"), rounds=scale.rounds, min_seconds=scale.min_seconds,
+                       title=name)  # fmt: skip
+        yield compared(PART, name, "seconds", found, "import numpy", goal=GOAL_IMPORT)
+
+
+def _images(size: int) -> np.ndarray:
+    return np.random.RandomState(2).randint(0, 256, (FRAMES_HELD, size, size, 3)).astype(np.uint8)
