@@ -64,16 +64,17 @@ class DeviceError(GtiError):
 def sentence(subject: str, problem: str, *, expected: object = None, received: object = None, fix: str = "") -> str:
     """Return one error sentence: `<subject>: <problem>; expected E, received R. Fix: F.`
 
-    `subject` is the file or the layer path, for example `major 3 / sub 1 (conv3_2)`.
+    `subject` is the file or the layer path, for example `major 3 / sub 1 (conv3_2)`. Control characters of any part
+    are escaped and long parts are cut, as they may come from a file.
     """
-    text = f"{printable(subject)}: {problem}"
+    text = f"{printable(subject)}: {printable(problem, 1000)}"
     if expected is not None:
         text += f"; expected {printable(str(expected))}"
     if received is not None:
         text += f", received {printable(str(received))}"
     text += "."
     if fix:
-        text += f" Fix: {fix.rstrip('.')}."
+        text += f" Fix: {printable(fix.rstrip('.'), 1000)}."
     return text
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from gti.errors import FormatError, UsageError, sentence
 
-MAX_JSON_BYTES = 16 * 1024 * 1024
+# A dat.json of six major layers has 4 KB, a header of a thousand layers 200 KB; a list of empty lists takes 21 times its
+# text in memory.
+MAX_JSON_BYTES = 1024 * 1024
 MAX_JSON_DEPTH = 64
 
 
@@ -100,9 +102,13 @@ def read_json(path: str | os.PathLike[str], *, error: type[FormatError] = Format
 def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError) -> Any:
     """Return the JSON value of UTF-8 `data`; `name` is the file named in errors.
 
-    Refused with `error`: text that is not UTF-8 or not JSON, duplicate keys, NaN and Infinity, numbers beyond
-    double range, nesting deeper than 64 levels.
+    Refused with `error`: more than `MAX_JSON_BYTES`, text that is not UTF-8 or not JSON, duplicate keys, NaN and
+    Infinity, numbers beyond double range, integers of more than 40 digits, nesting deeper than 64 levels.
     """
+    if len(data) > MAX_JSON_BYTES:
+        raise error(
+            sentence(name, "is too large", expected=f"at most {MAX_JSON_BYTES} bytes", received=f"{len(data)} bytes")
+        )
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
@@ -128,9 +134,9 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
             raise error(sentence(name, "holds an integer of too many digits", received=text[:40] + "..."))
         return int(text)
 
-    _refuse_deep_nesting(data, name, error)
+    deep = sentence(name, "is nested too deeply", expected=f"at most {MAX_JSON_DEPTH} levels")
     try:
-        return json.loads(
+        value = json.loads(
             data.decode("utf-8-sig"),
             object_pairs_hook=pairs,
             parse_constant=constant,
@@ -147,28 +153,20 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
                 fix="correct the text there",
             )
         ) from None
+    except RecursionError:
+        raise error(deep) from None
+    if _is_deep(value):
+        raise error(deep)
+    return value
 
 
-def _refuse_deep_nesting(data: bytes, name: str, error: type[FormatError]) -> None:
-    # json recurses once a level: measure before parsing, so that hostile text cannot exhaust the stack.
-    depth = 0
-    in_string = escaped = False
-    for byte in data:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in (0x5B, 0x7B):
-            depth += 1
-            if depth > MAX_JSON_DEPTH:
-                raise error(sentence(name, "is nested too deeply", expected=f"at most {MAX_JSON_DEPTH} levels"))
-        elif byte in (0x5D, 0x7D):
-            depth -= 1
+def _is_deep(value: Any) -> bool:
+    """Return whether lists and objects of `value` are nested beyond `MAX_JSON_DEPTH`."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_JSON_DEPTH):
+        inner = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in inner for item in items if isinstance(item, (dict, list))]
+    return bool(level)
 
 
 def inside(folder: str | os.PathLike[str], name: str, *, error: type[FormatError] = FormatError) -> Path:

@@ -10,7 +10,7 @@ from gti.errors import DataError, FormatError, sentence
 from gti.files import read_bytes
 
 BACKGROUND = "background"
-MAX_LABEL_BYTES = 16 * 1024 * 1024
+MAX_LABEL_BYTES = 4 * 1024 * 1024
 _NUMBERED = re.compile(r"^(\d{1,9})[ \t]+(\S.*)$")
 
 
@@ -19,7 +19,7 @@ def read_labels(path: str | os.PathLike[str]) -> list[str]:
 
     Two forms are read (user guide, sections 6.5 and 7.1.1): `LABEL_ID LABEL_NAME` lines, or one name a line without the
     background, which is put in front. Raises DataError for text that is not UTF-8, no names at all, a number or a name
-    that stands twice, and numbers with gaps.
+    that stands twice, numbers with gaps, and files of more than 4 MiB.
     """
     name = os.fspath(path)
     try:

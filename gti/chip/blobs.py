@@ -6,7 +6,9 @@ import numpy as np
 
 from gti.errors import ModelFileError, sentence
 
+# Lines are kept as Python strings, of about 60 bytes at least.
 MAX_LABELS = 1_000_000
+MAX_LABEL_BYTES = 4 * 1024 * 1024
 _FC_HEADER_BYTES = 8
 
 
@@ -73,8 +75,12 @@ def parse_labels(data: bytes | memoryview, name: str = "labels") -> list[str]:
     """Return the labels of a text of one label a line; the index is the line number, empty lines count.
 
     LF and CRLF end lines alike; a byte order mark is dropped. Raises ModelFileError for text that is not UTF-8, holds
-    NULs, or has more than a million lines.
+    NULs, or has more than 4 MiB or a million lines.
     """
+    if len(data) > MAX_LABEL_BYTES:
+        raise ModelFileError(
+            sentence(name, "is too large", expected=f"at most {MAX_LABEL_BYTES} bytes", received=f"{len(data)} bytes")
+        )
     try:
         text = bytes(data).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
@@ -94,15 +100,16 @@ def parse_labels(data: bytes | memoryview, name: str = "labels") -> list[str]:
 
 def _refuse_not_finite(weights: np.ndarray, biases: np.ndarray, name: str) -> None:
     for what, values in (("weights", weights), ("biases", biases)):
-        bad = np.argwhere(~np.isfinite(values))
-        if bad.size:
-            place = ", ".join(str(int(k)) for k in bad[0])
+        finite = np.isfinite(values)
+        if not finite.all():
+            first = np.unravel_index(int(finite.argmin()), finite.shape)
+            place = ", ".join(str(int(k)) for k in first)
             raise ModelFileError(
                 sentence(
                     name,
-                    f"{len(bad)} of its {what} are not finite, the first at [{place}]",
+                    f"{finite.size - np.count_nonzero(finite)} of its {what} are not finite, the first at [{place}]",
                     expected="finite float32 values",
-                    received=values[tuple(bad[0])],
+                    received=values[first],
                     fix="convert from a sound checkpoint",
                 )
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zipfile
 from collections.abc import Mapping
 
@@ -11,9 +12,12 @@ import numpy as np
 from gti.errors import FormatError, sentence
 
 MAX_HEADER_BYTES = 64 * 1024
-# Compressed members may unpack to this, so that a small file cannot fill the memory.
-_FREE_BYTES = 64 * 1024 * 1024
-_MAX_RATIO = 10
+# Compressed members may unpack to this, so that a small file cannot fill the memory; they are held twice for a while.
+_FREE_BYTES = 28 * 1024 * 1024
+_MAX_RATIO = 4
+_MAX_MEMBERS = 4096
+_CENTRAL_ENTRY = b"PK\x01\x02"  # begins each entry of a zip's directory
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others unpack without a bound
 
 
 def read_layout(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, bool, int]:
@@ -23,9 +27,11 @@ def read_layout(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, bool
     """
     stream = io.BytesIO(data[: MAX_HEADER_BYTES + 16])
     try:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy and Python have opinions on the text of odd headers
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     except Exception as problem:  # a hostile header fails in many ways
         reason = str(problem).split("\n")[0][:120] or type(problem).__name__
         raise FormatError(sentence(name, f"is not a .npy file ({reason})", fix="write it with numpy.save")) from None
@@ -55,6 +61,9 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
 
 def parse_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
     """Return the arrays of the `.npz` file `data`. Raises FormatError."""
+    # Counted before zipfile makes an object of each.
+    if data.count(_CENTRAL_ENTRY) > _MAX_MEMBERS:
+        raise FormatError(sentence(name, "holds too many arrays", expected=f"at most {_MAX_MEMBERS}"))
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -64,12 +73,18 @@ def parse_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
                 raise FormatError(
                     sentence(name, "unpacks to too much", expected=f"at most {limit} bytes", received=f"{total} bytes")
                 )
-            result = {}
+            result: dict[str, np.ndarray] = {}
             for member in members:
+                key = member.filename.removesuffix(".npy")
+                if key in result:
+                    raise FormatError(sentence(name, f"holds two arrays of the name {key!a}", fix="keep one of them"))
+                if member.compress_type not in _METHODS:
+                    raise FormatError(
+                        sentence(name, f"array {key!a} is packed in an unusual way", fix="write it with numpy.savez")
+                    )
                 with archive.open(member) as file:
                     # The size in the directory may be a lie: never read beyond it.
                     content = file.read(member.file_size + 1)
-                key = member.filename.removesuffix(".npy")
                 result[key] = parse_npy(content, f"{name}, array {key!a}")
             return result
     except FormatError:
