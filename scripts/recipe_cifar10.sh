@@ -12,7 +12,9 @@ work=${2:-runs/cifar10}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 float_epochs=${FLOAT_EPOCHS:-6}
-stage_epochs=${STAGE_EPOCHS:-2}
+# Most of the quantized training happens with quantized filters, where batch norm still helps.
+weight_epochs=${WEIGHT_EPOCHS:-4} activation_epochs=${ACTIVATION_EPOCHS:-1} fused_epochs=${FUSED_EPOCHS:-1}
+more_epochs=$((weight_epochs + activation_epochs + fused_epochs))
 mkdir -p "$work"
 
 # once MARKER COMMAND...: run a step and remember that it is done, and how many seconds it took
@@ -48,20 +50,20 @@ done
 
 once float train "$work/nets3" "$work/float" --num_epochs "$float_epochs" --learning_rate 0.001
 # The yardstick: float training that goes on for as many epochs as the quantized stages have together.
-once float_more train "$work/nets3" "$work/float_more" --num_epochs $((3 * stage_epochs)) --learning_rate 0.0003 \
+once float_more train "$work/nets3" "$work/float_more" --num_epochs "$more_epochs" --learning_rate 0.0003 \
     --resume_from "$work/float"
 once eval_float evaluate "$work/nets3" "$work/float_more" "$work/float.json"
 
 for bits in 3 1; do
     nets="$work/nets$bits" run="$work/bits$bits" caps="$work/caps$bits.json"
     once "qw$bits" train "$nets" "$run" --resume_from "$work/float" --quant_w \
-        --num_epochs "$stage_epochs" --learning_rate 0.0003
+        --num_epochs "$weight_epochs" --learning_rate 0.0005
     once "caps$bits" "$python" set_relu_caps.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
         --quant_w --data_dir "$data" --train_batch_size 250 --num_batches 20 --settings_file "$caps"
     once "qa$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --settings_file "$caps" \
-        --num_epochs "$stage_epochs" --learning_rate 0.0003
+        --num_epochs "$activation_epochs" --learning_rate 0.0001
     once "fused$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --fuse --settings_file "$caps" \
-        --num_epochs "$stage_epochs" --learning_rate 0.0001
+        --num_epochs "$fused_epochs" --learning_rate 0.00005
     once "eval_qw$bits" evaluate "$nets" "$run" "$work/quant_w$bits.json" --quant_w
     once "eval_qa$bits" evaluate "$nets" "$run" "$work/quant_act$bits.json" --quant_w --quant_act --settings_file "$caps"
     once "eval_fused$bits" evaluate "$nets" "$run" "$work/fused$bits.json" --quant_w --quant_act --fuse
