@@ -175,7 +175,7 @@ def parent_of(path: str) -> str:
     from gti.errors import ModelFileError
 
     try:
-        return known_answer.read(model_file.load(path), path)[0].parent
+        return known_answer.read(model_file.load(path), path)[0].answer.parent
     except ModelFileError:
         return ""
 

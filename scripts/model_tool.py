@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,6 +28,9 @@ if __name__ == "__main__":
 from gti.cli import run
 from gti.errors import UsageError, sentence
 from gti.files import read_bytes, write_atomic
+
+if TYPE_CHECKING:
+    from gti.chip.known_answer import Part
 
 MAX_FILE_BYTES = 1 << 30
 ENGINES = ("auto", "numpy", "numba")
@@ -167,20 +172,32 @@ def verify_verb(arguments: argparse.Namespace) -> int:
     data = read_bytes(name, limit=MAX_FILE_BYTES)
     if not is_container(data, name):
         raise UsageError(sentence(name, "is a .DAT, which has no room for a known answer", expected="a .MODEL"))
-    answer, network_data = known_answer.read(model_file.parse(data, name), name)
+    parts = known_answer.read(model_file.parse(data, name), name)
+    failed = False
     if arguments.device == "emulator":
-        problems, who = known_answer.check_codes(answer, network_data, name, arguments.engine)
+        for part in parts:
+            problems, who = known_answer.check_codes(part.answer, part.data, part.name, arguments.engine)
+            failed |= report_part(part, problems, who)
     else:
         from gti.chip.driver import GtiModel
+        from gti.chip.loaded_model import load_chips
 
-        with GtiModel(name, arguments.device) as stick:
-            problems, who = known_answer.check_stick(answer, network_data, stick, name)
-    print(f"{name}: {answer.origin}; checked by {who}")
-    if problems:
-        print("\n".join(["FAILED", *problems]))
+        for part, loaded in zip(parts, load_chips(Path(name)), strict=True):
+            with GtiModel(loaded, arguments.device) as stick:
+                problems, who = known_answer.check_stick(part.answer, part.data, stick, part.name)
+            failed |= report_part(part, problems, who)
+    if failed:
         return 1
     print("the known answer is right, code for code")
     return 0
+
+
+def report_part(part: Part, problems: Sequence[str], who: str) -> bool:
+    """Print what was found out about one chip's network; return whether it is wrong."""
+    print(f"{part.name}: {part.answer.origin}; checked by {who}")
+    if problems:
+        print("\n".join(["FAILED", *problems]))
+    return bool(problems)
 
 
 if __name__ == "__main__":

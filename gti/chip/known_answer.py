@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -119,19 +119,30 @@ def make(
     )
 
 
-def read(model: ModelFile, name: str) -> tuple[KnownAnswer, bytes]:
-    """Return the known answer of a container and the .DAT it speaks of, those of the first GTICNN layer.
+class Part(NamedTuple):
+    """The network of one chip in a container; `name` is for messages."""
+
+    name: str
+    answer: KnownAnswer
+    data: bytes  # the .DAT
+
+
+def read(model: ModelFile, name: str) -> list[Part]:
+    """Return the known answer of each chip of a container, in the order of the GTICNN layers; one for most files.
 
     Raises ModelFileError where there is none, or it is not in the form of `KnownAnswer.to_entry`.
     """
-    layer = model.first("GTICNN")
-    if layer is None or layer.blob is None:
+    layers = [layer for layer in model.layers if layer.operation == "GTICNN" and layer.blob is not None]
+    if not layers:
         raise ModelFileError(sentence(name, "holds no network for the chip", expected="a GTICNN layer with data"))
-    if KEY not in layer.entry:
-        raise ModelFileError(
-            sentence(name, f'carries no "{KEY}"', fix="convert the checkpoint again: convert_to_chip.py writes one")
-        )
-    return _parse(layer.entry[KEY], name), bytes(layer.blob)
+    parts = []
+    for number, layer in enumerate(layers, 1):
+        path = name if len(layers) == 1 else f"{name}, chip {number}"
+        if KEY not in layer.entry:
+            fix = "convert the checkpoint again: convert_to_chip.py writes one"
+            raise ModelFileError(sentence(path, f'carries no "{KEY}"', fix=fix))
+        parts.append(Part(path, _parse(layer.entry[KEY], path), bytes(layer.blob or b"")))
+    return parts
 
 
 def check_file(answer: KnownAnswer, data: bytes, name: str) -> list[str]:

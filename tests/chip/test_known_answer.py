@@ -72,8 +72,8 @@ def test_ten_bit_codes_are_two_bytes_low_byte_first() -> None:
 
 
 def test_entry_goes_through_a_container() -> None:
-    answer, data = known_answer.read(model_file.parse(container()), "x.model")
-    assert (answer, data) == (ANSWER, DAT)
+    [(name, answer, data)] = known_answer.read(model_file.parse(container()), "x.model")
+    assert (name, answer, data) == ("x.model", ANSWER, DAT)
     assert answer.origin == "stage fused, checkpoint 0123456789abcdef, kit 0.1.0"
     assert check(data) == []
 
@@ -111,8 +111,8 @@ def test_network_of_unknown_arithmetic_has_the_digest_of_its_file() -> None:
     network = Network((layer,))
     answer = known_answer.make(network, lively_weights(network, 1), DAT)
     assert (answer.sublayers, answer.output) == ((), "")
-    again, _ = known_answer.read(model_file.parse(container(entry=answer.to_entry())), "x.model")
-    assert again == answer
+    [part] = known_answer.read(model_file.parse(container(entry=answer.to_entry())), "x.model")
+    assert part.answer == answer
     assert check(DAT, answer) == []
     assert "are not those that were converted" in check(DAT[:-1] + b"\1", answer)[0]
 
@@ -281,3 +281,20 @@ def test_verb_refuses_a_dat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     path.write_bytes(DAT)
     with pytest.raises(UsageError, match=r"is a \.DAT, which has no room for a known answer"):
         verify(monkeypatch, path)
+
+
+@pytest.mark.parametrize("device", [(), ("--device", "virtual")])
+def test_verb_checks_every_chip(
+    device: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chip = {"operation": "GTICNN", KEY: ANSWER.to_entry()}
+    layers = [chip | {"name": str(number), "data file": f"{number}.dat"} for number in (1, 2)]
+    broken = bytearray(DAT)
+    broken[92 + 2] ^= 0x10
+    path = tmp_path / "x.model"
+    for second, status in ((DAT, 0), (bytes(broken), 1)):
+        path.write_bytes(model_file.compose(json.dumps({"layer": layers}).encode(), {"1.dat": DAT, "2.dat": second}))
+        assert verify(monkeypatch, path, *device) == status
+    out = capsys.readouterr().out
+    assert f"{path}, chip 2: stage fused" in out
+    assert out.count("FAILED") == 1
