@@ -21,6 +21,8 @@ from gti.errors import DatError, listing, sentence
 
 # 57 convolutions of 1024 x 1024 channels would be 374 MB of rows: nothing legal is larger.
 MAX_FILE_BYTES = 512 * 1024 * 1024
+# What may follow the rows beyond the padding of current converters: no tool is known to write more.
+MAX_SPARE_BYTES = 16 * 1024 * 1024
 # Rules whose breach still gives a defined file, the one that the vendor's converter would write [section 6].
 _TOLERATED = frozenset(
     [
@@ -74,6 +76,11 @@ def file_length(rows: int) -> int:
     return max(spec.MIN_FILE_BYTES, spec.HEADER_BYTES + 1024000 + 256 * rows)
 
 
+def max_length(rows: int) -> int:
+    """Return the length in bytes from which a file of `rows` rows is refused: a small folder must not build a huge file."""
+    return min(file_length(rows) + MAX_SPARE_BYTES, MAX_FILE_BYTES)
+
+
 def is_dat(data: bytes | memoryview) -> bool:
     """Return whether `data` begins like a .DAT file."""
     if len(data) < spec.HEADER_BYTES:
@@ -105,12 +112,12 @@ def encode(
     size = file_length(rows) if length is None else length
     if len(words) != spec.HEADER_WORDS:
         raise DatError(sentence("header", "has the wrong number of words", expected=23, received=len(words)))
-    if not end + len(tail) <= size <= MAX_FILE_BYTES:
+    if not end + len(tail) <= size <= max_length(rows):
         raise DatError(
             sentence(
                 "length",
                 "does not fit header, rows and tail",
-                expected=f"{end + len(tail)}..{MAX_FILE_BYTES} bytes",
+                expected=f"{end + len(tail)}..{max_length(rows)} bytes",
                 received=size,
             )
         )
@@ -339,6 +346,16 @@ def _read(data: bytes | memoryview, activation_bit_mode: int | None, name: str) 
                 expected=f"at least {need} bytes",
                 received=f"{len(data)} bytes",
                 fix="copy or convert the file again",
+            )
+        )
+    most = max_length(row_count(network))
+    if len(data) > most:
+        raise DatError(
+            sentence(
+                name,
+                "goes on far behind its filter rows",
+                expected=f"at most {most} bytes",
+                received=f"{len(data)} bytes",
             )
         )
     return _without_planned_addresses(network), words

@@ -28,6 +28,7 @@ from gti.chip.model_file import ModelFile
 from gti.errors import DatError, FormatError, ModelFileError, UsageError, sentence
 
 _SUFFIXES = {"GTICNN": ".dat", "FC": ".bin", "LABEL": ".txt"}
+_MAX_GAPS = 16 * 1024 * 1024
 _LOCATION = ("data file", "data offset", "data size")
 
 
@@ -198,11 +199,13 @@ def _build_container(base: Path) -> bytes:
     if not isinstance(entries, list) or _without_location(kept) != _without_location(composed.header):
         raise _stale(base)
     result = bytearray(header)
+    # The header may claim any place; NULs between the data are few in every known file.
+    most = len(header) + sum(len(layer.blob) for layer in composed.layers if layer.blob is not None) + _MAX_GAPS
     for entry, layer in zip(entries, composed.layers, strict=True):
         if layer.blob is None:
             continue
         offset, size = entry.get("data offset"), entry.get("data size")
-        if size != len(layer.blob) or not isinstance(offset, int) or not 0 < offset <= model_file.MAX_FILE_BYTES:
+        if size != len(layer.blob) or not isinstance(offset, int) or not 0 < offset <= most - size:
             raise _stale(base)
         result.extend(bytes(max(0, offset + size - len(result))))
         result[offset : offset + size] = layer.blob

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ from gti.errors import DeviceError, FormatError, UsageError, sentence
 
 FORMAT = "gti-usb-trace 1"
 MAX_FILE_BYTES = 1 << 30
-MAX_TEXT_BYTES = 1 << 32
+MAX_LINE_BYTES = 1 << 24  # a transfer of the kit has 1 MiB at most, 1.4 MiB as text
 # The interface of pyusb's backends.
 _METHODS = frozenset(
     [
@@ -133,22 +134,65 @@ class RecordingBackend:
         self._file.close()
 
 
-def load(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the lines of a recording, the description of the session first; a broken end is left out.
+def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a recording, the description of the session first; a broken end is left out.
 
-    Raises FormatError when it is none.
+    Lines are unpacked one at a time, so that a small file cannot fill the memory. Raises FormatError when the file is no
+    recording or a line is damaged.
     """
     name = os.fspath(path)
-    raw = files.read_bytes(path, limit=MAX_FILE_BYTES)
+    number = 0
     try:
-        text = zlib.decompressobj(wbits=31).decompress(raw, MAX_TEXT_BYTES)
-        # A process that was killed leaves half a line.
-        lines = [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
-    except (zlib.error, ValueError, RecursionError):
-        lines = []
-    if not lines or not all(isinstance(line, dict) for line in lines) or lines[0].get("format") != FORMAT:
+        for number, line in enumerate(_unpacked(files.read_bytes(path, limit=MAX_FILE_BYTES)), 1):  # noqa: B007
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or (entry.get("format") != FORMAT if number == 1 else not _is_sound(entry)):
+                raise ValueError
+            yield entry
+    except (ValueError, RecursionError):  # of these two kinds are all errors of zlib, UTF-8 and JSON here
+        if number > 1:
+            raise FormatError(sentence(name, f"call {number - 1} of the recording is damaged")) from None
+        number = 0
+    if not number:
         raise FormatError(sentence(name, "is no recording of a USB session", expected=f"gzip'd text, {FORMAT}"))
-    return lines
+
+
+def _unpacked(raw: bytes) -> Iterator[bytes]:
+    # A process that was killed leaves half a line and no end of the gzip data: both are left out.
+    packed = zlib.decompressobj(wbits=31)
+    rest, text = raw, b""
+    while rest and not packed.eof:
+        try:
+            text += packed.decompress(rest, MAX_LINE_BYTES)
+        except zlib.error:
+            raise ValueError from None
+        rest = packed.unconsumed_tail
+        *lines, text = text.split(b"\n")
+        yield from lines
+        if len(text) > MAX_LINE_BYTES:
+            raise ValueError
+
+
+def _is_sound(entry: dict[str, Any]) -> bool:
+    """Return whether a line has the form that a recorder writes: the driver takes its answers like those of a bus."""
+    name, args, error, result = (entry.get(key) for key in ("call", "args", "error", "result"))
+    if name not in _METHODS or not isinstance(args, list):
+        return False
+    if "error" in entry:
+        kinds = (str, int | None, str)
+        return isinstance(error, list) and len(error) == 3 and all(map(isinstance, error, kinds))
+    if name == "enumerate_devices":
+        return isinstance(result, list) and all(isinstance(device, str) for device in result)
+    if name.endswith("_descriptor"):
+        return isinstance(result, dict) and all(_is_number_or_list(value) for value in result.values())
+    if name in _READS or (name == "ctrl_transfer" and isinstance(result, str)):
+        return isinstance(result, str)
+    return result is None or isinstance(result, (int, str))
+
+
+def _is_number_or_list(value: object) -> bool:
+    if isinstance(value, list):
+        return all(isinstance(item, int) for item in value)
+    return value is None or isinstance(value, int)
 
 
 class ReplayBackend:
@@ -156,14 +200,16 @@ class ReplayBackend:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._name = os.fspath(path)
-        self.session, *self._entries = load(path)
+        self._lines = read(path)
+        self.session = next(self._lines)
+        self._next = next(self._lines, None)
         self._position = 0
         self._lost = False  # after a difference, nothing is known any more but how to say goodbye
 
     @property
     def finished(self) -> bool:
         """Whether every recorded call was made."""
-        return self._position == len(self._entries)
+        return self._next is None
 
     def __getattr__(self, name: str) -> Any:
         if name not in _METHODS:
@@ -177,7 +223,7 @@ class ReplayBackend:
             made.append(len(buffer) if _is_read(name, args) else base64.b64encode(bytes(buffer)).decode())
         if self._lost and name in _FAREWELLS:
             return None
-        entry = self._entries[self._position] if not self.finished else {}
+        entry = self._next or {}
         if entry.get("call") != name or entry.get("args") != made:
             self._lost = True
             raise DeviceError(
@@ -190,6 +236,7 @@ class ReplayBackend:
                 )
             )
         self._position += 1
+        self._next = next(self._lines, None)
         if "error" in entry:
             raise _error(*entry["error"])
         return self._result(name, args, entry.get("result"))
