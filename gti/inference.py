@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gti.chip.chain import ChipChain
 from gti.chip.driver import GtiModel
 from gti.chip.network import Convolution, Network
 from gti.chip.protocol import Mode
@@ -47,7 +48,7 @@ class ChipAccuracy:
 
 
 def classify(
-    model: GtiModel,
+    model: GtiModel | ChipChain,
     batches: Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]],
     host: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     *,

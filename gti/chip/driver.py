@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,7 @@ class GtiModel:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | LoadedModel,
         device: str = "auto",
         *,
         mode: str | int | None = None,
@@ -62,7 +62,7 @@ class GtiModel:
         self._lock: DeviceLock | None = None
         self._link: Link | None = None
         self._warned: set[str] = set()
-        self._model: LoadedModel = load_model(Path(path))
+        self._model = path if isinstance(path, LoadedModel) else load_model(Path(path))
         self.mode = protocol.parse_mode(self._model.mode if mode is None else mode)
         self._settings = settings
         self._record = record
@@ -214,9 +214,17 @@ class GtiModel:
         learn: every sublayer before pooling; sublast, lastmajor, single and fc: docs/usb_protocol.md section 7. A
         ten-bit last layer is uint16. Errors as `evaluate`.
         """
-        return next(self._outputs([image], protocol.parse_mode(mode)))
+        return next(self.layer_outputs_many([image], mode))
 
-    def _outputs(self, images: Iterable[npt.NDArray[np.uint8]], mode: int) -> Iterator[list[npt.NDArray[Any]]]:
+    def layer_outputs_many(
+        self, images: Iterable[npt.NDArray[np.uint8]], mode: str | int = "learn"
+    ) -> Generator[list[npt.NDArray[Any]], None, None]:
+        """Yield `layer_outputs` of each image in order; the next image is encoded while the chip computes."""
+        return self._outputs(images, protocol.parse_mode(mode))
+
+    def _outputs(
+        self, images: Iterable[npt.NDArray[np.uint8]], mode: int
+    ) -> Generator[list[npt.NDArray[Any]], None, None]:
         self._read_out(mode)
         link = self._opened()
         started: Frame | None = None

@@ -158,29 +158,52 @@ def _image_problem(image: Any, shape: tuple[int, int, int]) -> tuple[str, str] |
 
 
 def load_model(path: Path) -> LoadedModel:
-    """Return the network of a .model (its first GTICNN layer) or of a bare .dat; the content tells which it is.
+    """Return the network of a .model (its one GTICNN layer) or of a bare .dat; the content tells which it is.
 
-    Raises FormatError (ModelFileError, DatError) for anything else.
+    Raises FormatError (ModelFileError, DatError) for anything else, and for a network on several chips.
+    """
+    parts = load_chips(path)
+    if len(parts) > 1:
+        raise ModelFileError(
+            sentence(
+                str(path),
+                "holds a network for several chips in a row",
+                expected="one GTICNN layer",
+                received=len(parts),
+                fix="open it with gti.chip.chain.open_model",
+            )
+        )
+    return parts[0]
+
+
+def load_chips(path: Path) -> list[LoadedModel]:
+    """Return the networks of a .model, one for each GTICNN layer in their order, or that of a bare .dat.
+
+    Raises FormatError as `load_model`.
     """
     data = read_bytes(path, limit=_MAX_FILE_BYTES)
     name = str(path)
     if data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return _from_container(data, name)
-    return LoadedModel(name, data, protocol.Header.parse(data, name))
+    return [LoadedModel(name, data, protocol.Header.parse(data, name))]
 
 
-def _from_container(data: bytes, name: str) -> LoadedModel:
+def _from_container(data: bytes, name: str) -> list[LoadedModel]:
     from gti.chip import model_file
 
     container = model_file.parse(data, name)
-    chip = container.first("GTICNN")
-    if chip is None or chip.blob is None:
+    chips = [layer for layer in container.layers if layer.operation == "GTICNN"]
+    if not chips or any(chip.blob is None for chip in chips):
         raise ModelFileError(
             sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
         )
-    mode, device = chip.entry.get("mode", 0), chip.entry.get("device")
-    if isinstance(mode, bool) or not isinstance(mode, int):
-        raise ModelFileError(sentence(name, "has a mode that is no number", expected="0..6", received=mode))
-    dat = bytes(chip.blob)
-    header = protocol.Header.parse(dat, f"{name}, layer GTICNN")
-    return LoadedModel(name, dat, header, mode, device if isinstance(device, dict) else {}, container)
+    result = []
+    for number, chip in enumerate(chips, 1):
+        mode, device = chip.entry.get("mode", 0), chip.entry.get("device")
+        if isinstance(mode, bool) or not isinstance(mode, int):
+            raise ModelFileError(sentence(name, "has a mode that is no number", expected="0..6", received=mode))
+        dat = bytes(chip.blob or b"")
+        layer = f"{name}, layer GTICNN" + (f" of chip {number}" if len(chips) > 1 else "")
+        header = protocol.Header.parse(dat, layer)
+        result.append(LoadedModel(name, dat, header, mode, device if isinstance(device, dict) else {}, container))
+    return result
