@@ -20,6 +20,7 @@ def main() -> None:
     from gti.evaluation import evaluate
     from gti.model.exact import ExactModel
 
+    restore.check_inputs(args, args.val_data_dir)
     fused = args.stage is Stage.FUSED
     stages = (Stage.FUSED,) if fused else tuple(s for s in Stage if s <= args.stage)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=args.stage)

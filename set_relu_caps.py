@@ -19,6 +19,7 @@ def main() -> None:
     import_tensorflow()
     from gti import calibration, checkpoint, data_utils, restore
 
+    restore.check_inputs(args, args.train_data_dir)
     stages = tuple(s for s in Stage if s <= wanted)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=wanted)
     stage.check_calibrate(source.stage, args.quant_w, source.prefix)

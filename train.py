@@ -39,6 +39,7 @@ def main() -> None:
     strategy = training.make_strategy(args.num_gpus)
     say = print if training.is_chief(strategy) else (lambda line: None)
 
+    restore.check_inputs(args, args.train_data_dir, args.val_data_dir)
     source = None
     if args.resume_from:
         stages = stage.trainable_from(args.stage)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gti import files
@@ -70,7 +71,7 @@ def study(network: Network, name: str, *, violations: Sequence[Violation], units
     )
 
 
-def with_host_of_net(result: Study, net: str, classes: int) -> Study:
+def with_host_of_net(result: Study, net: str, classes: int, nets_dir: str | Path | None = None) -> Study:
     """Return the study with the host layers of a net of the kit; without them where TensorFlow is not installed."""
     from gti.quiet import import_tensorflow
 
@@ -87,7 +88,7 @@ def with_host_of_net(result: Study, net: str, classes: int) -> Study:
     # Shapes alone: the weights of VGG16's first such layer would take 400 MB.
     with keras.StatelessScope(initialize_variables=False):
         image = keras.Input((height, width, channels))
-        model = keras.Model(image, base.net_module(net).host_layers(image, classes=classes))
+        model = keras.Model(image, base.net_module(net, nets_dir).host_layers(image, classes=classes))
     host = [
         HostLayer(layer.name, *(int(n) for n in layer.kernel.shape))
         for layer in model.layers

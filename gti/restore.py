@@ -55,6 +55,19 @@ def open_checkpoint(
     return Source(prefix, arrays, metadata)
 
 
+def check_inputs(args: Namespace, *data_dirs: str | os.PathLike[str]) -> None:
+    """Check the net and the data folders of a command line, before anything that takes time or depends on them.
+
+    Raises UsageError and NetworkError for the net, DataError for what `data_check.inspect` finds.
+    """
+    from gti import data_check
+    from gti.model import base
+
+    base.load_network(args.net, chip=args.chip, image_size=args.image_size, nets_dir=args.nets_dir)
+    for folder in data_dirs:
+        data_check.inspect(folder)
+
+
 def number_of_classes(args: Namespace, source: Source | None, data_dir: str | os.PathLike[str] | None) -> int:
     """Return --classes, or the checkpoint's, or the number in the data set's label file (with background).
 

@@ -1,16 +1,17 @@
 """Keras models of the nets: the chip part is built from the Network alone, the host part by `gti/model/<net>.py`.
 
-A net is one JSON file, `nets/<chip>_<net>_dat.json`, and one module here with
+A net is one JSON file, `nets/<chip>_<net>_dat.json`, and one module, here or as `<net>.py` beside that JSON, with
 
     BATCH_NORM: bool                      batch norm after each convolution while training
-    FLIP: bool                            whether training may mirror its images
     host_layers(x, *, classes) -> logits  what the host computes from the chip's result [batch, height, width, channels]
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,25 +32,60 @@ SETTINGS_DIR = Path(__file__).resolve().parent
 # Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square
 # root of that, which shares the excess evenly between the activations behind them and their own gradients.
 FIRST_INPUT_SCALE = 4.0
+# Caps beyond these come from a damaged file: codes are 0..31, and calibrated caps lie between 0.001 and 10000.
+MIN_CAP, MAX_CAP = 1e-12, 1e12
 
 
 def net_names() -> list[str]:
-    """Return the names of the nets that exist, sorted."""
+    """Return the names of the kit's own nets, sorted."""
     return sorted(path.stem for path in SETTINGS_DIR.glob("*.py") if path.stem not in ("__init__", "base", "exact"))
 
 
-def net_module(net: str) -> ModuleType:
-    """Return the module `gti.model.<net>`. Raises UsageError for an unknown name."""
-    if net not in net_names():
+def net_module(net: str, nets_dir: str | Path | None = None) -> ModuleType:
+    """Return the module of a net: `gti.model.<net>`, or `<net>.py` in `nets_dir` (None: nets/ of the kit), which runs.
+
+    Raises UsageError for an unknown name, and for a module that cannot be run or lacks a part of a net.
+    """
+    if net in net_names():
+        return importlib.import_module(f"gti.model.{net}")
+    path = Path(nets_dir or NETS_DIR) / f"{net}.py"
+    if not path.is_file():
         raise UsageError(
             sentence(
                 f"net {net}",
                 "there is no such net",
-                expected="one of " + ", ".join(net_names()),
+                expected="one of " + ", ".join(net_names()) + f", or your own {path}",
                 fix="add gti/model/<net>.py and nets/<chip>_<net>_dat.json for a new one",
             )
         )
-    return importlib.import_module(f"gti.model.{net}")
+    return _users_module(net, path)
+
+
+def _users_module(net: str, path: Path) -> ModuleType:
+    found = importlib.util.spec_from_file_location(f"gti_users_net_{net}", path)
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    try:
+        found.loader.exec_module(module)
+    except Exception as problem:
+        where = traceback.extract_tb(problem.__traceback__)[-1]
+        line = problem.lineno if isinstance(problem, SyntaxError) else where.lineno
+        raise UsageError(
+            sentence(
+                f"{path}, line {line}", f"cannot be run ({type(problem).__name__}: {problem})", fix="mend the module"
+            )
+        ) from problem
+    if not isinstance(getattr(module, "BATCH_NORM", None), bool) or not callable(getattr(module, "host_layers", None)):
+        raise UsageError(
+            sentence(
+                str(path),
+                "is not the module of a net",
+                expected="BATCH_NORM = True or False, and host_layers(x, *, classes)",
+                fix="see gti/model/digits.py for an example",
+            )
+        )
+    return module
 
 
 def dat_json_path(net: str, chip: str = spec.CHIP, nets_dir: str | Path | None = None) -> Path:
@@ -66,7 +102,7 @@ def load_network(
     NetworkError with every rule of the chip that the (scaled) network breaks, for example VGG16 at 448: layers of
     448 take 16 output channels at most.
     """
-    net_module(net)
+    net_module(net, nets_dir)
     network = networks.load(dat_json_path(net, chip, nets_dir))
     size = network.layers[0].image_size
     if image_size is not None and image_size != size:
@@ -89,18 +125,19 @@ def load_network(
 def load_caps(path: str | Path) -> dict[str, float]:
     """Return the calibrated caps of a settings file: variable name -> cap, for example `digits/conv1_1/relu_cap`.
 
-    Raises FormatError where the file is missing, is not JSON or holds anything but positive numbers.
+    Raises FormatError where the file is missing, is not JSON or holds anything but numbers of a usable size.
     """
     value = files.read_json(path)
     caps = value.get("relu_caps") if isinstance(value, dict) else None
     if not isinstance(caps, dict) or not all(
-        isinstance(cap, (int, float)) and not isinstance(cap, bool) and cap > 0 for cap in caps.values()
+        isinstance(cap, (int, float)) and not isinstance(cap, bool) and MIN_CAP <= cap <= MAX_CAP
+        for cap in caps.values()
     ):
         raise FormatError(
             sentence(
                 str(path),
                 "does not hold calibrated caps",
-                expected='{"relu_caps": {variable name: number above 0}}',
+                expected='{"relu_caps": {variable name: number from 1e-12 to 1e12}}',
                 fix="write it with set_relu_caps.py",
             )
         )
@@ -140,7 +177,7 @@ def build(
 
     Raises UsageError, NetworkError, QuantizationError (missing caps).
     """
-    module = net_module(net)
+    module = net_module(net, nets_dir)
     network = load_network(net, chip=chip, image_size=image_size, nets_dir=nets_dir)
     if classes < 1:
         raise UsageError(sentence(f"net {net}", "needs classes", expected="1 or more", received=classes))

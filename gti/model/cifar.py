@@ -9,7 +9,6 @@ import keras
 from gti.layers import ChipFlatten, HostDense
 
 BATCH_NORM = True
-FLIP = True
 
 
 def host_layers(x: Any, *, classes: int) -> Any:

@@ -7,7 +7,6 @@ from typing import Any
 from gti.layers import ChipFlatten, HostDense
 
 BATCH_NORM = False
-FLIP = False
 
 
 def host_layers(x: Any, *, classes: int) -> Any:
