@@ -11,8 +11,8 @@ from typing import Any
 
 from gti.errors import FormatError, UsageError, sentence
 
-# A dat.json of six major layers has 4 KB, a header of a thousand layers 200 KB; a list of empty lists takes 21 times its
-# text in memory.
+# A dat.json of six major layers has 4 KB, a header of a thousand layers 200 KB; a list of empty lists takes 21 times
+# its text in memory.
 MAX_JSON_BYTES = 1024 * 1024
 MAX_JSON_DEPTH = 64
 

@@ -77,7 +77,7 @@ def file_length(rows: int) -> int:
 
 
 def max_length(rows: int) -> int:
-    """Return the length in bytes from which a file of `rows` rows is refused: a small folder must not build a huge file."""
+    """Return the largest length in bytes of a file of `rows` rows: a small folder must not build a huge file."""
     return min(file_length(rows) + MAX_SPARE_BYTES, MAX_FILE_BYTES)
 
 

@@ -137,13 +137,13 @@ class RecordingBackend:
 def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
     """Yield the lines of a recording, the description of the session first; a broken end is left out.
 
-    Lines are unpacked one at a time, so that a small file cannot fill the memory. Raises FormatError when the file is no
-    recording or a line is damaged.
+    Lines are unpacked one at a time, so that a small file cannot fill the memory. Raises FormatError when the file is
+    no recording or a line is damaged.
     """
     name = os.fspath(path)
     number = 0
     try:
-        for number, line in enumerate(_unpacked(files.read_bytes(path, limit=MAX_FILE_BYTES)), 1):  # noqa: B007
+        for number, line in enumerate(_unpacked(files.read_bytes(path, limit=MAX_FILE_BYTES)), 1):
             entry = json.loads(line)
             if not isinstance(entry, dict) or (entry.get("format") != FORMAT if number == 1 else not _is_sound(entry)):
                 raise ValueError
