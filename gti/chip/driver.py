@@ -36,7 +36,7 @@ _FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero (user guide
 
 
 class GtiModel:
-    """One .model or .dat loaded into one stick; not for use by two threads at a time.
+    """One .model or .dat (a file, or loaded already) in one stick; not for use by two threads at a time.
 
     `device`: auto | usb | usb:<serial or index> | virtual | eusb:<serial or sg node>; auto is a real dongle if one
     answers a frame, else the stick in software, and `device_description` says which and why. `mode`: a read-out mode,
@@ -326,6 +326,11 @@ class GtiModel:
     def input_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of the images."""
         return self._model.size, self._model.size, self._model.planes
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The file: its header, container and host layers."""
+        return self._model
 
     @property
     def counts(self) -> dict[str, int]:

@@ -91,9 +91,17 @@ class HostLayers:
         `chip`: image in the chip's channel order -> maps uint8 [C,H,W] as the stick delivers them (FC mode: 8-bit).
         Raises ImageError for an image of another size, ModelFileError where sizes do not fit together.
         """
+        return self.outcome(chip(self.chip_image(image)))
+
+    def chip_image(self, image: Image) -> Image:
+        """Return what the readers make of `image`: what goes to the chip. Errors as `run`."""
         for reader in self._readers:
             image = reader(image)
-        value: Any = self._chip_tensor(list(chip(image)))
+        return image
+
+    def outcome(self, maps: Sequence[Image]) -> Outcome:
+        """Return the outcome of the maps that the chip delivered. Errors as `run`."""
+        value: Any = self._chip_tensor(list(maps))
         tensors: dict[str, Tensor] = {self._chip_name: value}
         for name, step in self._steps:
             value = step(value)

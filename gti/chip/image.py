@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,18 @@ _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP")
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def load_image(path: str | os.PathLike[str], size: int, channels: int = 3) -> np.ndarray:
+def load_image(
+    path: str | os.PathLike[str],
+    size: int,
+    channels: int = 3,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
     """Return the image file `path` as uint8 [size, size, channels], 0..255, in the chip's channel order.
 
-    Arrays (`.npy`, `.bin`) must have the network's shape; pictures are resized (bilinear, the whole picture), grey
-    ones are repeated into three channels. Raises ImageError for another type, shape or layout, for transparency,
-    more than 8 bits and pictures of more than 100 million pixels, FormatError when the file cannot be read.
+    Arrays (`.npy`, `.bin`) must have the network's shape; pictures are resized (bilinear, the whole picture, or as
+    `prepare` does it, [H,W,C] -> [size,size,C]), grey ones are repeated into three channels. Raises ImageError for
+    another type, shape or layout, for transparency, more than 8 bits and pictures of more than 100 million pixels,
+    FormatError when the file cannot be read.
     """
     name = os.fspath(path)
     suffix = Path(name).suffix.lower()
@@ -42,7 +49,7 @@ def load_image(path: str | os.PathLike[str], size: int, channels: int = 3) -> np
         return _from_npy(files.read_bytes(path, limit=size * size * channels * 8 + npy.MAX_HEADER_BYTES), shape, name)
     if suffix == ".bin":
         return _from_planes(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name)
-    return _from_picture(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name)
+    return _from_picture(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name, prepare)
 
 
 def _from_npy(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
@@ -76,12 +83,18 @@ def _from_planes(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndar
     return np.ascontiguousarray(planes.transpose(1, 2, 0))
 
 
-def _from_picture(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
+def _from_picture(
+    data: bytes, shape: tuple[int, int, int], name: str, prepare: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise ImageError(
-            sentence(name, "needs Pillow to be read", fix="pip install pillow, or pass a .npy or .bin file")
+            sentence(
+                name,
+                "needs Pillow to be read",
+                fix="install the extra `images` of this package (or pillow itself), or pass a .npy or .bin file",
+            )
         ) from None
     if shape[2] not in (1, 3):
         raise ImageError(
@@ -99,7 +112,7 @@ def _from_picture(data: bytes, shape: tuple[int, int, int], name: str) -> np.nda
             _check_picture(picture, name)
             picture.load()
             upright = ImageOps.exif_transpose(picture)
-            return _convert(upright, shape, name)
+            return _convert(upright, shape, name, prepare)
     except UnidentifiedImageError:
         raise FormatError(
             sentence(name, "is no image that can be read", expected=", ".join((*_FORMATS, ".npy", ".bin")))
@@ -132,7 +145,9 @@ def _check_picture(picture: Image.Image, name: str) -> None:
         )
 
 
-def _convert(picture: Image.Image, shape: tuple[int, int, int], name: str) -> np.ndarray:
+def _convert(
+    picture: Image.Image, shape: tuple[int, int, int], name: str, prepare: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
     """Return uint8 [H, W, C] of an upright picture: opaque, resized, BGR or grey."""
     from PIL import Image
 
@@ -150,7 +165,9 @@ def _convert(picture: Image.Image, shape: tuple[int, int, int], name: str) -> np
             )
     height, width, channels = shape
     picture = picture.convert("L" if channels == 1 else "RGB")
-    if picture.size != (width, height):
+    if prepare is None and picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, np.uint8).reshape(shape)
+    pixels = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+    if prepare is not None:
+        pixels = prepare(pixels)
     return np.ascontiguousarray(pixels[:, :, ::-1])  # RGB -> BGR

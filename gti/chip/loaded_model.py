@@ -102,13 +102,8 @@ class LoadedModel:
         image = protocol.Image(header, self.size, self.planes, protocol.image_tiles(planes))
         return self._network.result(image)
 
-    def host_result(
-        self, image: npt.NDArray[np.uint8], chip: Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.uint8]]]
-    ) -> dict[str, Any]:
-        """Return the result of the whole model; `chip`: image -> maps as the stick delivers them.
-
-        Raises ModelFileError when the file holds no host layers.
-        """
+    def host_layers(self) -> Any:
+        """Return the `host_layers.HostLayers` of the file. Raises ModelFileError when it holds none."""
         if self.container is None:
             raise ModelFileError(
                 sentence(
@@ -122,7 +117,16 @@ class LoadedModel:
             from gti.chip.host_layers import HostLayers
 
             self._host = HostLayers(self.container.layers, self.name)
-        return self._host.run(image, chip).result
+        return self._host
+
+    def host_result(
+        self, image: npt.NDArray[np.uint8], chip: Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.uint8]]]
+    ) -> dict[str, Any]:
+        """Return the result of the whole model; `chip`: image -> maps as the stick delivers them.
+
+        Raises ModelFileError when the file holds no host layers.
+        """
+        return self.host_layers().run(image, chip).result
 
 
 def _counts_twice(code: int, last: protocol.MajorLayer) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip.loaded_model import load_model
+from gti.chip.loaded_model import LoadedModel, load_model
 from gti.chip.spec import MAX_CODE
 from gti.chip.transport import Settings
 from gti.errors import DeviceError, UsageError, sentence
@@ -154,6 +154,11 @@ class GtiPool:
     def device_descriptions(self) -> list[str]:
         """What each stick at work is."""
         return [worker.description for worker in self._workers]
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The file: its header, container and host layers."""
+        return self._model
 
     def evaluate_many(
         self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)
