@@ -146,8 +146,8 @@ def classes(args: argparse.Namespace, source: Checkpoint) -> int:
     return restore.number_of_classes(args, source, args.val_data_dir)
 
 
-def read_file(path: str, network: Network) -> Dat:
-    """Return the decoded .DAT of the .model or .dat `path`, which must be of the same network but for its shifts."""
+def read_file(path: str, network: Network) -> tuple[Dat, bytes]:
+    """Return the .DAT of the .model or .dat `path`, which must be of the same network but for its shifts."""
     from dataclasses import replace
 
     from gti.chip import dat, model_folder
@@ -166,7 +166,7 @@ def read_file(path: str, network: Network) -> Dat:
                 fix="convert the checkpoint again, or pass another --model_file",
             )
         )
-    return decoded
+    return decoded, data
 
 
 def parent_of(path: str) -> str:
@@ -183,6 +183,7 @@ def parent_of(path: str) -> str:
 def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
     """Compare what the flags name."""
     from gti import data_utils, diagnosis, sublayer_maps
+    from gti.chip import file_diff
     from gti.chip.driver import GtiModel
     from gti.chip.emulator import Emulator
     from gti.compare import Limits, compare
@@ -191,13 +192,17 @@ def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
     path = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")
     stages = keras_stages(args, find_checkpoints(args), parent_of(path))
     network = stages.network
-    decoded = read_file(path, network)
+    decoded, data = read_file(path, network)
     integers: list[str] = []
     emulators = {}
     if stages.conversion is not None:
         conversion = stages.conversion
         integers = diagnosis.integer_differences(network.convolutions, conversion.weights, decoded.weights)
         emulators["fused"] = Emulator(conversion.network, conversion.weights)
+        if not integers:
+            # Bits that no integer tells, such as the step of a kernel of zeros.
+            names = (stages.sources[-1].origin, path)
+            stages.notes += [f"{path}: {words}" for words in file_diff.diff_dat(conversion.dat(), data, names)[:1]]
     emulator = sublayer_maps.emulator_of(decoded, network)
     emulators |= dict.fromkeys(("emulator", "stick", "recorded"), emulator)
     stages.sources.append(sublayer_maps.of_emulator(path, emulator))
@@ -295,7 +300,7 @@ def main() -> int:
     if args.json:
         from gti import files
 
-        facts = {"net": args.net, "chip": args.chip, "left_out": stages.notes}
+        facts = {"net": args.net, "chip": args.chip, "notes": stages.notes}
         files.write_json(args.json, facts | result.to_json())
     if args.report:
         from gti.report import steps

@@ -84,7 +84,7 @@ def test_unharmed_model_is_equal(
     assert (report["images"], report["codes_compared"], report["codes_equal"]) == (11, count, count)
     assert [stage["name"] for stage in report["stages"]] == ["fused", "emulator", "stick"]
     assert report["findings"] == []
-    assert report["left_out"] == [
+    assert report["notes"] == [
         f"{stage} is left out: no checkpoint (--{stage}_checkpoint)" for stage in ("float", "quant_w", "quant_act")
     ]
     out = capsys.readouterr().out
@@ -231,6 +231,14 @@ def test_integers_without_effect_are_told(
     ]
 
 
+def test_bits_without_meaning_are_told(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_dat(converted, converted_dat(converted)[:-1] + b"\1", tmp_path / "x.model")
+    few = ("--val_batch_size", 1, "--num_batches", 1, "--device", "none")
+    status, report = run(converted, "--model_file", path, *few, monkeypatch=monkeypatch)
+    assert status == 0
+    assert f"{path}: padding after the rows: " in report["notes"][-1]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Converted:
     """Checkpoints of all four stages, the same weights in each, and what was converted."""
@@ -285,7 +293,7 @@ def test_checkpoint_that_was_not_converted(
     other = checkpoint.digest(trained.checkpoint)
     path = trained.folder / "2801_digits.model"
     _, report = run(converted, "--model_file", path, monkeypatch=monkeypatch)
-    assert f"the .MODEL was made of another checkpoint ({other}) than {converted.checkpoint}" in report["left_out"]
+    assert f"the .MODEL was made of another checkpoint ({other}) than {converted.checkpoint}" in report["notes"]
 
 
 def test_file_of_another_network(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
