@@ -31,8 +31,9 @@ def main() -> None:
 
     from gti import converter, data_check, data_utils, restore
     from gti.chip import protocol
-    from gti.chip.driver import GtiModel
-    from gti.chip.loaded_model import load_model
+    from gti.chip.chain import open_model
+    from gti.chip.loaded_model import load_chips
+    from gti.chip.splitting import split
     from gti.inference import classify, save_layer_outputs
     from gti.model import base
     from gti.progress import progress_bar
@@ -75,7 +76,7 @@ def main() -> None:
     # The stick makes codes of the 8-bit pixels itself.
     dataset = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size, as_codes=False)
 
-    with GtiModel(model_file, device=args.device, mode="fc") as model:
+    with open_model(model_file, device=args.device, mode="fc") as model:
         print(f"{model_file} on {model.device_description}")
         if model.input_shape != network.input_shape:
             raise UsageError(
@@ -87,13 +88,15 @@ def main() -> None:
                     fix="convert the checkpoint again",
                 )
             )
-        in_file = load_model(Path(model_file))
-        if in_file.dat != converter.convert(network, source.arrays, net=args.net).dat():
+        in_file = load_chips(Path(model_file))
+        expected = converter.convert(network, source.arrays, net=args.net)
+        parts = split(expected.network, expected.weights, len(in_file))
+        if [part.dat for part in in_file] != [part.dat() for part in parts]:
             print(f"warning: {model_file} was not converted from {source.prefix}: convert it again", file=sys.stderr)
         with data_utils.naming_errors(args.val_data_dir):
             if args.layer_outputs:
                 # "mode" of the model JSON chooses the maps (user guide, section 6.7); mode 0 means all of them.
-                mode = in_file.mode or int(protocol.Mode.LEARN)
+                mode = in_file[-1].mode or int(protocol.Mode.LEARN)
                 wanted = args.num_examples or IMAGES_WITH_LAYER_OUTPUTS
                 images = (image for batch, _ in dataset.as_numpy_iterator() for image in batch)
                 for index, image in enumerate(itertools.islice(images, wanted)):

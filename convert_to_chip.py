@@ -40,7 +40,7 @@ def main() -> None:
     conversion = converter.convert(network, source.arrays, net=args.net)
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    dat_path, model_path = converter.write_files(
+    paths = converter.write_files(
         conversion,
         net=args.net,
         chip=args.chip,
@@ -48,8 +48,9 @@ def main() -> None:
         output_dir=args.output_dir,
         stage=source.stage.label if source.stage else "",
         parent=checkpoint.digest(source.prefix),
+        num_chips=args.num_chips,
     )
-    for path in (dat_path, model_path):
+    for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")
     if args.report:
         from gti.report import steps

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gti import files, fusion
-from gti.chip import dat, known_answer, model_file
+from gti.chip import dat, known_answer, model_file, splitting
 from gti.chip.network import Convolution, ConvolutionWeights, Network
 from gti.errors import FormatError, QuantizationError, sentence
 
@@ -176,13 +176,18 @@ def write_files(
     output_dir: str | Path,
     stage: str = "",
     parent: str = "",
-) -> tuple[Path, Path]:
+    num_chips: int | None = None,
+) -> tuple[Path, ...]:
     """Write `<chip>_<net>.dat`, `.model` and the updated JSON pair to `output_dir`; return the paths of the first two.
+
+    For several chips in a row (`num_chips`; None: "ChipNumber" of the JSON) there is a `<chip>_<net>_chip<n>.dat` of
+    each in place of the first, and all are in the .model, whose path is the last that is returned.
 
     The JSON templates come from `nets_dir`; "scaling" of the first and "data file" of the chip's layer in the second
     are set, everything else in them is kept. The .MODEL carries a known answer, which names the `stage` and the digest
     `parent` of the checkpoint. Each file is replaced as a whole, after all of them could be made.
-    Raises FormatError for templates that cannot serve, and UsageError where the folder cannot be written.
+    Raises FormatError for templates that cannot serve, UsageError where the folder cannot be written or so many chips
+    cannot share the network, and NetworkError when a part of it breaks a rule of the chip.
     """
     stem = f"{chip}_{net}"
     network_json = files.read_json(Path(nets_dir) / f"{stem}_dat.json")
@@ -190,19 +195,29 @@ def write_files(
         entry["scaling"] = list(layer.scaling)
     template = Path(nets_dir) / f"{stem}_model.json"
     model_json = files.read_json(template)
+    splitting.remove_inner_layers(model_json)
     on_chip = chip_layer(model_json, str(template))
-    on_chip["data file"] = f"{stem}.dat"
-    dat_bytes = conversion.dat()
+    chips = num_chips or splitting.chip_number(conversion.network)
+    if num_chips:
+        network_json["model"][0]["ChipNumber"] = num_chips
+    parts = splitting.split(conversion.network, conversion.weights, chips)
+    names = [f"{stem}.dat"] if chips == 1 else [f"{stem}_chip{number}.dat" for number in range(1, chips + 1)]
+    data = dict(zip(names, (part.dat() for part in parts), strict=True))
+    on_chip["data file"] = names[-1]
+    entries = [*splitting.insert_inner_layers(model_json, on_chip, parts, names), on_chip]
     model_json_bytes = files.json_bytes(model_json)
-    on_chip[known_answer.KEY] = conversion.known_answer(dat_bytes, stage, parent)
-    model_bytes = model_file.compose(files.json_bytes(model_json), {f"{stem}.dat": dat_bytes})
+    for entry, part, name in zip(entries, parts, names, strict=True):
+        answer = known_answer.make(part.network, part.weights, data[name], stage=stage, parent=parent)
+        entry[known_answer.KEY] = answer.to_entry()
+    model_bytes = model_file.compose(files.json_bytes(model_json), data)
     output = Path(output_dir)
-    dat_path, model_path = output / f"{stem}.dat", output / f"{stem}.model"
-    files.write_atomic(dat_path, dat_bytes)
+    for name, dat_bytes in data.items():
+        files.write_atomic(output / name, dat_bytes)
+    model_path = output / f"{stem}.model"
     files.write_atomic(model_path, model_bytes)
     files.write_json(output / f"{stem}_dat.json", network_json)
     files.write_atomic(output / f"{stem}_model.json", model_json_bytes)
-    return dat_path, model_path
+    return (*(output / name for name in names), model_path)
 
 
 def chip_layer(model_json: Any, name: str) -> dict[str, Any]:

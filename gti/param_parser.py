@@ -116,6 +116,7 @@ def convert_parser() -> Parser:
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the .dat and .model files")
+    parser.add_argument("--num_chips", type=count(1), metavar="N", help="sticks in a row; default: ChipNumber, or 1")
     _report(parser)
     parser.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the checkpoint's")
     return parser
