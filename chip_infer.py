@@ -30,7 +30,7 @@ def main() -> None:
     import tensorflow as tf
 
     from gti import converter, data_check, data_utils, restore
-    from gti.chip import protocol
+    from gti.chip import preprocessing, protocol
     from gti.chip.chain import open_model
     from gti.chip.loaded_model import load_chips
     from gti.chip.splitting import split
@@ -38,6 +38,7 @@ def main() -> None:
     from gti.model import base
     from gti.progress import progress_bar
 
+    restore.check_inputs(args, args.val_data_dir)
     model_file = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")
     stages = (Stage.FUSED, Stage.QUANT_ACT)
     source = restore.open_checkpoint(
@@ -76,7 +77,7 @@ def main() -> None:
     # The stick makes codes of the 8-bit pixels itself.
     dataset = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size, as_codes=False)
 
-    with open_model(model_file, device=args.device, mode="fc") as model:
+    with open_model(model_file, device=args.device, mode="fc", record=args.record) as model:
         print(f"{model_file} on {model.device_description}")
         if model.input_shape != network.input_shape:
             raise UsageError(
@@ -93,6 +94,14 @@ def main() -> None:
         parts = split(expected.network, expected.weights, len(in_file))
         if [part.dat for part in in_file] != [part.dat() for part in parts]:
             print(f"warning: {model_file} was not converted from {source.prefix}: convert it again", file=sys.stderr)
+        contract = preprocessing.from_header(in_file[0].container.header, model_file) if in_file[0].container else None
+        crop = data_utils.read_pipeline(args.val_data_dir).crop_fraction
+        if contract is not None and contract.crop_fraction != crop:
+            print(
+                f"warning: {model_file} was made for images cropped to {contract.crop_fraction}, "
+                f"those of {args.val_data_dir} are cropped to {crop}",
+                file=sys.stderr,
+            )
         with data_utils.naming_errors(args.val_data_dir):
             if args.layer_outputs:
                 # "mode" of the model JSON chooses the maps (user guide, section 6.7); mode 0 means all of them.

@@ -49,6 +49,7 @@ def main() -> None:
         stage=source.stage.label if source.stage else "",
         parent=checkpoint.digest(source.prefix),
         num_chips=args.num_chips,
+        preparation=converter.preparation(network, args.data_dir),
     )
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")

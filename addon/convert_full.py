@@ -33,7 +33,7 @@ def parser() -> param_parser.Parser:
     """Return the flags: those of convert_to_chip.py, and the labels."""
     flags = param_parser.convert_parser()
     flags.description = "Pack chip layers, host layers and labels of a checkpoint into one .MODEL."
-    flags.add_argument("--labels_file", metavar="FILE", help="default: the label file of data/<net>")
+    flags.add_argument("--labels_file", metavar="FILE", help="default: the label file of the data set")
     flags.add_argument(
         "--top", type=param_parser.count(1), default=LABELS_RETURNED, metavar="N", help="labels in a result"
     )
@@ -134,7 +134,7 @@ def main() -> None:
 
     import_tensorflow()
     from gti import checkpoint, converter, files, fusion, restore, stage
-    from gti.chip import known_answer
+    from gti.chip import known_answer, preprocessing
     from gti.labels import find_labels, read_labels
     from gti.model import base
     from gti.stage import Stage
@@ -142,10 +142,10 @@ def main() -> None:
     wanted = Stage.FUSED if args.fuse else Stage.QUANT_ACT
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, preferred=wanted)
     stage.check_convert(source.stage, args.fuse, source.prefix)
-    labels_file = args.labels_file or find_labels(Path("data") / args.net / "val")
+    labels_file = args.labels_file or find_labels(Path(args.data_dir) / "val")
     if labels_file is None:
         raise UsageError(
-            sentence("--labels_file", f"there is no label file of data/{args.net}", fix="pass --labels_file FILE")
+            sentence("--labels_file", f"there is no label file of {args.data_dir}", fix="pass --labels_file FILE")
         )
     names = read_labels(labels_file)
     classes = source.metadata.classes if source.metadata else len(names)
@@ -193,6 +193,7 @@ def main() -> None:
     chip = converter.chip_layer(chip_json, f"{stem}_model.json")
     label = source.stage.label if source.stage else ""
     chip[known_answer.KEY] = conversion.known_answer(dat, label, checkpoint.digest(source.prefix))
+    chip_json[preprocessing.KEY] = converter.preparation(network, args.data_dir).entry()
     container, data = full_model(chip_json, dat, host_entries(model, arrays), names, stem=stem, top=args.top)
     output = Path(args.output_dir)
     written = {name: blob for name, blob in data.items() if not name.endswith("_labels.txt")}

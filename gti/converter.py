@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from gti import files, fusion
-from gti.chip import dat, known_answer, model_file, splitting
+from gti.chip import dat, known_answer, model_file, preprocessing, splitting
 from gti.chip.network import Convolution, ConvolutionWeights, Network
+from gti.chip.preprocessing import Preprocessing
 from gti.errors import FormatError, QuantizationError, sentence
 
 log = logging.getLogger(__name__)
@@ -177,6 +178,7 @@ def write_files(
     stage: str = "",
     parent: str = "",
     num_chips: int | None = None,
+    preparation: Preprocessing | None = None,
 ) -> tuple[Path, ...]:
     """Write `<chip>_<net>.dat`, `.model` and the updated JSON pair to `output_dir`; return the paths of the first two.
 
@@ -185,9 +187,9 @@ def write_files(
 
     The JSON templates come from `nets_dir`; "scaling" of the first and "data file" of the chip's layer in the second
     are set, everything else in them is kept. The .MODEL carries a known answer, which names the `stage` and the digest
-    `parent` of the checkpoint. Each file is replaced as a whole, after all of them could be made.
-    Raises FormatError for templates that cannot serve, UsageError where the folder cannot be written or so many chips
-    cannot share the network, and NetworkError when a part of it breaks a rule of the chip.
+    `parent` of the checkpoint, and the `preparation` of images. Each file is replaced as a whole, after all of them
+    could be made. Raises FormatError for templates that cannot serve, UsageError where the folder cannot be written or
+    so many chips cannot share the network, and NetworkError when a part of it breaks a rule of the chip.
     """
     stem = f"{chip}_{net}"
     network_json = files.read_json(Path(nets_dir) / f"{stem}_dat.json")
@@ -209,6 +211,8 @@ def write_files(
     for entry, part, name in zip(entries, parts, names, strict=True):
         answer = known_answer.make(part.network, part.weights, data[name], stage=stage, parent=parent)
         entry[known_answer.KEY] = answer.to_entry()
+    if preparation is not None:
+        model_json[preprocessing.KEY] = preparation.entry()
     model_bytes = model_file.compose(files.json_bytes(model_json), data)
     output = Path(output_dir)
     for name, dat_bytes in data.items():
@@ -218,6 +222,18 @@ def write_files(
     files.write_json(output / f"{stem}_dat.json", network_json)
     files.write_atomic(output / f"{stem}_model.json", model_json_bytes)
     return (*(output / name for name in names), model_path)
+
+
+def preparation(network: Network, data_dir: str | os.PathLike[str]) -> Preprocessing:
+    """Return how images become the input of `network`: the pipeline of the data set in `data_dir` (train/, val/).
+
+    Raises DataError for a `pipeline.json` that is none.
+    """
+    from gti.data_utils import read_pipeline
+
+    first = network.layers[0]
+    fraction = read_pipeline(Path(data_dir) / "val").crop_fraction
+    return Preprocessing(first.image_size, first.input_channels, "BGR", fraction)
 
 
 def chip_layer(model_json: Any, name: str) -> dict[str, Any]:

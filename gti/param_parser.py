@@ -117,6 +117,9 @@ def convert_parser() -> Parser:
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the .dat and .model files")
     parser.add_argument("--num_chips", type=count(1), metavar="N", help="sticks in a row; default: ChipNumber, or 1")
+    parser.add_argument(
+        "--data_dir", metavar="DIR", help="data set whose crop goes into the .MODEL; default: data/<net>"
+    )
     _report(parser)
     parser.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the checkpoint's")
     return parser
@@ -130,7 +133,8 @@ def infer_parser() -> Parser:
     parser.add_argument("--last_relu_cap", metavar="NAME", help="variable of the last cap; default: the net's last one")
     parser.add_argument("--model_file", metavar="FILE", help="default: nets/<chip>_<net>.model")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
-    parser.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual")
+    parser.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | replay:FILE")
+    parser.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
     parser.add_argument("--num_examples", type=count(1), metavar="N", help="images to classify; default: all")
     parser.add_argument(
         "--layer_outputs", metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"
@@ -184,7 +188,8 @@ def compare_parser() -> Parser:
 def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and complete the command line.
 
-    Fills the data folders (`data/<net>/{train,val}`) and adds `stage` where the script has quantization flags.
+    Fills the data folders (`data/<net>`, `data/<net>/{train,val}`) and adds `stage` where the script has quantization
+    flags.
     Raises UsageError.
     """
     args = parser.parse_args(arguments)
@@ -192,6 +197,8 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
     for name, folder in (("train_data_dir", "train"), ("val_data_dir", "val")):
         if hasattr(args, name) and getattr(args, name) is None:
             setattr(args, name, str(Path(data_dir or f"data/{args.net}") / folder))
+    if hasattr(args, "data_dir") and not any(hasattr(args, name) for name in ("train_data_dir", "val_data_dir")):
+        args.data_dir = data_dir or f"data/{args.net}"
     if hasattr(args, "quant_act"):
         args.stage = from_flags(args.quant_w, args.quant_act, args.fuse)
         if getattr(args, "train_caps", False) and args.stage is not Stage.QUANT_ACT:
