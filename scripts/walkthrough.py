@@ -5,7 +5,7 @@
     python scripts/walkthrough.py --net digits     the same commands for a small network: two minutes
 
 The page is the script: its `console` blocks are what runs, line by line. It stops at the first command that fails.
-Needs about 20 GB of disk and 8 GB of memory for VGG16, whose checkpoints hold 138 million variables.
+Needs about 10 GB of disk and 6 GB of memory for VGG16, whose checkpoints hold 138 million variables.
 """
 
 from __future__ import annotations
