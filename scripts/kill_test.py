@@ -1,0 +1,213 @@
+#!/usr/bin/env python
+"""Kill training at random moments (SIGKILL) and see that it always goes on from a sound checkpoint:
+
+    python scripts/kill_test.py --trials 50
+
+Every trial starts train.py on the net digits, in a folder of its own, from the checkpoints that the trial before left,
+and kills it somewhere between its start and a few epochs later. Checked after each kill: every checkpoint that is there
+can be read whole, no epoch that was reported as done is lost, and the next run goes on from the newest one. Exit status
+1 if anything of that fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from gti import param_parser
+from gti.chip.spec import CHIP
+from gti.cli import run
+
+ROOT = Path(__file__).resolve().parent.parent
+NET = "digits"
+# More than any trial reaches: a run ends by the kill.
+EPOCHS = 100_000
+STARTUP_LIMIT_S = 300
+_DONE = re.compile(r"epoch (\d+)/\d+: training loss")
+_RESUMED = re.compile(r"going on after epoch (\d+),")
+
+
+@dataclass
+class Counts:
+    """What happened in all trials."""
+
+    trials: int = 0
+    killed_while_starting: int = 0
+    killed_while_training: int = 0
+    left_half_a_checkpoint: int = 0  # swept by the next run
+    resumed: int = 0
+    started_anew: int = 0  # there was no checkpoint yet
+    epochs: int = 0
+    unsound_checkpoints: int = 0
+    lost_epochs: int = 0
+    not_resumed: int = 0
+
+    @property
+    def failures(self) -> int:
+        """Number of things that must never happen."""
+        return self.unsound_checkpoints + self.lost_epochs + self.not_resumed
+
+
+class Run:
+    """One train.py with the lines it has printed."""
+
+    def __init__(self, folder: Path, data: Path, resume: bool, epochs: int) -> None:
+        arguments = ["--net", NET, "--chip", CHIP, "--data_dir", data, "--checkpoint_dir", folder, "--keep", "3"]
+        arguments += ["--num_epochs", epochs, "--steps_per_epoch", 2, "--train_batch_size", 8]
+        arguments += ["--val_batch_size", 400, "--log_dir", folder.parent / "logs"]
+        if resume:
+            arguments += ["--resume_from", folder]
+        command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+        )
+        self.lines: list[str] = []
+        self.trained = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if _DONE.search(line):
+                self.trained.set()
+
+    def kill(self) -> None:
+        """Kill the process at once and take what it had printed."""
+        self.process.send_signal(signal.SIGKILL)
+        self.finish()
+
+    def finish(self) -> int:
+        """Wait for the end; return the exit status."""
+        status = self.process.wait()
+        self._reader.join()
+        return status
+
+    def number(self, pattern: re.Pattern[str]) -> int | None:
+        """Return the last number that `pattern` finds in the output."""
+        found = pattern.findall("".join(self.lines))
+        return int(found[-1]) if found else None
+
+
+def parser() -> param_parser.Parser:
+    """Return the flags."""
+    flags = param_parser.Parser("Kill training at random moments and check that it always goes on.")
+    flags.add_argument("--trials", type=param_parser.count(1), default=50, metavar="N", help="kills")
+    flags.add_argument("--seed", type=param_parser.count(0), default=0, metavar="N", help="of the moments")
+    flags.add_argument(
+        "--window", type=param_parser.number(0, above=True), default=3.0, metavar="S", help="seconds of training"
+    )
+    flags.add_argument(
+        "--starting",
+        type=param_parser.number(0, 1),
+        default=0.1,
+        metavar="SHARE",
+        help="share of the trials that is killed before the first epoch is done",
+    )
+    flags.add_argument("--report", metavar="FILE", help="write the counts as JSON")
+    return flags
+
+
+def sound(folder: Path, counts: Counts) -> int | None:
+    """Count what is unsound in `folder` and its best/; return the epoch of the newest checkpoint, None without one."""
+    from gti import checkpoint, checkpoint_folder
+
+    for index in [*folder.glob("*.index"), *(folder / checkpoint_folder.BEST).glob("*.index")]:
+        if not checkpoint.is_sound(str(index).removesuffix(".index")):
+            counts.unsound_checkpoints += 1
+            print(f"unsound: {index}", file=sys.stderr)
+    newest = checkpoint_folder.latest(folder, net=NET, chip=CHIP)
+    metadata = checkpoint.read_metadata(newest) if newest else None
+    return metadata.epoch if metadata else None
+
+
+def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, delay: float, starting: bool) -> int | None:
+    """Train from epoch `before`, kill after `delay` seconds, check; return the epoch of the newest checkpoint."""
+    training = Run(folder, data, before is not None, EPOCHS)
+    if not starting:
+        training.trained.wait(STARTUP_LIMIT_S)
+    time.sleep(delay)
+    training.kill()
+    counts.trials += 1
+    done = training.number(_DONE)
+    if done is None:
+        counts.killed_while_starting += 1
+    else:
+        counts.killed_while_training += 1
+        counts.epochs += done - (before or 0)
+        if before is None:
+            counts.started_anew += 1
+        elif training.number(_RESUMED) == before:
+            counts.resumed += 1
+        else:
+            counts.not_resumed += 1
+    if not starting and done is None:
+        counts.not_resumed += 1
+        print("".join(training.lines), file=sys.stderr)
+    counts.left_half_a_checkpoint += bool(list(folder.glob(".saving-*")) + _orphans(folder))
+    newest = sound(folder, counts)
+    if (newest or 0) < max(done or 0, before or 0):
+        counts.lost_epochs += 1
+    return newest
+
+
+def _orphans(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("*.data-*") if not (folder / f"{p.name.split('.data-')[0]}.index").exists()]
+
+
+def main() -> int:
+    args = param_parser.parse(parser())
+    import random
+
+    from gti import files
+    from gti.progress import progress_bar
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    moments = random.Random(args.seed)
+    counts = Counts()
+    with tempfile.TemporaryDirectory(prefix="gti-kill-") as work:
+        subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "make_digits.py"), "--output_directory", work],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        folder, data = Path(work) / "checkpoints", Path(work) / NET
+        newest: int | None = None
+        startup = time.monotonic()
+        newest = trial(folder, data, counts, newest, delay=0.0, starting=False)
+        startup = time.monotonic() - startup
+        with progress_bar(args.trials, "trials", "kill") as bar:
+            bar.update()
+            for _ in range(args.trials - 1):
+                starting = moments.random() < args.starting
+                delay = moments.uniform(0, startup if starting else args.window)
+                newest = trial(folder, data, counts, newest, delay=delay, starting=starting)
+                bar.set_postfix_str(f"epoch {newest}, failures {counts.failures}", False)
+                bar.update()
+        last = Run(folder, data, newest is not None, 1)
+        if last.finish() != 0 or last.number(_RESUMED) != newest:
+            counts.not_resumed += 1
+            print("".join(last.lines), file=sys.stderr)
+    for name, value in asdict(counts).items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    if args.report:
+        files.write_json(args.report, asdict(counts))
+    return 1 if counts.failures else 0
+
+
+if __name__ == "__main__":
+    run(main)
