@@ -170,7 +170,7 @@ class _Reader:
 def _reader(layer: ModelLayer, where: str) -> _Reader:
     formats = [layer.entry.get(key) for key in ("input format", "output format")]
     # Only this pair of names is acted on; others pass the data unchanged.
-    swaps = set(formats) == {PLANES_BGR, PLANES_RGB}
+    swaps = formats in ([PLANES_BGR, PLANES_RGB], [PLANES_RGB, PLANES_BGR])
     height, width, channels = (_whole(layer.entry, f"output {key}", where) for key in ("height", "width", "channels"))
     return _Reader(swaps, (height, width, channels), where)
 

@@ -175,7 +175,7 @@ def _unpacked(raw: bytes) -> Iterator[bytes]:
 def _is_sound(entry: dict[str, Any]) -> bool:
     """Return whether a line has the form that a recorder writes: the driver takes its answers like those of a bus."""
     name, args, error, result = (entry.get(key) for key in ("call", "args", "error", "result"))
-    if name not in _METHODS or not isinstance(args, list):
+    if not isinstance(name, str) or name not in _METHODS or not isinstance(args, list):
         return False
     if "error" in entry:
         kinds = (str, int | None, str)
