@@ -297,6 +297,10 @@ def fit(
             validation = trainer.evaluate(val_data, progress=title and "evaluate")
         except NotFiniteError:
             raise _diverged(start.stage.label, epoch, saver.prefix, settings) from None
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as problem:
+            if trainer.strategy.cluster_resolver is None:
+                raise
+            raise _lost_worker(epoch, problem.message, folder) from None
         metadata = saver.save(replace(metadata, epoch=epoch, step=metadata.step + steps), validation)
         history.append((loss, validation))
         report(f"epoch {epoch}/{last}: training loss {loss:.4f}, accuracy {accuracy:.4f}; validation {validation}")
@@ -357,6 +361,20 @@ class _Saver:
             if better:
                 checkpoint_folder.publish_best(self.prefix)
         return metadata
+
+
+def _lost_worker(epoch: int, reason: str, folder: str | os.PathLike[str]) -> TrainingError:
+    # The reason comes with the traceback of the graph; this line of it tells which worker it was.
+    lines = [line.strip() for line in reason.splitlines()]
+    told = next((line for line in lines if line.startswith("/job:worker")), lines[0] if lines else "")
+    return TrainingError(
+        sentence(
+            f"epoch {epoch}",
+            f"another worker is gone ({told})",
+            expected="all workers of TF_CONFIG",
+            fix=f"start all of them again with --resume_from {folder}; see the messages of the one that ended first",
+        )
+    )
 
 
 def _diverged(stage: str, epoch: int, prefix: str, settings: Settings) -> TrainingError:
