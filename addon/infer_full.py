@@ -29,15 +29,15 @@ def parser() -> param_parser.Parser:
 def main() -> None:
     args = parser().parse_args()
 
+    from gti.chip import preprocessing
     from gti.chip.canonical_json import canonical
     from gti.chip.driver import GtiModel
-    from gti.chip.image import load_image
 
     with GtiModel(args.model, device=args.device) as model:
         print(model.device_description, file=sys.stderr)
-        height, _, channels = model.input_shape
+        preparation = preprocessing.of_model(model.loaded)
         for path in args.images:
-            print(canonical(model.full_inference(load_image(path, height, channels))))
+            print(canonical(model.full_inference(preparation.load(path))))
 
 
 if __name__ == "__main__":

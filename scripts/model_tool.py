@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     diff.add_argument("first", metavar="A")
     diff.add_argument("second", metavar="B")
 
-    run_parser = verbs.add_parser("run", help="compute the codes of an image in the emulator")
+    run_parser = verbs.add_parser("run", help="compute the codes of an image in the emulator, or on a stick")
     run_parser.set_defaults(verb=run_verb)
     run_parser.add_argument("file", metavar="FILE")
     run_parser.add_argument(
@@ -78,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     run_parser.add_argument("--mode", choices=MODES, default="fc", help="which maps to read out (default: fc)")
     run_parser.add_argument("--out", required=True, metavar="OUT.npz", help="map0, map1, ...: codes uint8 [C, H, W]")
     run_parser.add_argument("--engine", choices=ENGINES, default="auto", help="default: auto")
+    run_parser.add_argument("--device", help="compute on a stick: auto | usb | usb:<serial or index> | virtual | ...")
+    run_parser.add_argument("--record", metavar="FILE", help="with --device: write every USB transfer to FILE")
 
     verify = verbs.add_parser("verify", help="check the known answer of a .MODEL; exit status 1 where it is wrong")
     verify.set_defaults(verb=verify_verb)
@@ -155,7 +157,16 @@ def run_verb(arguments: argparse.Namespace) -> int:
     decoded = decode(data, name=name)
     size, _, channels = decoded.network.input_shape
     image = load_image(arguments.image, size, channels)
-    maps = Emulator(decoded.network, decoded.weights, engine=arguments.engine).read_out(image, arguments.mode)
+    if arguments.record and not arguments.device:
+        raise UsageError(sentence("--record", "has no stick to record", fix="pass --device"))
+    if arguments.device:
+        from gti.chip.driver import GtiModel
+
+        with GtiModel(arguments.file, arguments.device, mode=arguments.mode, record=arguments.record) as model:
+            print(model.device_description)
+            maps = model.layer_outputs(image, arguments.mode)
+    else:
+        maps = Emulator(decoded.network, decoded.weights, engine=arguments.engine).read_out(image, arguments.mode)
     write_atomic(arguments.out, npy.npz_bytes({f"map{i}": codes for i, codes in enumerate(maps)}))
     for i, codes in enumerate(maps):
         shape = " x ".join(map(str, codes.shape))

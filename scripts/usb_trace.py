@@ -3,6 +3,7 @@
 
     python scripts/usb_trace.py encode --model nets/2801_digits.model --image 7.npy --mode fc --out trace
     python scripts/usb_trace.py show trace/load.bin trace/frame0.bin
+    python scripts/usb_trace.py show session.gz
     python scripts/usb_trace.py decode --model nets/2801_digits.model --mode fc --read result.bin --out tensor.npy
 
 encode writes load.bin, frame0.bin, frame1.bin, ...: the bytes in the order sent, to pipe 0x02 of the FT60x bridge or in
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gti.cli import run
-from gti.errors import FormatError, GtiError, ImageError, UsageError, sentence
+from gti.errors import FormatError, ImageError, UsageError, sentence
 from gti.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ FTDI_CHUNK = 2048
 EUSB_BLOCK = 512
 # Blocks per command, by the speed file of the USB device (docs/eusb_protocol.md, section 3).
 EUSB_BLOCKS = {True: 128, False: 2048}
-SHOWN_BYTES = 8
+GZIP = b"\x1f\x8b"  # a recording; a stream of words has an opcode there
 
 
 def main() -> None:
@@ -68,9 +68,9 @@ def parser() -> argparse.ArgumentParser:
     decode.add_argument("--type", choices=("float", "byte"), help="of the tensor (default: of the .model, else float)")
     decode.add_argument("--out", required=True, metavar="FILE", help=".npy to write: flat, maps in read-out order")
 
-    show = verbs.add_parser("show", help="list a written stream by segment; several files are one session")
+    show = verbs.add_parser("show", help="list streams by segment (several files are one session), and recordings")
     show.set_defaults(verb=show_verb)
-    show.add_argument("file", nargs="+", help="stream of words, such as load.bin frame0.bin")
+    show.add_argument("file", nargs="+", help="stream of words, such as load.bin frame0.bin, or what --record wrote")
     show.add_argument("--pid", type=product_id, help="601f (4-byte words) or 601e (2-byte words); default: found out")
     return result
 
@@ -155,13 +155,20 @@ def decode_verb(arguments: argparse.Namespace) -> None:
 
 
 def show_verb(arguments: argparse.Namespace) -> None:
-    """List written streams, one after another, as one session."""
+    """List written streams, one after another, as one session, and recordings."""
+    from gti.chip import trace
     from gti.chip.protocol import WordMachine
+    from gti.chip.stream_listing import listing, session
     from gti.chip.words import word_width
 
     machine: WordMachine | None = None
     for path in arguments.file:
         stream = read_bytes(path, limit=MAX_FILE_BYTES)
+        if stream.startswith(GZIP):
+            print(f"{path}: recording")
+            for line in session(trace.read(path), path):
+                print(line)
+            continue
         width = word_width(stream) if arguments.pid is None else 4 if arguments.pid == 0x601F else 2
         if width is None:
             raise FormatError(
@@ -178,61 +185,6 @@ def show_verb(arguments: argparse.Namespace) -> None:
         print(f"{path}: {len(stream)} bytes, {width}-byte words")
         for line in listing(stream, machine):
             print(line)
-
-
-def listing(stream: bytes, machine: WordMachine) -> Iterator[str]:
-    """Yield a line for each segment of `stream` and for what it asks the chip for; `machine` is the session so far."""
-    import numpy as np
-
-    from gti.chip.protocol import Opcode
-    from gti.chip.words import runs
-
-    width = machine.word_bytes
-    garbage = machine.garbage_words
-    yield f"{'word':>10} {'words':>9}  {'opcode':<18} first data bytes"
-    words = np.frombuffer(stream, np.uint8, len(stream) // width * width).reshape(-1, width)
-    for opcode, first, last in runs(words[:, 1]):
-        name = Opcode(opcode).name if opcode < len(Opcode) else f"unknown 0x{opcode:02x}"
-        data = words[first : min(last, first + SHOWN_BYTES), 0].tobytes().hex(" ") if opcode else ""
-        refused = machine.refused_segments
-        machine.feed(words[first:last].tobytes())
-        machine.end_segment()
-        yield f"{first:>10} {last - first:>9}  {name:<18} {data}".rstrip()
-        for event in machine.pop_events():
-            yield f"{'':>20}  = {describe(event)}"
-        if machine.refused_segments > refused:
-            yield f"{'':>20}  = refused: not complete, or registers are missing in this session"
-    if machine.garbage_words > garbage:
-        yield f"{machine.garbage_words - garbage} words no host sends"
-    if len(stream) % width:
-        yield f"{len(stream) % width} bytes after the last whole word"
-
-
-def describe(event: object) -> str:
-    """Return one line about an event of the word machine."""
-    from gti.chip import protocol
-
-    match event:
-        case protocol.Reset():
-            return "reset: waiting results are dropped"
-        case protocol.Coefficients(data=data):
-            return f"coefficients: {len(data.rstrip(bytes(1)))} bytes up to the last that is not zero"
-        case protocol.LayerRegisters():
-            return "layer registers"
-        case protocol.GlobalRegister(value=value):
-            return f"global register 0x{value:08x}"
-        case protocol.Image(size=size, channels=channels):
-            return f"image {channels} x {size} x {size}; result {_describe_result(event)}"
-    return type(event).__name__
-
-
-def _describe_result(image: Any) -> str:
-    try:
-        result = image.read_out
-    except GtiError as problem:
-        return f"impossible ({problem})"
-    maps = ", ".join(f"{s.channels}x{s.size}x{s.size}" for s in result.sets)
-    return f"{result.length} bytes: {maps}, {result.bits} bits a value"
 
 
 def _settings(model: LoadedModel) -> dict[str, Any]:

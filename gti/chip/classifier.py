@@ -69,9 +69,7 @@ class Classifier:
                 )
             self._streams = loaded.mode == Mode.FC
             self.has_contract = preprocessing.KEY in loaded.container.header
-            self.preprocessing = preprocessing.of_model(
-                loaded.container.header, loaded.size, loaded.planes, self._host.input_order, loaded.name
-            )
+            self.preprocessing = preprocessing.of_model(loaded)
         except BaseException:
             self.release()
             raise

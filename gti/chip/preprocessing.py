@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ import numpy.typing as npt
 from gti.chip.image import load_image
 from gti.chip.spec import IMAGE_SIZES
 from gti.errors import ImageError, ModelFileError, UsageError, sentence
+
+if TYPE_CHECKING:
+    from gti.chip.loaded_model import LoadedModel
 
 KEY = "preprocessing"
 ORDERS = ("BGR", "RGB")
@@ -193,26 +196,26 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def of_model(header: Mapping[str, Any], size: int, channels: int, order: str, name: str) -> Preprocessing:
-    """Return the contract of a .MODEL for a network of `size` and `channels` whose host part takes `order`.
+def of_model(model: LoadedModel) -> Preprocessing:
+    """Return the contract of a full .MODEL; without one in the file: the whole picture, in the order its reader takes.
 
-    Without a contract in the file: the whole picture in that order. Raises ModelFileError where the contract and the
-    network disagree.
+    Raises ModelFileError where the contract and the network disagree, or the file holds no host layers.
     """
-    found = from_header(header, name)
+    name, order = model.name, model.host_layers().input_order
+    found = from_header(model.container.header, name)
     if found is None:
-        return Preprocessing(size, channels, order)
-    if (found.size, found.channels) != (size, channels):
+        return Preprocessing(model.size, model.planes, order)
+    if (found.size, found.channels) != (model.size, model.planes):
         raise ModelFileError(
             sentence(
                 f'{name}, "{KEY}"',
                 "does not fit the network",
-                expected=f"{size}x{size}x{channels}",
+                expected=f"{model.size}x{model.size}x{model.planes}",
                 received=f"{found.size}x{found.size}x{found.channels}",
                 fix="convert the model again",
             )
         )
-    if channels == 3 and found.order != order:
+    if model.planes == 3 and found.order != order:
         raise ModelFileError(
             sentence(
                 f'{name}, "{KEY}"',

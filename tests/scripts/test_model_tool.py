@@ -237,6 +237,20 @@ def test_run_gives_what_the_emulator_gives(mode: str, monkeypatch: pytest.Monkey
             assert np.array_equal(maps[f"map{i}"], codes)
 
 
+def test_run_on_a_stick_and_from_its_recording(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    np.save(tmp_path / "i.npy", np.random.RandomState(2).randint(0, 256, (28, 28, 3)).astype(np.uint8))
+    (tmp_path / "x.model").write_bytes(full_model())
+    command = ("run", tmp_path / "x.model", "--image", tmp_path / "i.npy", "--mode", "learn", "--out")
+    session = tmp_path / "session.gz"
+    assert call(monkeypatch, *command, tmp_path / "emulator.npz") == 0
+    assert call(monkeypatch, *command, tmp_path / "stick.npz", "--device", "virtual", "--record", session) == 0
+    assert call(monkeypatch, *command, tmp_path / "replay.npz", "--device", f"replay:{session}") == 0
+    contents = [(tmp_path / f"{name}.npz").read_bytes() for name in ("emulator", "stick", "replay")]
+    assert contents[0] == contents[1] == contents[2]
+    with pytest.raises(GtiError, match="has no stick to record"):
+        call(monkeypatch, *command, tmp_path / "o.npz", "--record", session)
+
+
 def test_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "zip").write_bytes(b"PK\3\4")
     (tmp_path / "full").mkdir()
