@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -217,11 +218,22 @@ def load(path: str | os.PathLike[str], *, coef_bits: int = 3) -> Architecture:
     try:
         if not os.path.isfile(name):
             raise FormatError(sentence(name, "no such file", fix="check the path"))
-        with zipfile.ZipFile(name) as archive, archive.open(CONFIG_NAME) as file:
-            data = file.read(MAX_JSON_BYTES + 1)
+        with zipfile.ZipFile(name) as archive:
+            if archive.getinfo(CONFIG_NAME).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("packed in an unusual way")  # the other methods unpack without a bound
+            with archive.open(CONFIG_NAME) as file:
+                data = file.read(MAX_JSON_BYTES + 1)
     except KeyError:
         raise FormatError(sentence(name, "is no Keras model", expected=f"a zip with {CONFIG_NAME} inside")) from None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as problem:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as problem:
         fix = 'save the model with model.save("NAME.keras")'
         raise FormatError(sentence(name, f"is no .keras file ({problem})", expected="a zip archive", fix=fix)) from None
     if len(data) > MAX_JSON_BYTES:
@@ -324,7 +336,9 @@ def _check_chain(layers: Sequence[_Layer], reader: _Reader) -> None:
                          f"input from {layer.sources[0]}", "use each layer once, without branches")  # fmt: skip
 
 
-def _image(shape: Sequence[Any], reader: _Reader) -> tuple[int, int]:
+def _image(shape: object, reader: _Reader) -> tuple[int, int]:
+    if not isinstance(shape, (list, tuple)):
+        shape = []
     if len(shape) != 4 or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape[1:]):
         reader.unfit("input", "the image size is open", "[batch, size, size, channels]", list(shape),
                      "give keras.Input a fixed shape, for example (224, 224, 3)")  # fmt: skip

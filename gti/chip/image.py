@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_PIXELS = 100_000_000
+# Few bytes must not unpack to much more memory than this and 10 times their number.
+_FREE_BYTES = 64_000_000
+_MEMORY_RATIO = 10
 _FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP")
 # Modes of more than eight bits: cutting them down is the user's decision.
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -109,10 +112,10 @@ def _from_picture(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged here, by an error instead of a warning
             picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_picture(picture, name)
+            _check_picture(picture, len(data), name)
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _convert(upright, shape, name, prepare)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _convert(picture, shape, name, prepare)
     except UnidentifiedImageError:
         raise FormatError(
             sentence(name, "is no image that can be read", expected=", ".join((*_FORMATS, ".npy", ".bin")))
@@ -126,13 +129,31 @@ def _from_picture(
         raise FormatError(sentence(name, f"cannot be decoded ({reason})", fix="check the file")) from None
 
 
-def _check_picture(picture: Image.Image, name: str) -> None:
-    """Refuse what would have to be guessed, before any pixel is decoded."""
+def _check_picture(picture: Image.Image, length: int, name: str) -> None:
+    """Refuse what would have to be guessed, and bombs, before any pixel is decoded; `length` of the file in bytes.
+
+    A JPEG of many pixels for its length is set to be decoded at half, a quarter or an eighth of its size.
+    """
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError(
             sentence(name, "is too large", expected=f"at most {MAX_PIXELS} pixels", received=f"{width} x {height}")
         )
+    most = (_FREE_BYTES + _MEMORY_RATIO * length) / (width * height)  # bytes a pixel
+    scales = [scale for scale in (1, 2, 4, 8) if _memory_per_pixel(picture, scale) <= most]
+    if not scales or (scales[0] > 1 and picture.format != "JPEG"):
+        pixels = int(width * height * most / _memory_per_pixel(picture, 1))
+        raise ImageError(
+            sentence(
+                name,
+                "has very many pixels for its length",
+                expected=f"at most {pixels} pixels in {length} bytes",
+                received=f"{width} x {height}",
+                fix="make the picture smaller first",
+            )
+        )
+    if scales[0] > 1:
+        picture.draft(None, (width // scales[0], height // scales[0]))
     if picture.mode in _DEEP_MODES:
         raise ImageError(
             sentence(
@@ -145,6 +166,16 @@ def _check_picture(picture: Image.Image, name: str) -> None:
         )
 
 
+def _memory_per_pixel(picture: Image.Image, scale: int) -> float:
+    """Return the bytes that decoding, turning and converting at 1/`scale` takes, as measured with Pillow 12."""
+    if picture.format == "WEBP":
+        return 16
+    if picture.mode not in ("L", "RGB"):
+        return 12
+    # A progressive JPEG keeps the coefficients of the whole picture.
+    return 8 / scale**2 + (6 if "progressive" in picture.info else 0)
+
+
 def _convert(
     picture: Image.Image, shape: tuple[int, int, int], name: str, prepare: Callable[[np.ndarray], np.ndarray] | None
 ) -> np.ndarray:
@@ -152,19 +183,21 @@ def _convert(
     from PIL import Image
 
     if picture.has_transparency_data:
-        alpha = np.asarray(picture.convert("RGBA").getchannel("A"))
-        if alpha.min() < 255:
+        alpha = (picture if picture.mode == "RGBA" else picture.convert("RGBA")).getchannel("A")
+        least = int(np.asarray(alpha).min())
+        if least < 255:
             raise ImageError(
                 sentence(
                     name,
                     "is transparent in places",
                     expected="an opaque picture",
-                    received=f"alpha from {alpha.min()} on",
+                    received=f"alpha from {least} on",
                     fix="lay it on a background first",
                 )
             )
     height, width, channels = shape
-    picture = picture.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)
     if prepare is None and picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
