@@ -14,10 +14,18 @@ from pathlib import Path
 
 import numpy as np
 
-from gti.chip.network import Network
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import Actions, Paired, Sample, Worker, evaluated, is_contended, paired
+from scripts.benchmarks.measure import (
+    Actions,
+    Paired,
+    Sample,
+    Worker,
+    evaluated,
+    is_contended,
+    paired,
+    start_tensorflow,
+)
 
 PART = "conversion"
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,42 +33,39 @@ GOAL_CONVERSION = 1.0
 GOAL_INFO = 0.3
 GOAL_ENCODE = 0.15
 GOAL_DECODE = 0.1
-NET = "vgg16"
 CHECKPOINT = "checkpoint"
 
 
-def write_checkpoint(folder: str, network: Network) -> Actions:
-    """Return the action that writes a quant_act checkpoint of the network's chip part and one host layer."""
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
+def write_checkpoint(folder: str, net: str) -> Actions:
+    """Return the action that writes a quant_act checkpoint of a net's chip part and one host layer."""
+    start_tensorflow()
     from gti import checkpoint
     from gti.checkpoint import Metadata
     from gti.stage import Stage
+
+    network = networks.of_net(net)
 
     def write() -> None:
         random = np.random.RandomState(5)
         arrays = {}
         for conv in network.convolutions:
-            scope = f"{NET}/{conv.name}"
+            scope = f"{net}/{conv.name}"
             shape = (3, 3, conv.input_channels, conv.output_channels)
             deviation = np.sqrt(2 / (9 * conv.input_channels))
             arrays[f"{scope}/filters"] = (random.standard_normal(shape) * deviation).astype(np.float32)
             arrays[f"{scope}/biases"] = (random.standard_normal(conv.output_channels) * 0.01).astype(np.float32)
             arrays[f"{scope}/relu_cap"] = np.float32(8)
         channels, height, width = network.output_shape
-        arrays[f"{NET}/fc8/weights"] = np.zeros((channels * height * width, 8), np.float32)
-        metadata = Metadata(NET, "2801", Stage.QUANT_ACT, epoch=1, step=1, classes=8, image_size=network.input_shape[0])
+        arrays[f"{net}/fc8/weights"] = np.zeros((channels * height * width, 8), np.float32)
+        metadata = Metadata(net, "2801", Stage.QUANT_ACT, epoch=1, step=1, classes=8, image_size=network.input_shape[0])
         checkpoint.save(Path(folder) / CHECKPOINT, arrays, metadata)
 
     return {"write": write}
 
 
-def script_side(folder: str, network: Network) -> Actions:
+def script_side(folder: str, net: str) -> Actions:
     """Return convert_to_chip.py's work after its imports, and np.savez of the weights that it reads."""
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
+    start_tensorflow()
     # What the script imports on its way.
     import numba  # noqa: F401
 
@@ -68,9 +73,8 @@ def script_side(folder: str, network: Network) -> Actions:
     from gti.chip import emulator, engine_numba  # noqa: F401
     from gti.model import base  # noqa: F401
 
-    size = network.input_shape[0]
-    flags = ["--net", NET, "--chip", "2801", "--checkpoint", f"{folder}/{CHECKPOINT}", "--output_dir", folder]
-    flags += ["--image_size", str(size)]
+    network = networks.of_net(net)
+    flags = ["--net", net, "--chip", "2801", "--checkpoint", f"{folder}/{CHECKPOINT}", "--output_dir", folder]
     random = np.random.RandomState(6)
     weights = [
         random.standard_normal((3, 3, conv.input_channels, conv.output_channels)).astype(np.float32)
@@ -85,10 +89,11 @@ def script_side(folder: str, network: Network) -> Actions:
     return {"convert": convert, "save": lambda: np.savez(Path(folder) / "weights.npz", *weights)}
 
 
-def codec_side(folder: str, network: Network) -> Actions:
+def codec_side(folder: str, net: str) -> Actions:
     """Return encoding and decoding of the .DAT, and np.save and np.load of the same integers."""
     from gti.chip import dat
 
+    network = networks.of_net(net)
     weights = networks.random_weights(network)
     flat = np.concatenate([layer.filters.ravel() for layer in weights])
     path = Path(folder) / "weights.npy"
@@ -103,19 +108,19 @@ def codec_side(folder: str, network: Network) -> Actions:
         "decode": partial(dat.decode, data),
         "save": partial(np.save, path, flat),
         "load": partial(np.load, path),
-        "info": partial(command, str(ROOT / "scripts/model_tool.py"), "info", f"{folder}/2801_{NET}.model"),
+        "info": partial(command, str(ROOT / "scripts/model_tool.py"), "info", f"{folder}/2801_{net}.model"),
         "import": partial(command, "-c", "import numpy"),
     }
 
 
-def first_calls(folder: str, network: Network, scale: Scale) -> Paired:
+def first_calls(folder: str, scale: Scale) -> Paired:
     """Return the times of the first conversion in processes that have just started: what a user waits for."""
     quiet: list[tuple[Sample, Sample]] = []
     contended: list[tuple[Sample, Sample]] = []
     while len(quiet) < scale.rounds and len(quiet) + len(contended) < 2 * scale.rounds:
         if len(contended) >= scale.rounds:
             break
-        with Worker(script_side, folder, network) as worker:
+        with Worker(script_side, folder, scale.net) as worker:
             samples = (worker.run("convert"), worker.run("save"))
         (contended if is_contended(samples) else quiet).append(samples)
     return evaluated(quiet, contended, scale.rounds)
@@ -123,20 +128,19 @@ def first_calls(folder: str, network: Network, scale: Scale) -> Paired:
 
 def measure(scale: Scale) -> Iterator[Figure]:
     """Yield the figures of conversion."""
-    network = networks.vgg16(scale.image_size)
-    title = f"VGG16 {scale.image_size}"
+    title = networks.title(scale.net)
     with tempfile.TemporaryDirectory() as folder:
-        with Worker(write_checkpoint, folder, network) as worker:
+        with Worker(write_checkpoint, folder, scale.net) as worker:
             worker.value("write")
         savez = "np.savez of the float weights"
-        found = first_calls(folder, network, scale)
+        found = first_calls(folder, scale)
         name = f"{title}: checkpoint to .model, first call"
         yield compared(PART, name, "seconds", found, savez, goal=GOAL_CONVERSION)
-        with Worker(script_side, folder, network) as worker:
+        with Worker(script_side, folder, scale.net) as worker:
             name = f"{title}: checkpoint to .model, repeated"
             found = paired((worker, "convert"), (worker, "save"), rounds=scale.rounds, min_seconds=0, title=name)
             yield compared(PART, name, "seconds", found, savez)
-        with Worker(codec_side, folder, network) as worker:
+        with Worker(codec_side, folder, scale.net) as worker:
             for name, action, yardstick, words, goal in (
                 ("model_tool.py info, whole process", "info", "import", "python -c 'import numpy'", GOAL_INFO),
                 (".DAT encode", "encode", "save", "np.save of the integers", GOAL_ENCODE),

@@ -11,7 +11,7 @@ import numpy as np
 from gti.chip.network import Network
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import Actions, Spread, Worker, paired
+from scripts.benchmarks.measure import Actions, Spread, Worker, paired, start_tensorflow
 
 PART = "emulator"
 YARDSTICK = "TensorFlow float32"
@@ -39,9 +39,7 @@ def emulator_side(cases: Cases) -> Actions:
 
 def tensorflow_side(cases: Cases) -> Actions:
     """Return a float32 forward pass in TensorFlow for every case."""
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
+    start_tensorflow()
     import tensorflow as tf
 
     def run(forward: Any, images: Any) -> np.ndarray:
@@ -88,8 +86,8 @@ def _each(cases: Cases, make: Callable[[Network], Any]) -> Iterator[tuple[str, N
 
 def measure(scale: Scale) -> Iterator[Figure]:
     """Yield the figures of the emulator."""
-    network = networks.vgg16(scale.image_size)
-    title = f"VGG16 {scale.image_size}"
+    network = networks.of_net(scale.net)
+    title = networks.title(scale.net)
     batches = {f"{title}, batch {batch}": (network, batch) for batch in (1, scale.batch)}
     with Worker(emulator_side, batches) as ours, Worker(tensorflow_side, batches) as theirs:
         for name, (_, batch) in batches.items():

@@ -20,14 +20,15 @@ PACKAGES = ("numpy", "numba", "tensorflow", "keras")
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured; `images` of the goals are 224x224 VGG16 wherever `image_size` is 224."""
+    """How much is measured; the goals are those of VGG16 at 224x224 with these defaults."""
 
     rounds: int = 5
     min_seconds: float = 0.25  # of a side in a round
-    image_size: int = 224
+    net: str = "vgg16"
     batch: int = 8
+    small_batch: int = 64  # of the small network of six convolutions
     growth: bool = True  # series over batch, channels, image size
-    large_training: bool = True  # training steps of VGG16, which need about 8 GB of memory
+    large_training: bool = True  # training steps and calibration of the net itself: VGG16 needs about 8 GB of memory
     calibration_batches: int = 6
     stick_seconds: float = 3.0
 

@@ -28,6 +28,8 @@ from gti.progress import progress_bar
 FOREIGN_SHARE = 0.05
 # The kernel counts CPU time in ticks, of which each of the two readings may miss one per core.
 TICK_ERROR = 0.02
+# A first run below this is followed by a second one before anything is measured.
+WARM_UP_SECONDS = 1.0
 # Rounds that are tried for each one that is wanted, before contended ones are accepted.
 PATIENCE = 2
 
@@ -67,6 +69,16 @@ class Paired:
     rejected: int
     basis: str  # "wall", or "cpu" where too few rounds were quiet
     foreign: float  # median share of the machine that others took in the rounds that count
+
+
+def start_tensorflow() -> None:
+    """Import TensorFlow in the process of a side, without its remarks: benchmarks trace functions anew on purpose."""
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    import tensorflow as tf
+
+    tf.get_logger().setLevel("ERROR")
 
 
 def busy_seconds() -> float | None:
@@ -208,13 +220,14 @@ def paired(
 ) -> Paired:
     """Compare two actions in at least `rounds` rounds, a side taking at least `min_seconds` of a round.
 
-    Both sides run twice unmeasured first; short actions are repeated within a round. `clock`: most of the time is spent
+    Both sides run unmeasured first; short actions are repeated within a round. `clock`: most of the time is spent
     waiting, so CPU time would say nothing; contended rounds count by the clock where there are no others.
     """
     repeats = []
     for worker, action in (subject, yardstick):
-        worker.run(action)
         once = worker.run(action).wall
+        if once < WARM_UP_SECONDS:  # most of it may have been compilation, or the processor waking up
+            once = worker.run(action).wall
         repeats.append(max(1, round(min_seconds / max(once, 1e-7))))
     quiet: list[tuple[Sample, Sample]] = []
     contended: list[tuple[Sample, Sample]] = []

@@ -15,24 +15,24 @@ NETS = Path(__file__).resolve().parents[2] / "nets"
 SHIFT = 12
 
 
-def vgg16(image_size: int = 224) -> Network:
-    """Return the kit's VGG16 for images of `image_size`."""
-    network = networks.load(NETS / f"{spec.CHIP}_vgg16_dat.json")
-    layers = (
-        replace(
-            layer,
-            image_size=layer.image_size * image_size // network.layers[0].image_size,
-            scaling=(SHIFT,) * layer.sublayer_number,
-        )
-        for layer in network.layers
+def of_net(net: str) -> Network:
+    """Return the chip part of one of the kit's nets."""
+    network = networks.load(NETS / f"{spec.CHIP}_{net}_dat.json")
+    return replace(
+        network,
+        layers=tuple(replace(layer, scaling=(SHIFT,) * layer.sublayer_number) for layer in network.layers),
     )
-    return replace(network, layers=tuple(layers))
 
 
-def six_convolutions(image_size: int = 56) -> Network:
-    """Return a small network of three major layers, 32, 64 and 128 channels."""
+def title(net: str) -> str:
+    """Return the name of a net in the tables, for example `VGG16 224`."""
+    return f"{net.upper() if net.startswith('vgg') else net} {of_net(net).input_shape[0]}"
+
+
+def six_convolutions() -> Network:
+    """Return a small network for images of 56x56: three major layers of 32, 64 and 128 channels."""
     layers = []
-    inputs, size = 3, image_size
+    inputs, size = 3, 56
     for outputs in (32, 64, 128):
         layers.append(MajorLayer(size, inputs, outputs, 2, 3, (SHIFT,) * 2, pooling=True))
         inputs, size = outputs, size // 2

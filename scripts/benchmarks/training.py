@@ -15,14 +15,13 @@ from gti.chip import network as network_files
 from gti.chip.network import Network
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import Actions, Worker, paired
+from scripts.benchmarks.measure import Actions, Worker, paired, start_tensorflow
 
 GOAL_STEP = 1.05
 GOAL_CALIBRATION = 1.1
 GOAL_EVALUATION = 1.05
 CLASSES = 1000
-SMALL_SIZE, SMALL_BATCH = 56, 64
-CALIBRATION_BATCH = 8
+SMALL_TITLE = "6 convolutions 56"
 # Lets codes be spread over 0..31 with fresh weights; the time of a step does not depend on it.
 CAP = 8.0
 STAGES: dict[str, dict[str, bool]] = {
@@ -56,9 +55,7 @@ def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> 
 
 def step_side(net: str, network: Network, batch: int, stages: tuple[str, ...]) -> Actions:
     """Return one training step of every stage, out of the kit's own trainer."""
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
+    start_tensorflow()
     from gti.training import Settings, Trainer
 
     def steps(trainer: Trainer) -> None:
@@ -71,17 +68,14 @@ def step_side(net: str, network: Network, batch: int, stages: tuple[str, ...]) -
 
 def measure_steps(scale: Scale) -> Iterator[Figure]:
     """Yield the cost of a training step of every stage relative to the float one."""
-    cases = [
-        ("digits", networks.six_convolutions(min(SMALL_SIZE, scale.image_size)), SMALL_BATCH, "6 convolutions", True)
-    ]
+    cases = [("digits", networks.six_convolutions(), scale.small_batch, SMALL_TITLE, True)]
     if scale.large_training:
-        cases.append(("vgg16", networks.vgg16(scale.image_size), scale.batch, "VGG16", False))
+        cases.append((scale.net, networks.of_net(scale.net), scale.batch, networks.title(scale.net), False))
     for net, network, batch, title, small in cases:
-        size = network.input_shape[0]
         stages = tuple(STAGES) if small else ("float", "quant_act", "fused")
         with Worker(step_side, net, network, batch, stages) as worker:
             for stage in stages[1:]:
-                name = f"{title} {size}, batch {batch}: {stage} step"
+                name = f"{title}, batch {batch}: {stage} step"
                 found = paired(
                     (worker, stage), (worker, "float"), rounds=scale.rounds, min_seconds=scale.min_seconds, title=name
                 )
@@ -90,9 +84,7 @@ def measure_steps(scale: Scale) -> Iterator[Figure]:
 
 def calibration_side(net: str, network: Network, batch: int, batches: int) -> Actions:
     """Return a calibration, and the forward passes that it needs with nothing done to their outputs."""
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
+    start_tensorflow()
     import keras
     import tensorflow as tf
 
@@ -114,12 +106,11 @@ def calibration_side(net: str, network: Network, batch: int, batches: int) -> Ac
 
 def measure_calibration(scale: Scale) -> Iterator[Figure]:
     """Yield the cost of calibration relative to its forward passes."""
-    for net, network, title in (
-        ("digits", networks.six_convolutions(min(SMALL_SIZE, scale.image_size)), "6 convolutions"),
-        ("vgg16", networks.vgg16(scale.image_size), "VGG16"),
-    ):
-        batch = SMALL_BATCH if net == "digits" else CALIBRATION_BATCH
-        name = f"{title} {network.input_shape[0]}, {scale.calibration_batches} batches of {batch}"
+    cases = [("digits", networks.six_convolutions(), scale.small_batch, SMALL_TITLE)]
+    if scale.large_training:
+        cases.append((scale.net, networks.of_net(scale.net), scale.batch, networks.title(scale.net)))
+    for net, network, batch, title in cases:
+        name = f"{title}, {scale.calibration_batches} batches of {batch}"
         with Worker(calibration_side, net, network, batch, scale.calibration_batches) as worker:
             found = paired((worker, "calibrate"), (worker, "forward"), rounds=scale.rounds, min_seconds=0, title=name)
         yield compared("calibration", name, "cost", found, "forward passes", goal=GOAL_CALIBRATION)
@@ -140,9 +131,7 @@ def write_photographs(folder: Path, count: int) -> None:
 
 def evaluation_side(folder: str, network: Network, batch: int, stages: tuple[str, ...]) -> Actions:
     """Return evaluation as eval.py does it, from JPEG files on, and bare forward passes over as many images."""
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
+    start_tensorflow()
     import tensorflow as tf
 
     from gti import data_utils
@@ -187,14 +176,13 @@ def measure_evaluation(scale: Scale) -> Iterator[Figure]:
     """Yield the cost of evaluation relative to bare forward passes, and of reading images relative to decoding them."""
     batches = 4 if scale.large_training else 2
     count = batches * scale.batch
-    network = networks.vgg16(scale.image_size)
-    size = network.input_shape[0]
-    stages = ("float", "quant_act")
+    network = networks.of_net(scale.net)
+    stages = ("float", "quant_act") if scale.large_training else ("quant_act",)
     with tempfile.TemporaryDirectory() as folder:
         write_photographs(Path(folder), count)
         with Worker(evaluation_side, str(Path(folder) / "val"), network, scale.batch, stages) as worker:
             for stage in stages:
-                name = f"evaluate VGG16's chip part {size}, {count} JPEG files, {stage}"
+                name = f"{networks.title(scale.net)}, {count} JPEG files: evaluate, {stage}"
                 found = paired(
                     (worker, f"evaluate {stage}"), (worker, f"forward {stage}"),
                     rounds=scale.rounds, min_seconds=0, title=name,
@@ -203,7 +191,7 @@ def measure_evaluation(scale: Scale) -> Iterator[Figure]:
                     "pipeline", name, "cost", found, "forward passes, images in memory", goal=GOAL_EVALUATION
                 )
             for action, words in (("pipeline", "evaluation"), ("training", "training, random crops")):
-                name = f"{count} JPEG files to codes, {words}"
+                name = f"{count} JPEG files to codes: {words}"
                 found = paired(
                     (worker, action), (worker, "decode"),
                     rounds=scale.rounds, min_seconds=scale.min_seconds, title=name,

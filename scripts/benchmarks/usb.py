@@ -16,6 +16,7 @@ import numpy as np
 
 from gti.chip import protocol, spec
 from gti.chip.pool import GtiPool
+from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
 from scripts.benchmarks.measure import Actions, Worker, paired
 
@@ -97,7 +98,7 @@ def start_side() -> Actions:
 
 def measure(scale: Scale) -> Iterator[Figure]:
     """Yield the figures of the USB path."""
-    size = scale.image_size
+    size = networks.of_net(scale.net).input_shape[0]
     with Worker(frame_side, SIZES) as worker:
         for one in SIZES if scale.growth else (size,):
             name = f"encode {one}x{one}x3 + decode {OUTPUTS}x7x7"
