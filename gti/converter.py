@@ -233,6 +233,10 @@ def preparation(network: Network, data_dir: str | os.PathLike[str]) -> Preproces
 
     first = network.layers[0]
     fraction = read_pipeline(Path(data_dir) / "val").crop_fraction
+    if not Path(data_dir).is_dir():
+        log.warning(
+            "%s: no such data set, so images are taken to be cropped to %g (see --data_dir)", data_dir, fraction
+        )
     return Preprocessing(first.image_size, first.input_channels, "BGR", fraction)
 
 

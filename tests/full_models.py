@@ -21,6 +21,7 @@ from gti.chip.preprocessing import KEY, Preprocessing
 NETWORK = Network((MajorLayer(14, 3, 16, 1, 3, (4,), pooling=True),))
 NAMES = ["background", "cat", "dog", "café"]
 CONTRACT = Preprocessing(14, 3, "BGR", 0.875)
+_ENTRY = CONTRACT.entry()
 
 
 def host_weights() -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +30,7 @@ def host_weights() -> tuple[np.ndarray, np.ndarray]:
     return (random.normal(size=(4, 784)) * 0.003).astype(np.float32), random.normal(size=4).astype(np.float32)
 
 
-def full_model(contract: Any = CONTRACT.entry(), mode: int = 0, reader: dict[str, Any] | None = None) -> bytes:
+def full_model(contract: Any = _ENTRY, mode: int = 0, reader: dict[str, Any] | None = None) -> bytes:
     """Return a .MODEL; `contract`: value of its preprocessing, None for none."""
     layers: list[dict[str, Any]] = [{"operation": "IMAGEREADER", "name": "reader", **reader}] if reader else []
     layers += [

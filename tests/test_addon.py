@@ -15,7 +15,7 @@ from small_nets import build, randomise, small_network, values
 
 from addon.convert_full import host_entries
 from gti import checkpoint
-from gti.chip import model_file
+from gti.chip import model_file, preprocessing
 from gti.chip.driver import GtiModel
 from gti.chip.host_layers import HostLayers
 from gti.errors import CheckpointError, ModelFileError, UsageError
@@ -46,6 +46,25 @@ def test_container(converted):
     assert bytes(chip.blob) == (converted.folder / "2801_digits.dat").read_bytes()
     assert bytes(fc.blob) == (converted.folder / "2801_digits_fc.bin").read_bytes()
     assert model_file.parse_labels(labels.blob) == ["background", "class 1", "class 2", "class 3", "class 4"]
+
+
+def test_preparation_of_images_travels_in_every_file(converted, tmp_path, caplog):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pipeline.json").write_text('{"crop_fraction": 0.75}')
+    fuse = ("--fuse",) if "-fs-" in converted.checkpoint.name else ()
+    labels = converted.folder / "data" / "labels.txt"
+    flags = (*converted.flags, "--output_dir", tmp_path, *fuse)
+    run_script("addon/convert_full.py", *flags, "--data_dir", tmp_path / "data", "--labels_file", labels)
+    run_script("convert_to_chip.py", *flags, "--data_dir", tmp_path / "data")
+    for name in ("2801_digits_full.model", "2801_digits.model"):
+        contract = preprocessing.from_header(model_file.load(tmp_path / name).header, name)
+        assert contract == preprocessing.Preprocessing(28, 3, "BGR", 0.75)
+    assert not caplog.messages
+    # Without the data set it is the crop of the user guide, and the user is told.
+    run_script("convert_to_chip.py", *flags, "--data_dir", tmp_path / "none")
+    header = model_file.load(tmp_path / "2801_digits.model").header
+    assert preprocessing.from_header(header, "x").crop_fraction == 0.875
+    assert "no such data set" in caplog.text
 
 
 def test_logits_are_those_of_the_keras_host_layers(converted):

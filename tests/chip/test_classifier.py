@@ -73,7 +73,7 @@ def test_files_without_host_layers(tmp_path: Path):
 
 def test_images_of_another_form(path: Path):
     with Classifier(path, ["virtual"]) as model:
-        with pytest.raises(ImageError, match="floating-point numbers 0..1"):
+        with pytest.raises(ImageError, match=r"floating-point numbers 0\.\.1"):
             next(model.classify([IMAGES[0] / 255.0]))
         with pytest.raises(ImageError, match="planes first"):
             next(model.classify([IMAGES[0].transpose(2, 0, 1)]))
