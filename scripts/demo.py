@@ -223,6 +223,7 @@ def main() -> int:
     run(
         "convert_to_chip.py",
         *COMMON,
+        *where.data_flags,
         *where.nets_flags,
         *output,
         "--checkpoint",

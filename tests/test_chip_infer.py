@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -26,7 +27,8 @@ from gti.stage import Stage
 def converted(request, tmp_path_factory):
     made = make(tmp_path_factory.mktemp(request.param.label), request.param)
     fuse = ("--fuse",) if request.param is Stage.FUSED else ()
-    run_script("convert_to_chip.py", *made.flags, "--output_dir", made.folder, *fuse)
+    data = ("--data_dir", made.folder / "data")
+    run_script("convert_to_chip.py", *made.flags, *data, "--output_dir", made.folder, *fuse)
     return made
 
 
@@ -147,6 +149,23 @@ def test_model_of_another_checkpoint_is_noted(converted, tmp_path, capsys):
     checkpoint.save(tmp_path / converted.checkpoint.name, arrays, metadata)
     infer(converted, "--checkpoint", tmp_path / converted.checkpoint.name)
     assert "was not converted from" in capsys.readouterr().err
+
+
+def test_a_recorded_session_gives_the_same_figures(converted, tmp_path):
+    session = tmp_path / "session.gz"
+    recorded = infer(converted, "--num_examples", 3, "--record", session)
+    replayed = infer(converted, "--num_examples", 3, "--device", f"replay:{session}")
+    assert replayed["device"].startswith("replay of FT601")
+    assert {**replayed, "device": ""} == {**recorded, "device": ""}
+
+
+def test_another_crop_than_in_training_is_noted(converted, tmp_path, capsys):
+    infer(converted, "--num_examples", 1)
+    assert "cropped" not in capsys.readouterr().err
+    shutil.copytree(converted.folder / "data", tmp_path / "data")
+    (tmp_path / "data" / "pipeline.json").write_text('{"crop_fraction": 0.5}')
+    infer(converted, "--num_examples", 1, "--data_dir", tmp_path / "data")
+    assert "was made for images cropped to 1.0" in capsys.readouterr().err
 
 
 def test_maps_of_every_mode():
