@@ -3,7 +3,8 @@
 
     python scripts/bench.py all --json out.json            # everything, about 20 minutes on two cores
     python scripts/bench.py emulator qat --quick           # some parts, fewer rounds and no growth series
-    python scripts/bench.py --table out.json               # the Markdown tables of docs/performance.md
+    python scripts/bench.py --table out.json               # its Markdown tables
+    python scripts/bench.py --table out.json --into docs/performance.md
 
 How to read the figures: docs/performance.md.
 """
@@ -25,6 +26,9 @@ from gti import cli, files
 from gti.errors import FormatError, UsageError, sentence
 from scripts.benchmarks import figures
 from scripts.benchmarks.figures import FULL, PARTS, QUICK, Figure, Scale
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+MAX_DOCUMENT_BYTES = 1 << 20
 
 
 def part(name: str) -> Callable[[Scale], Iterator[Figure]]:
@@ -49,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--quick", action="store_true", help="3 rounds, no growth series, no large training")
     result.add_argument("--rounds", type=int, help="quiet rounds of every comparison (default: 5, with --quick 3)")
     result.add_argument("--table", metavar="JSON", help="measure nothing; print the tables of this result file")
+    result.add_argument("--into", metavar="DOC.md", help="with --table: put them between the marks of this document")
     return result
 
 
@@ -72,11 +77,25 @@ def table(path: str) -> str:
         raise FormatError(sentence(path, "is no result of this script", fix="write one with --json OUT")) from None
 
 
+def refilled(path: str, tables: str) -> str:
+    """Return the text of the document `path` with `tables` between its marks. Raises FormatError without marks."""
+    text = files.read_bytes(path, limit=MAX_DOCUMENT_BYTES).decode("utf-8", "replace")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise FormatError(sentence(path, "has no place for tables", expected=f"{BEGIN} and {END}"))
+    return f"{before}{begin}\n{tables}\n{end}{after}"
+
+
 def main() -> None:
     """Parse, measure, print."""
     flags = parser().parse_args()
     if flags.table:
-        print(table(flags.table))
+        tables = table(flags.table)
+        if flags.into:
+            files.write_atomic(flags.into, refilled(flags.into, tables).encode())
+        else:
+            print(tables)
         return
     unknown = [name for name in flags.parts if name not in (*PARTS, "all")]
     if unknown or (flags.rounds is not None and flags.rounds < 1):

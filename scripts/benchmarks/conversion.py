@@ -74,7 +74,18 @@ def script_side(folder: str, net: str) -> Actions:
     from gti.model import base  # noqa: F401
 
     network = networks.of_net(net)
-    flags = ["--net", net, "--chip", "2801", "--checkpoint", f"{folder}/{CHECKPOINT}", "--output_dir", folder]
+    flags = [
+        "--net",
+        net,
+        "--nets_dir",
+        str(networks.NETS),
+        "--chip",
+        "2801",
+        "--checkpoint",
+        f"{folder}/{CHECKPOINT}",
+        "--output_dir",
+        folder,
+    ]
     random = np.random.RandomState(6)
     weights = [
         random.standard_normal((3, 3, conv.input_channels, conv.output_channels)).astype(np.float32)

@@ -117,6 +117,15 @@ def test_result_files_come_back_and_become_tables(tmp_path):
     assert lines.index("### emulator") < lines.index("### usb")
 
 
+def test_a_document_is_refilled(tmp_path):
+    path = tmp_path / "doc.md"
+    path.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    assert bench.refilled(str(path), "new") == "before\n<!-- bench -->\nnew\n<!-- /bench -->\nafter\n"
+    path.write_text("before")
+    with pytest.raises(FormatError, match="no place"):
+        bench.refilled(str(path), "new")
+
+
 def test_another_file_has_no_table(tmp_path):
     path = tmp_path / "out.json"
     path.write_text('{"figures": [1]}')
