@@ -76,6 +76,15 @@ class Metadata:
         return cls(**known)
 
 
+_KINDS = {
+    "str": "a text",
+    "bool": "true or false",
+    "int": "a whole number of at least 0",
+    "float | None": "a number 0..1 or null",
+    "Stage": "one of " + ", ".join(stage.label for stage in Stage),
+}
+
+
 class _JsonError(files.FormatError, CheckpointError):
     """Metadata that is no JSON."""
 
@@ -92,7 +101,7 @@ def _checked(key: str, kind: str, value: Any, name: str) -> Any:
         or (kind == "float | None" and (value is None or (isinstance(value, int | float) and 0 <= value <= 1)))
     ):
         return value
-    raise CheckpointError(sentence(name, f"{key} is wrong", expected=kind, received=json.dumps(value)[:80]))
+    raise CheckpointError(sentence(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80]))
 
 
 def file_name(net: str, chip: str, stage: Stage, epoch: int) -> str:

@@ -74,7 +74,7 @@ def sentence(subject: str, problem: str, *, expected: object = None, received: o
         text += f", received {printable(str(received))}"
     text += "."
     if fix:
-        text += f" Fix: {printable(fix.rstrip('.'), 1000)}."
+        text += f" Fix: {printable(fix if fix.endswith('...') else fix.rstrip('.') + '.', 1000)}"
     return text
 
 

@@ -149,7 +149,7 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
         raise error(
             sentence(
                 name,
-                f"is not JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}",
+                f"is not JSON: {problem.msg.removesuffix(' at')} at line {problem.lineno}, column {problem.colno}",
                 fix="correct the text there",
             )
         ) from None

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from gti.errors import DataError, FormatError, sentence
+from gti.errors import DataError, FormatError, printable, sentence
 from gti.files import read_bytes
 
 BACKGROUND = "background"
@@ -65,7 +65,8 @@ def _refuse_doubles(values: list, name: str, what: str) -> None:
     seen = set()
     for value in values:
         if value in seen:
-            raise DataError(sentence(name, f"{what} {value!r} stands twice", fix="keep one of the lines"))
+            problem = f"{what} {printable(str(value), 80)} stands twice"
+            raise DataError(sentence(name, problem, fix="keep one of the lines"))
         seen.add(value)
 
 

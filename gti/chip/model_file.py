@@ -6,6 +6,7 @@ it. The bytes of a blob are never interpreted here; see `gti.chip.blobs` for ful
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def parse(data: bytes | memoryview, name: str = ".MODEL data") -> ModelFile:
                 fix="build the container again",
             )
         )
-    ranges = [_range(entry, layer_path(i, entry), len(text), len(view)) for i, entry in enumerate(entries)]
+    ranges = [_range(entry, f"{name}, {layer_path(i, entry)}", len(text), len(view)) for i, entry in enumerate(entries)]
     base = _check_cover(ranges, view, len(text), name)
     layers = tuple(
         ModelLayer(entry, None if place is None else view[place[0] : place[0] + place[1]])
@@ -233,7 +234,7 @@ def _part(blob: bytes, entry: Mapping[str, Any], path: str) -> bytes:
     for key, value in (("data offset", offset), ("data size", 0 if size is None else size)):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FILE_BYTES:
             raise ModelFileError(
-                sentence(path, f'"{key}" is no byte count', expected=f"0..{MAX_FILE_BYTES}", received=value)
+                sentence(path, f'"{key}" is no byte count', expected=f"0..{MAX_FILE_BYTES}", received=json.dumps(value))
             )
     if offset and (size is None or offset > len(blob)):
         raise ModelFileError(
@@ -265,7 +266,9 @@ def _range(entry: Mapping[str, Any], path: str, text_end: int, length: int) -> t
     for key, value in (("data offset", offset), ("data size", size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ModelFileError(
-                sentence(path, f'"{key}" is no byte count', expected="an integer of at least 0", received=value)
+                sentence(
+                    path, f'"{key}" is no byte count', expected="an integer of at least 0", received=json.dumps(value)
+                )
             )
     assert isinstance(offset, int)
     assert isinstance(size, int)

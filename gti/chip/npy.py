@@ -33,7 +33,8 @@ def read_layout(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, bool
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     except Exception as problem:  # a hostile header fails in many ways
-        reason = str(problem).split("\n")[0][:120] or type(problem).__name__
+        # What follows ": <" is a Python object's address.
+        reason = str(problem).split("\n")[0].partition(": <")[0][:120] or type(problem).__name__
         raise FormatError(sentence(name, f"is not a .npy file ({reason})", fix="write it with numpy.save")) from None
     return tuple(shape), dtype, fortran, stream.tell()
 

@@ -47,6 +47,11 @@ def clean_up() -> None:
         _scratch.cache_clear()
 
 
+def neutral(text: str) -> str:
+    """Return a message without the scratch folder's name, which differs from run to run."""
+    return text.replace(f"{_scratch()}/", "").replace(str(_scratch()), "FOLDER")
+
+
 def _file(data: bytes, name: str) -> Path:
     path = _scratch() / name
     path.write_bytes(data)
@@ -127,7 +132,16 @@ def _dat_json(data: bytes) -> None:
 
 
 def _compose(data: bytes) -> None:
-    model_file.parse(model_file.compose(data, _full_model()[1]))
+    model_file.parse(model_file.compose(data, _data_folder()))
+
+
+@functools.lru_cache(maxsize=1)
+def _data_folder() -> Path:
+    folder = _fresh("data")
+    for name, content in _full_model()[1].items():
+        (folder / name).write_bytes(content)
+    (folder / "link.bin").symlink_to("/etc/hostname")
+    return folder
 
 
 @functools.lru_cache(maxsize=1)
