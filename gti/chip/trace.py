@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gti import files
-from gti.errors import DeviceError, FormatError, UsageError, sentence
+from gti.errors import DeviceError, FormatError, UsageError, printable, sentence
 
 FORMAT = "gti-usb-trace 1"
 MAX_FILE_BYTES = 1 << 30
@@ -264,6 +264,7 @@ def _short(name: object, args: object) -> str:
 def _error(kind: str, code: int | None, text: str) -> Exception:
     import usb.core
 
+    text = printable(text, 1000)
     kinds = {"USBTimeoutError": usb.core.USBTimeoutError, "USBError": usb.core.USBError}
     if kind in kinds:
         return kinds[kind](text, None, code)
