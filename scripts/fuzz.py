@@ -147,7 +147,7 @@ def fuzz(
             data = target.mutate(rng.choice(good), rng)
             # Some inputs are damaged again: from there the next rules are reached.
             while rng.random() < 0.2:
-                data = _again(target, data, rng)
+                data = again(target, data, rng)
             peak = _peak()
             problem, seconds, text = judge(target, data)
             grown = _peak() - peak
@@ -168,7 +168,8 @@ def fuzz(
     return _counts(result, kinds, found, before, start, stopped=stopped)
 
 
-def _again(target: Target, data: bytes, rng: random.Random) -> bytes:
+def again(target: Target, data: bytes, rng: random.Random) -> bytes:
+    """Return damaged `data` with one more damage."""
     try:
         return target.mutate(data, rng)
     except Exception:  # too broken for a structured damage, in one of many ways

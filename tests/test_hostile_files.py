@@ -1,0 +1,319 @@
+"""Files that nobody should trust: the corpus, ten thousand damaged files, links and bombs; nothing is left behind."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gti import files
+from gti.chip import dat, model_file, model_folder, trace
+from gti.chip.blobs import MAX_LABELS, parse_labels
+from gti.chip.npy import parse_npz
+from gti.errors import DatError, FormatError, GtiError, ModelFileError
+from scripts import fuzz, make_corpus
+from scripts.fuzzing import mutations, seeds, targets
+from scripts.fuzzing.targets import TARGETS
+
+ROOT = Path(__file__).parents[1]
+CORPUS = ROOT / "tests" / "corpus"
+ANSWERS = json.loads((CORPUS / make_corpus.INDEX).read_text(encoding="utf-8"))
+LIGHT = [target for target in TARGETS.values() if not target.heavy]
+# Reasons in brackets are those of NumPy, Pillow and zipfile, whose words change from version to version.
+FOREIGN = ("npy", "npz", "image", "keras")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_scratch_left():
+    yield
+    targets.clean_up()
+
+
+@pytest.mark.parametrize("file", ANSWERS)
+def test_corpus(file: str) -> None:
+    target = file.partition("/")[0]
+    start = time.process_time()
+    kind, message = make_corpus.answer(target, (CORPUS / file).read_bytes())
+    assert time.process_time() - start < 1
+    expected = ANSWERS[file]
+    assert kind == expected["error"] != ""
+    if target in FOREIGN:
+        message, expected["message"] = (text.partition(" (")[0] for text in (message, expected["message"]))
+    assert message == expected["message"]
+
+
+def test_corpus_is_what_its_script_writes() -> None:
+    made = {f"{target}/{name}": data for target, name, data in make_corpus.entries()}
+    assert set(made) == set(ANSWERS)
+    # Packed members differ between versions of zlib.
+    assert {file for file, data in made.items() if (CORPUS / file).read_bytes() != data} <= {
+        file for file in made if file.startswith(("npz/", "keras/", "recording/", "image/"))
+    }
+    on_disk = {path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*") if path.is_file()}
+    assert on_disk == {*ANSWERS, make_corpus.INDEX}
+
+
+@pytest.mark.parametrize("target", LIGHT, ids=lambda target: target.name)
+def test_good_files_are_accepted(target: targets.Target) -> None:
+    for data in target.seeds():
+        target.run(data)
+
+
+# About ten thousand inputs: see `LIGHT`; the parsers that write folders take milliseconds each.
+@pytest.mark.parametrize("target", LIGHT, ids=lambda target: target.name)
+def test_damaged_files(target: targets.Target) -> None:
+    good = target.seeds()
+    slow = target.share < 0.5
+
+    @settings(
+        max_examples=120 if slow else 700,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate],
+    )
+    @given(st.sampled_from(range(len(good))), st.integers(0, 2**32), st.integers(1, 3))
+    def damaged(index: int, seed: int, times: int) -> None:
+        rng = random.Random(seed)
+        data = target.mutate(good[index], rng)
+        for _ in range(times - 1):
+            data = fuzz.again(target, data, rng)
+        problem, _, _ = fuzz.judge(target, data)
+        assert not problem, problem
+
+    damaged()
+
+
+@settings(max_examples=300, database=None)
+@given(st.binary(max_size=600))
+@pytest.mark.parametrize("name", ["dat", "model", "json", "npy", "npz", "recording", "fc", "label-data", "driver"])
+def test_noise(name: str, data: bytes) -> None:
+    assert not fuzz.judge(TARGETS[name], data)[0]
+
+
+def test_the_fuzzer_finds_planted_defects(tmp_path: Path) -> None:
+    def bad(data: bytes) -> None:
+        if data == b"good":
+            return
+        if len(data) % 2:
+            raise FormatError(f"x: {chr(27)}[2J is not good.")
+        raise KeyError("x")
+
+    target = targets.Target("planted", bad, lambda: [b"good"])
+    result = fuzz.fuzz(target, 200, 1, tmp_path)
+    assert len(result["defects"]) == fuzz.KEPT
+    assert any("KeyError" in text for text in result["defects"])
+    assert any("control characters" in text for text in result["defects"])
+    assert len(list(tmp_path.glob("planted-*.bin"))) == len({path.stem for path in tmp_path.iterdir()})
+
+
+def test_the_fuzzer_repeats_itself() -> None:
+    rng = [random.Random(5), random.Random(5)]
+    for mutate, data in (
+        (mutations.of_bytes, b"x" * 100),
+        (mutations.of_json, seeds.dat_json(seeds.networks()["rgb"])),
+        (mutations.of_model, seeds.model(seeds.networks()["rgb"])),
+        (mutations.of_zip, seeds.archives()["weights"]),
+        (mutations.of_recording, seeds.recording()),
+    ):
+        for _ in range(20):
+            first, second = (mutate(data, one) for one in rng)
+            assert first == second
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("name", seeds.networks())
+@pytest.mark.parametrize("padded", [True, False])
+def test_taken_apart_and_built_again(name: str, padded: bool, tmp_path: Path) -> None:
+    net = seeds.networks()[name]
+    data = seeds.dat_file(net, padded=padded)
+    model_folder.extract(data, tmp_path / "dat", "x.dat")
+    assert model_folder.build(tmp_path / "dat", "x.dat") == data
+    container = model_file.compose(*_with_dat(net, data))
+    model_folder.extract(container, tmp_path / "model", "x.model")
+    assert model_folder.build(tmp_path / "model", "x.model") == container
+
+
+def _with_dat(net: dat.Network, data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    text, parts = seeds.full_model(net)
+    return text, {**parts, "chip.dat": data}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "nets").glob("*.dat")) + sorted((ROOT / "nets").glob("*.model")), ids=lambda p: p.name
+)
+def test_nets_of_the_kit_build_again(path: Path, tmp_path: Path) -> None:
+    data = path.read_bytes()
+    model_folder.extract(data, tmp_path / "parts", path.name)
+    assert model_folder.build(tmp_path / "parts", path.name) == data
+
+
+# Names and links
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/../x", "a//x", "/etc/passwd", "~/x", "C:x", "a\\x", "\x1b[2J", "x\0", "x\n", "\u202ex",
+     "a" * 256],
+)  # fmt: skip
+def test_names_that_lead_out(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FormatError) as caught:
+        files.inside(tmp_path, name)
+    assert str(caught.value).isprintable()
+
+
+def test_links_are_not_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "secret").write_bytes(b"secret")
+    (folder / "good").write_bytes(b"data")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "near").symlink_to("good")
+    (folder / "away").symlink_to(tmp_path)
+    assert files.inside(folder, "good").read_bytes() == b"data"
+    for name in ("link", "near", "away/secret"):
+        with pytest.raises(FormatError, match="leads outside the folder"):
+            files.inside(folder, name)
+        text = json.dumps({"layer": [{"operation": "FC", "data file": name}]}) + " " * 100
+        with pytest.raises(ModelFileError, match="leads outside the folder"):
+            model_file.compose(text.encode(), folder)
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(FormatError, match="is not a regular file"):
+            files.read_bytes(path, limit=100)
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(10 * 1024**3)
+    for read in (dat.load, model_file.load, files.read_json):
+        with pytest.raises(FormatError, match="is too large"):
+            read(sparse)
+
+
+def test_extracting_a_damaged_file_leaves_nothing(tmp_path: Path) -> None:
+    good = seeds.dat_file(seeds.networks()["rgb"])
+    with pytest.raises(DatError):
+        model_folder.extract(good[:-1], tmp_path / "parts", "x.dat")
+    assert not list(tmp_path.iterdir())
+
+
+# Sizes and bombs: what would fill the memory is refused before it does
+
+
+def memory_of(code: str, *arguments: Path) -> int:
+    """Return by how many bytes `code` (which defines `use`) raises the peak memory of a fresh process."""
+    program = (
+        "import resource, sys\n"
+        "unit = 1 if sys.platform == 'darwin' else 1024\n"
+        "peak = lambda: unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "from gti.errors import GtiError\n" + code + "\nbefore = peak()\n"
+        "try:\n    use()\nexcept GtiError as error:\n    print(error, file=sys.stderr)\n"
+        "print(peak() - before)\n"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return int(done.stdout)
+
+
+def _deep(rng: random.Random) -> bytes:
+    return b"[" * files.MAX_JSON_BYTES
+
+
+def _containers(rng: random.Random) -> bytes:
+    return b"[" + b"[]," * (files.MAX_JSON_BYTES // 3 - 2) + b"1]"
+
+
+def _numbers(rng: random.Random) -> bytes:
+    return b"[" + b"0.1," * (files.MAX_JSON_BYTES // 4 - 2) + b"1]"
+
+
+@pytest.mark.parametrize("make", [_deep, _containers, _numbers])
+def test_memory_of_json(make, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(make(random.Random(0)))
+    code = "from gti.chip import network\ndef use(): network.load(sys.argv[1])"
+    assert memory_of(code, path) < 10 * path.stat().st_size + 64 * 2**20
+
+
+def test_memory_of_archives_and_recordings(tmp_path: Path) -> None:
+    bomb = tmp_path / "x.npz"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (29000000,)}\n"
+        text = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
+        archive.writestr("x.npy", text + bytes(29_000_000))
+    code = "from gti.chip.npy import parse_npz\ndef use(): parse_npz(open(sys.argv[1], 'rb').read(), 'x')"
+    assert memory_of(code, bomb) < 10 * bomb.stat().st_size + 64 * 2**20
+    session = tmp_path / "x.gz"
+    first = json.dumps({"format": trace.FORMAT, "device": "usb", "settings": {}}).encode() + b"\n"
+    for body in (bytes(200_000_000), b'{"call":"close_device","args":[],"result":0}\n' * 4_000_000):
+        session.write_bytes(gzip.compress(first + body, 1))
+        code = "from gti.chip import trace\ndef use(): trace.ReplayBackend(sys.argv[1])"
+        assert memory_of(code, session) < 10 * session.stat().st_size + 64 * 2**20
+
+
+def test_sizes_at_their_limits() -> None:
+    with pytest.raises(FormatError, match="is too large; expected at most 1048576 bytes, received 1048577 bytes"):
+        files.parse_json(b" " * (files.MAX_JSON_BYTES + 1), "x")
+    with pytest.raises(ModelFileError, match="has too many lines; expected at most 1000000, received 1000001"):
+        parse_labels(b"\n" * MAX_LABELS)
+    assert len(parse_labels(b"\n" * (MAX_LABELS - 1))) == MAX_LABELS - 1
+    with pytest.raises(ModelFileError, match="is too large"):
+        parse_labels(b"x" * (4 * 1024 * 1024 + 1))
+    with pytest.raises(FormatError, match="holds too many arrays"):
+        parse_npz(b"PK\1\2" * 4097, "x")
+
+
+def test_padding_of_a_dat_is_bounded(tmp_path: Path) -> None:
+    net = seeds.networks()["tiny"]
+    rows = dat.row_count(net)
+    most = dat.max_length(rows)
+    assert dat.decode(seeds.dat_file(net).ljust(most, b"\0")).length == most
+    with pytest.raises(DatError, match="goes on far behind its filter rows"):
+        dat.decode(seeds.dat_file(net).ljust(most + 1, b"\0"))
+    with pytest.raises(DatError, match="does not fit header, rows and tail"):
+        dat.encode(net, seeds.weights(net), length=most + 1)
+
+
+def test_a_kept_header_cannot_ask_for_memory(tmp_path: Path) -> None:
+    folder = targets._folders()["model"]
+    text, _, rest = (folder / "header.bin").read_bytes().partition(b"\0")
+    value = json.loads(text)
+    value["layer"][-1]["data offset"] = 10**9
+    (tmp_path / "m").mkdir()
+    for path in folder.iterdir():
+        (tmp_path / "m" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "m" / "header.bin").write_bytes(json.dumps(value).encode() + b"\0" + rest)
+    with pytest.raises(ModelFileError, match="no longer fits network"):
+        model_folder.build(tmp_path / "m", "x.model")
+
+
+def test_messages_never_reach_the_terminal_raw() -> None:
+    text = "\x1b]0;owned\x07\x9b2J\u202e\u2066\ud800\x00"
+    for data in (
+        json.dumps({"layer": [{"name": text, "operation": text, "data offset": 1, "data size": -1}]}).encode() + b"\0",
+    ):
+        with pytest.raises(GtiError) as caught:
+            model_file.parse(data, text)
+        assert str(caught.value).isprintable()
+
+
+def test_finite_values_of_a_large_fc_layer_are_counted_in_little_memory(tmp_path: Path) -> None:
+    values = np.full(2_000_000 + 1000, np.nan, "<f4")
+    path = tmp_path / "fc.bin"
+    path.write_bytes(np.array([2000, 1000], "<i4").tobytes() + values.tobytes())
+    code = "from gti.chip.blobs import decode_fc\ndef use(): decode_fc(open(sys.argv[1], 'rb').read())"
+    assert memory_of(code, path) < 5 * path.stat().st_size
