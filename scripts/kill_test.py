@@ -34,6 +34,8 @@ NET = "digits"
 # More than any trial reaches: a run ends by the kill.
 EPOCHS = 100_000
 STARTUP_LIMIT_S = 300
+# Writing a checkpoint of this net takes some milliseconds, publishing it some more.
+SAVING_WINDOW_S = 0.02
 _DONE = re.compile(r"epoch (\d+)/\d+: training loss")
 _RESUMED = re.compile(r"going on after epoch (\d+),")
 
@@ -117,6 +119,13 @@ def parser() -> param_parser.Parser:
         metavar="SHARE",
         help="share of the trials that is killed before the first epoch is done",
     )
+    flags.add_argument(
+        "--saving",
+        type=param_parser.number(0, 1),
+        default=0.4,
+        metavar="SHARE",
+        help="share of the trials that is killed while a checkpoint is written",
+    )
     flags.add_argument("--report", metavar="FILE", help="write the counts as JSON")
     return flags
 
@@ -134,11 +143,20 @@ def sound(folder: Path, counts: Counts) -> int | None:
     return metadata.epoch if metadata else None
 
 
-def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, delay: float, starting: bool) -> int | None:
-    """Train from epoch `before`, kill after `delay` seconds, check; return the epoch of the newest checkpoint."""
+def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, when: str, delay: float) -> int | None:
+    """Train from epoch `before`, kill, check; return the epoch of the newest checkpoint.
+
+    `when`: `delay` seconds after the "start", after the first epoch ("training"), or after a checkpoint begins to be
+    written behind that ("saving").
+    """
     training = Run(folder, data, before is not None, EPOCHS)
+    starting = when == "start"
     if not starting:
         training.trained.wait(STARTUP_LIMIT_S)
+    if when == "saving":
+        limit = time.monotonic() + STARTUP_LIMIT_S
+        while not any(folder.glob(".saving-*")) and training.process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.0002)
     time.sleep(delay)
     training.kill()
     counts.trials += 1
@@ -188,14 +206,15 @@ def main() -> int:
         folder, data = Path(work) / "checkpoints", Path(work) / NET
         newest: int | None = None
         startup = time.monotonic()
-        newest = trial(folder, data, counts, newest, delay=0.0, starting=False)
+        newest = trial(folder, data, counts, newest, when="training", delay=0.0)
         startup = time.monotonic() - startup
         with progress_bar(args.trials, "trials", "kill") as bar:
             bar.update()
             for _ in range(args.trials - 1):
-                starting = moments.random() < args.starting
-                delay = moments.uniform(0, startup if starting else args.window)
-                newest = trial(folder, data, counts, newest, delay=delay, starting=starting)
+                shares = (args.starting, args.saving, max(0.0, 1 - args.starting - args.saving))
+                when = moments.choices(("start", "saving", "training"), shares)[0]
+                longest = {"start": startup, "saving": SAVING_WINDOW_S, "training": args.window}[when]
+                newest = trial(folder, data, counts, newest, when=when, delay=moments.uniform(0, longest))
                 bar.set_postfix_str(f"epoch {newest}, failures {counts.failures}", False)
                 bar.update()
         last = Run(folder, data, newest is not None, 1)

@@ -89,7 +89,7 @@ def test_what_must_not_happen_is_counted(script, tmp_path, monkeypatch, case):
         save(tmp_path, epoch)
     monkeypatch.setattr(script, "Run", type("Told", (FakeRun,), {"lines": lines}))
     counts = script.Counts()
-    script.trial(tmp_path, tmp_path, counts, before, delay=0.0, starting=False)
+    script.trial(tmp_path, tmp_path, counts, before, when="training", delay=0.0)
     failures = {n: getattr(counts, n) for n in ("unsound_checkpoints", "lost_epochs", "not_resumed")}
     assert {n: v for n, v in failures.items() if v} == expected
 
@@ -97,7 +97,16 @@ def test_what_must_not_happen_is_counted(script, tmp_path, monkeypatch, case):
 @pytest.mark.slow
 def test_two_kills(tmp_path):
     report = tmp_path / "counts.json"
-    command = [sys.executable, str(ROOT / "scripts" / "kill_test.py"), "--trials", "2", "--starting", "0"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "kill_test.py"),
+        "--trials",
+        "2",
+        "--starting",
+        "0",
+        "--saving",
+        "1",
+    ]
     done = subprocess.run(
         [*command, "--window", "1", "--report", str(report)], capture_output=True, text=True, check=False
     )
