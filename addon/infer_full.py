@@ -8,6 +8,7 @@ Neither TensorFlow nor the checkpoint is needed. Without a stick the virtual one
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -37,7 +38,12 @@ def main() -> None:
         print(model.device_description, file=sys.stderr)
         preparation = preprocessing.of_model(model.loaded)
         for path in args.images:
-            print(canonical(model.full_inference(preparation.load(path))))
+            print(_for_terminals(canonical(model.full_inference(preparation.load(path)))))
+
+
+def _for_terminals(text: str) -> str:
+    """Return JSON `text` with the characters that a terminal may obey as \\u escapes: labels come from the file."""
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

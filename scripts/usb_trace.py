@@ -229,17 +229,14 @@ def _planes(path: str, model: LoadedModel) -> np.ndarray:
 
 
 def _load_npy(path: str) -> np.ndarray:
-    import numpy as np
+    from gti.chip.npy import parse_npy
 
     data = read_bytes(path, limit=MAX_FILE_BYTES, error=FormatError)
     try:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
-        if isinstance(array, np.ndarray):
-            return array
-    # A header may claim any size; NumPy allocates before it finds the data too short.
-    except (ValueError, EOFError, OSError, MemoryError):
-        pass
-    raise ImageError(sentence(path, "is no .npy file of one array", expected="uint8 [H,W,C] saved with numpy.save"))
+        return parse_npy(data, path)
+    except FormatError:
+        expected = "uint8 [H,W,C] saved with numpy.save"
+        raise ImageError(sentence(path, "is no .npy file of one array", expected=expected)) from None
 
 
 if __name__ == "__main__":

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from addon import infer_full
 from gti import files
 from gti.chip import dat, model_file, model_folder, trace
 from gti.chip.blobs import MAX_LABELS, parse_labels
+from gti.chip.image import load_image
 from gti.chip.npy import parse_npz
-from gti.errors import DatError, FormatError, GtiError, ModelFileError
+from gti.errors import DatError, FormatError, GtiError, ImageError, ModelFileError
 from scripts import fuzz, make_corpus
 from scripts.fuzzing import mutations, seeds, targets
 from scripts.fuzzing.targets import TARGETS
@@ -265,6 +268,34 @@ def test_memory_of_archives_and_recordings(tmp_path: Path) -> None:
         assert memory_of(code, session) < 10 * session.stat().st_size + 64 * 2**20
 
 
+@pytest.mark.parametrize(
+    ("suffix", "side", "options"),
+    [
+        ("png", 2800, {}),
+        ("png", 2800, {"orientation": 6}),
+        ("webp", 1990, {}),
+        ("jpeg", 6000, {}),  # 36 million pixels: decoded at half its size
+        ("jpeg", 2800, {"progressive": True, "subsampling": 0}),
+    ],
+)
+def test_memory_of_pictures(suffix: str, side: int, options: dict, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = options.pop("orientation", 1)
+    Image.new("RGB", (side, side), (10, 20, 30)).save(path, exif=exif, **options)
+    code = "import numpy, PIL.ImageOps\nfrom gti.chip.image import load_image\ndef use(): load_image(sys.argv[1], 224)"
+    assert memory_of(code, path) < 10 * path.stat().st_size + 64 * 2**20
+    assert np.abs(load_image(path, 224).astype(int) - (30, 20, 10)).max() <= 2
+
+
+@pytest.mark.parametrize(("suffix", "side"), [("png", 3000), ("webp", 2100), ("gif", 2900)])
+def test_pictures_that_unpack_to_too_much(suffix: str, side: int, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.new("P" if suffix == "gif" else "RGB", (side, side)).save(path)
+    with pytest.raises(ImageError, match="has very many pixels for its length"):
+        load_image(path, 224)
+
+
 def test_sizes_at_their_limits() -> None:
     with pytest.raises(FormatError, match="is too large; expected at most 1048576 bytes, received 1048577 bytes"):
         files.parse_json(b" " * (files.MAX_JSON_BYTES + 1), "x")
@@ -309,6 +340,14 @@ def test_messages_never_reach_the_terminal_raw() -> None:
         with pytest.raises(GtiError) as caught:
             model_file.parse(data, text)
         assert str(caught.value).isprintable()
+
+
+def test_results_with_labels_of_a_file_stay_json() -> None:
+    text = '{"label":"d\u00f6g \x9b2J\x7f\u202e\U000e0001"}'
+    shown = infer_full._for_terminals(text)
+    assert shown.isprintable()
+    assert "d\u00f6g" in shown
+    assert json.loads(shown) == json.loads(text)
 
 
 def test_finite_values_of_a_large_fc_layer_are_counted_in_little_memory(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import numpy as np
 from gti import files
 from gti.chip import dat, model_file, network, npy
 from gti.chip.blobs import encode_fc
+from gti.chip.known_answer import KnownAnswer
 from gti.chip.network import ConvolutionWeights, MajorLayer, Network
+from gti.chip.preprocessing import Preprocessing
 from gti.chip.trace import FORMAT as TRACE_FORMAT
 
 SIZE = 32  # of pictures
@@ -76,17 +78,24 @@ def full_model(net: Network) -> tuple[bytes, dict[str, bytes]]:
     size, _, planes = net.input_shape
     value: dict[str, Any] = {
         "name": "seed",
+        "preprocessing": Preprocessing(size, planes, "BGR", 0.875).entry() if size in (224, 28) else None,
         "layer": [
             {"name": "reader", "operation": "IMAGEREADER", "output width": size, "output height": size,
              "output channels": planes, "input format": "CS_BGR24_PLANAR", "output format": "CS_BGR24_PLANAR"},
             {"name": "cnn", "operation": "GTICNN", "mode": 0, "device": {"name": "USB_FTDI_0001", "emmc delay": 10},
-             "data file": "chip.dat", "output scaledown": 3, "output type": "float"},
+             "known answer": _known_answer(len(net.convolutions)).to_entry(), "data file": "chip.dat",
+             "output scaledown": 3, "output type": "float"},
             {"name": "fc", "operation": "FC", "activation": "relu", "data file": "fc.bin", "output channels": 4},
             {"name": "softmax", "operation": "SOFTMAX", "data file": None, "output channels": 4},
             {"name": "label", "operation": "LABEL", "data file": "labels.txt", "output channels": 2},
         ],
     }  # fmt: skip
     return (json.dumps(value, indent=2) + "\n").encode(), data
+
+
+def _known_answer(sublayers: int) -> KnownAnswer:
+    digest = "0123456789abcdef" * 4
+    return KnownAnswer("seed", digest, (digest,) * sublayers, digest, 0, ("repeat",), "0.1.0", "fused", "")
 
 
 def model(net: Network) -> bytes:

@@ -93,7 +93,7 @@ def _fresh(name: str) -> Path:
 
 def _model(data: bytes) -> None:
     """Parse, describe, and run the host layers on a chip that answers zeros."""
-    from gti.chip import known_answer
+    from gti.chip import known_answer, preprocessing
     from gti.chip.describe import describe_model
     from gti.chip.host_layers import HostLayers
 
@@ -102,6 +102,7 @@ def _model(data: bytes) -> None:
     describe_model(data, "x.model")
     for check in (
         lambda: known_answer.read(parsed, "x.model"),
+        lambda: preprocessing.from_header(parsed.header, "x.model"),
         lambda: HostLayers(parsed.layers, "x.model").run(np.zeros((28, 28, 3), np.uint8), _zeros),
     ):
         with contextlib.suppress(GtiError):
