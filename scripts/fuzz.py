@@ -37,7 +37,7 @@ from scripts.fuzzing.targets import TARGETS, Target, clean_up
 SECONDS = 1.0
 HANG_SECONDS = 20
 MEMORY_FACTOR, MEMORY_FREE = 10, 64 * 1024 * 1024
-ADDRESS_SPACE = 8 * 1024**3  # beyond this an allocation fails, as a defect
+ADDRESS_SPACE = 16 * 1024**3  # beyond this an allocation fails, as a defect
 KEPT = 20  # defects of one target
 
 

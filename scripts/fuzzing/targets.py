@@ -271,6 +271,37 @@ def _caps(data: bytes) -> None:
     assert all(np.isfinite(np.float32(cap)) for cap in load_caps(_file(data, "settings.json")).values())
 
 
+def _checkpoint(data: bytes) -> None:
+    """Load a checkpoint of which one file is damaged."""
+    from gti import checkpoint
+
+    name, _, content = data.partition(b"\0")
+    prefix = _checkpoint_prefix()
+    path = Path(f"{prefix}.{name.decode()}")
+    good = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        checkpoint.load(prefix)
+    finally:
+        path.write_bytes(good)
+
+
+@functools.lru_cache(maxsize=1)
+def _checkpoint_prefix() -> Path:
+    from gti import checkpoint
+
+    prefix = _fresh("checkpoint") / "x-epoch-1"
+    arrays = {f"x/conv1_{i}/filters": np.full((3, 3, i, 4), i, np.float32) for i in (1, 2)}
+    checkpoint.save(prefix, arrays, checkpoint.Metadata.from_json(seeds.metadata(), "x"))
+    return prefix
+
+
+def _checkpoint_seeds() -> list[bytes]:
+    prefix = _checkpoint_prefix()
+    names = ("index", "data-00000-of-00001")
+    return [name.encode() + b"\0" + Path(f"{prefix}.{name}").read_bytes() for name in names]
+
+
 def _json(data: bytes) -> None:
     from gti.chip.canonical_json import canonical
 
@@ -318,5 +349,6 @@ TARGETS = {
         Target("metadata", _metadata, lambda: [seeds.metadata()], mutations.of_json, share=2),
         Target("keras", _keras, lambda: [seeds.keras_archive()], mutations.of_zip, share=0.5),
         Target("caps", _caps, lambda: [seeds.caps()], mutations.of_json, heavy=True),
+        Target("checkpoint", _checkpoint, _checkpoint_seeds, mutations.named(mutations.of_bytes), heavy=True),
     )
 }  # fmt: skip
