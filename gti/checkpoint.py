@@ -258,7 +258,10 @@ class _Reader:
 
         self.prefix = os.fspath(prefix)
         # Truncated and altered bundles surface as any of these.
-        self._errors = (tf.errors.OpError, IndexError, ValueError, RuntimeError, KeyError, OverflowError, TypeError)
+        self._errors = (
+            *(tf.errors.OpError, IndexError, ValueError, RuntimeError, KeyError, OverflowError, TypeError),
+            MemoryError,  # sizes in the index are believed by the reader, which asks for them before it reads
+        )
         if not index_path(self.prefix).is_file():
             raise CheckpointError(sentence(self.prefix, "is no checkpoint", fix="check the path"))
         with self._noticing_damage():
