@@ -35,7 +35,9 @@ class Converted:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return (*COMMON, "--nets_dir", str(self.folder), "--checkpoint", str(self.checkpoint))
+        # Its own data, not data/digits: that folder is there on some machines only.
+        data = ("--data_dir", str(self.folder / "data"))
+        return (*COMMON, "--nets_dir", str(self.folder), "--checkpoint", str(self.checkpoint), *data)
 
     @property
     def model_file(self) -> Path:
