@@ -63,7 +63,8 @@ def main() -> int:
         data = files.read_bytes(args.again, limit=2**30)
         for name in args.targets:
             TARGETS[name].run(TARGETS[name].seeds()[0])  # imports take no part in the time
-            print(f"{name}: {judge(TARGETS[name], data)[0] or 'accepted'}")
+            problem, seconds, refusal = judge(TARGETS[name], data)
+            print(f"{name}, {seconds:.3f} s: {problem or refusal or 'accepted'}")
         return 0
     if args.inputs < 1:
         raise UsageError(sentence("--inputs", "is too small", expected="1 or more", received=args.inputs))
