@@ -52,7 +52,10 @@ def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> 
     random = np.random.RandomState(3)
     images = tf.constant(random.randint(0, 32, (batch, *network.input_shape)), tf.float32)
     labels = tf.constant(random.randint(1, classes, batch), tf.int32)
-    return tf.data.Dataset.from_tensors((images, labels)).repeat(batches)
+    options = tf.data.Options()
+    # There is nothing to tune, and the tuner's thread at times lets the end of an iterator wait for its next look.
+    options.autotune.enabled = False
+    return tf.data.Dataset.from_tensors((images, labels)).repeat(batches).with_options(options)
 
 
 def step_side(net: str, network: Network, batch: int, stages: tuple[str, ...]) -> Actions:
