@@ -2,7 +2,8 @@
 
 python chip_infer.py --net digits --chip 2801 --checkpoint checkpoints/best --last_relu_cap digits/conv2_2/relu_cap
 
-Without a stick the virtual one computes the same codes; the output says which of them it was.
+Without a stick the virtual one computes the same codes; the output says which of them it was. Like a stick it takes one
+frame at a time, over USB; --engine_only leaves USB out and computes whole batches.
 """
 
 from __future__ import annotations
@@ -22,6 +23,16 @@ IMAGES_WITH_LAYER_OUTPUTS = 8
 
 def main() -> None:
     args = parse(infer_parser())
+    if args.engine_only and (args.device != "auto" or args.record):
+        raise UsageError(
+            sentence(
+                "--engine_only",
+                "leaves out the stick and USB",
+                expected="neither --device nor --record",
+                received=f"--device {args.device}" if args.device != "auto" else f"--record {args.record}",
+                fix="drop one of the flags",
+            )
+        )
 
     from gti.quiet import import_tensorflow
 
@@ -32,6 +43,7 @@ def main() -> None:
     from gti import converter, data_check, data_utils, restore
     from gti.chip import preprocessing, protocol
     from gti.chip.chain import open_model
+    from gti.chip.engine_model import EngineModel
     from gti.chip.loaded_model import load_chips
     from gti.chip.splitting import split
     from gti.inference import classify, save_layer_outputs
@@ -77,7 +89,11 @@ def main() -> None:
     # The stick makes codes of the 8-bit pixels itself.
     dataset = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size, as_codes=False)
 
-    with open_model(model_file, device=args.device, mode="fc", record=args.record) as model:
+    with (
+        EngineModel(model_file)
+        if args.engine_only
+        else open_model(model_file, device=args.device, mode="fc", record=args.record)
+    ) as model:
         print(f"{model_file} on {model.device_description}")
         if model.input_shape != network.input_shape:
             raise UsageError(

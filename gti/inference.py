@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from gti.chip.chain import ChipChain
 from gti.chip.driver import GtiModel
+from gti.chip.engine_model import EngineModel
 from gti.chip.network import Convolution, Network
 from gti.chip.protocol import Mode
 from gti.errors import UsageError, sentence
@@ -48,7 +49,7 @@ class ChipAccuracy:
 
 
 def classify(
-    model: GtiModel | ChipChain,
+    model: GtiModel | ChipChain | EngineModel,
     batches: Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]],
     host: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     *,

@@ -135,6 +135,11 @@ def infer_parser() -> Parser:
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | replay:FILE")
     parser.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
+    parser.add_argument(
+        "--engine_only",
+        action="store_true",
+        help="no stick and no USB framing: the emulator alone, in batches; the same codes, faster",
+    )
     parser.add_argument("--num_examples", type=count(1), metavar="N", help="images to classify; default: all")
     parser.add_argument(
         "--layer_outputs", metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"

@@ -4,7 +4,7 @@
 #   scripts/recipe_cifar10.sh DATA_DIR [WORK_DIR]
 #
 # DATA_DIR holds train/ and val/ with TFRecords (labels 1..10, 0 = background); WORK_DIR (runs/cifar10) receives
-# checkpoints, converted files and one JSON of figures per evaluation. About an hour on two cores. A finished step is
+# checkpoints, converted files and one JSON of figures per evaluation. Within an hour on two cores. A finished step is
 # not repeated when the recipe is started again. PYTHON names the interpreter.
 set -euo pipefail
 data=${1:?usage: recipe_cifar10.sh DATA_DIR [WORK_DIR]}
@@ -12,8 +12,9 @@ work=${2:-runs/cifar10}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 float_epochs=${FLOAT_EPOCHS:-6}
-# Most of the quantized training happens with quantized filters, where batch norm still helps.
-weight_epochs=${WEIGHT_EPOCHS:-4} activation_epochs=${ACTIVATION_EPOCHS:-1} fused_epochs=${FUSED_EPOCHS:-1}
+# Most of the quantized training happens with quantized filters, where batch norm still helps. It begins at the rate
+# that float training began with: what the float filters learned is kept only where it survives being quantized.
+weight_epochs=${WEIGHT_EPOCHS:-8} activation_epochs=${ACTIVATION_EPOCHS:-1} fused_epochs=${FUSED_EPOCHS:-1}
 more_epochs=$((weight_epochs + activation_epochs + fused_epochs))
 mkdir -p "$work"
 
@@ -50,20 +51,20 @@ done
 
 once float train "$work/nets3" "$work/float" --num_epochs "$float_epochs" --learning_rate 0.001
 # The yardstick: float training that goes on for as many epochs as the quantized stages have together.
-once float_more train "$work/nets3" "$work/float_more" --num_epochs "$more_epochs" --learning_rate 0.0003 \
+once float_more train "$work/nets3" "$work/float_more" --num_epochs "$more_epochs" --learning_rate 0.001 \
     --resume_from "$work/float"
 once eval_float evaluate "$work/nets3" "$work/float_more" "$work/float.json"
 
 for bits in 3 1; do
     nets="$work/nets$bits" run="$work/bits$bits" caps="$work/caps$bits.json"
     once "qw$bits" train "$nets" "$run" --resume_from "$work/float" --quant_w \
-        --num_epochs "$weight_epochs" --learning_rate 0.0005
+        --num_epochs "$weight_epochs" --learning_rate 0.001
     once "caps$bits" "$python" set_relu_caps.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
         --quant_w --data_dir "$data" --train_batch_size 250 --num_batches 20 --settings_file "$caps"
     once "qa$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --settings_file "$caps" \
-        --num_epochs "$activation_epochs" --learning_rate 0.0001
+        --num_epochs "$activation_epochs" --learning_rate 0.0002
     once "fused$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --fuse --settings_file "$caps" \
-        --num_epochs "$fused_epochs" --learning_rate 0.00005
+        --num_epochs "$fused_epochs" --learning_rate 0.0001
     once "eval_qw$bits" evaluate "$nets" "$run" "$work/quant_w$bits.json" --quant_w
     once "eval_qa$bits" evaluate "$nets" "$run" "$work/quant_act$bits.json" --quant_w --quant_act --settings_file "$caps"
     once "eval_fused$bits" evaluate "$nets" "$run" "$work/fused$bits.json" --quant_w --quant_act --fuse
@@ -71,4 +72,8 @@ for bits in 3 1; do
         --fuse --output_dir "$nets"
     once "chip$bits" "$python" chip_infer.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
         --model_file "$nets/2801_cifar.model" --data_dir "$data" --report "$work/chip$bits.json"
+    # Every code of every sublayer, of all validation images: fused Keras model, emulator, stick.
+    once "compare$bits" "$python" scripts/compare.py --net cifar --chip 2801 --nets_dir "$nets" --fused_checkpoint "$run" \
+        --checkpoint_dir "$nets" --model_file "$nets/2801_cifar.model" --data_dir "$data" --val_batch_size 50 \
+        --num_batches 1000000 --json "$work/compare$bits.json"
 done

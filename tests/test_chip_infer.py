@@ -64,6 +64,27 @@ def test_cap_by_name_and_fewer_images(converted):
     assert report["accuracy"] == pytest.approx(hits[:4].mean())
 
 
+def test_engine_only_gives_the_same_figures_and_says_that_usb_is_left_out(converted, capsys):
+    stick = infer(converted)
+    report, maps = converted.folder / "engine.json", converted.folder / "engine_maps"
+    flags = ("--engine_only", "--report", report, "--layer_outputs", maps, "--num_examples", IMAGES)
+    run_script("chip_infer.py", *converted.flags, *flags)
+    output = capsys.readouterr().out
+    assert f"{converted.model_file} on emulator in batches of" in output
+    assert "no USB framing" in output
+    engine = json.loads(report.read_text())
+    assert {**engine, "device": ""} == {**stick, "device": ""}
+    with GtiModel(converted.model_file, device="virtual") as model, np.load(maps / "image_00010" / "maps.npz") as found:
+        for one, other in zip(found.values(), model.layer_outputs(converted.pixels[10]), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("flags", [("--device", "virtual"), ("--record", "session.gz")])
+def test_engine_only_has_no_stick(converted, flags):
+    with pytest.raises(UsageError, match=r"--engine_only: leaves out the stick and USB.*drop one"):
+        run_script("chip_infer.py", *converted.flags, "--engine_only", *flags)
+
+
 def test_logits_image_by_image(converted):
     # The quant_act network hands its host layers 0..cap, the fused one 0..31: the caps tell.
     model = base.build("digits", classes=CLASSES, nets_dir=converted.folder)

@@ -57,6 +57,15 @@ def test_chip_infer_on_two_sticks(converted, tmp_path, capsys):
     assert files.read_json(report)["count"] == len(converted.labels)
 
 
+def test_engine_only_on_two_chips(converted, tmp_path, capsys):
+    reports = [tmp_path / "stick.json", tmp_path / "engine.json"]
+    for report, flags in zip(reports, [("--device", "virtual"), ("--engine_only",)], strict=True):
+        run_script("chip_infer.py", *converted.flags, "--report", report, *flags)
+    stick, engine = map(files.read_json, reports)
+    assert "no USB framing" in capsys.readouterr().out
+    assert {**engine, "device": ""} == {**stick, "device": ""}
+
+
 def test_chip_number_of_the_json_is_kept_and_one_chip_comes_back(tmp_path):
     result = make(tmp_path, Stage.FUSED)
     convert(result)

@@ -68,7 +68,7 @@ class Emulator:
         ]
         self._engine = _engine(engine, network, weights, fills, threads)
         largest = max(conv.size**2 * max(conv.output_channels, conv.input_channels) for conv in network.convolutions)
-        self._group = max(1, _GROUP_BYTES // largest)
+        self.images_together = max(1, _GROUP_BYTES // largest)  # of a larger batch, so that memory stays bounded
 
     @property
     def engine(self) -> str:
@@ -88,7 +88,8 @@ class Emulator:
     def output(self, images: np.ndarray) -> np.ndarray:
         """Return the codes [N, C, H, W] after the last sublayer, pooling included; see `sublayers`."""
         codes = self._codes(images)
-        groups = [self._engine.forward(codes[i : i + self._group]) for i in range(0, len(codes), self._group)]
+        step = self.images_together
+        groups = [self._engine.forward(codes[i : i + step]) for i in range(0, len(codes), step)]
         result = groups[0] if len(groups) == 1 else np.concatenate(groups)
         return np.ascontiguousarray(result.transpose(0, 3, 1, 2))
 

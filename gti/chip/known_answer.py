@@ -170,7 +170,7 @@ def check_codes(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto
     if not answer.sublayers:
         return check_file(answer, data, name), "the file's digest alone (the chip's arithmetic is unknown here)"
     try:
-        emulator = _emulator(answer, data, name, engine)
+        emulator = emulator_of(answer, data, name, engine)
     except (DatError, NetworkError) as problem:
         return [*check_file(answer, data, name), str(problem)], "no emulator"
     network = emulator.network
@@ -214,7 +214,11 @@ def check_stick(answer: KnownAnswer, data: bytes, stick: GtiModel, name: str) ->
     return problems + changed, who
 
 
-def _emulator(answer: KnownAnswer, data: bytes, name: str, engine: str) -> Emulator:
+def emulator_of(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto") -> Emulator:
+    """Return the emulator of the .DAT `data`; ten-bit output and fill of upsampling are as the answer says.
+
+    Raises DatError for the data, NetworkError where the chip's arithmetic is unknown.
+    """
     decoded = dat.decode(data, activation_bit_mode=answer.activation_bit_mode, name=name)
     layers = decoded.network.layers
     if len(layers) == len(answer.upsample_modes):
