@@ -1,7 +1,7 @@
 """Caps of the ReLUs: the percentile of each sublayer's outputs, pooled exactly over all batches in bounded memory.
 
-A percentile near 100 needs the largest few values alone. Each batch leaves what exceeds a threshold (estimated from
-the first batch), and a partition of these at the end gives the exact order statistics. Where too few or too many are
+A percentile near 100 needs the largest few values alone. Each batch leaves what exceeds a threshold (that of the
+batches before), and a partition of these at the end gives the exact order statistics. Where too few or too many are
 left, two passes over the data count the values by their bit patterns instead: floats that are not negative are ordered
 as their bits are, so 2**16 buckets of the upper half and 2**16 of the lower half find any order statistic.
 """
@@ -9,7 +9,7 @@ as their bits are, so 2**16 buckets of the upper half and 2**16 of the lower hal
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,18 +19,21 @@ import tensorflow as tf
 
 from gti.errors import DataError, QuantizationError, sentence
 from gti.evaluation import float32_convolutions
+from gti.layers import weights_held
 from gti.model.base import cap_name, chip_layers
 from gti.progress import progress_bar
 
 # Values kept per layer; 4 bytes each. More than enough for 99.99 % of five batches of VGG16 at 224.
 MAX_KEPT = 1 << 21
-# Values of the first batch that the threshold is estimated from, per layer.
-SAMPLE = 1 << 16
-# Values that are looked at together.
+# Values that are looked at together, at most.
 BLOCK = 64
-# The threshold aims at this many times the values that are needed, and at as many of the sample at least.
+# One image in so many of the first batch is looked at whole: the first threshold comes from them.
+SAMPLED = 16
+# Thresholds keep this many times the values that are needed, and a few more; the first one, which few images tell,
+# is more careful.
 MARGIN = 3
-FEWEST_SAMPLED = 24
+FIRST_MARGIN = 10
+FEWEST_KEPT = 24
 # A layer whose outputs are all zero has no range; any cap does, and this one keeps its neighbours' scale.
 CAP_OF_DEAD_LAYER = 1.0
 # Ranges that user guide section 5.3 warns of.
@@ -81,8 +84,9 @@ def calibrate(
     def forward(images: tf.Tensor) -> list[tf.Tensor]:
         return [tf.reshape(y, [-1]) for y in tf.nest.flatten(outputs(images, training=False))]
 
-    with float32_convolutions():
-        measured = _by_tails(forward, len(layers), batches(), percentile, progress)
+    with float32_convolutions(), weights_held(layers):
+        sizes = [math.prod(layer.output.shape[1:]) for layer in layers]
+        measured = _by_tails(forward, sizes, batches(), percentile, progress)
         left = [i for i, found in enumerate(measured) if found is None]
         if left:
             counted = _by_counting(forward, left, batches, percentile, progress)
@@ -141,29 +145,47 @@ def _interpolated(low: float, high: float, weight: float) -> float:
 
 
 class _Tail:
-    """The largest values of one layer: all that exceed `threshold`, which rises when they become too many."""
+    """The largest values of one layer: all that exceed `threshold`, which only rises."""
 
     def __init__(self) -> None:
         self.threshold = -math.inf
         self.count = 0
+        self._finite = True
         self._parts: list[np.ndarray] = []
         self._kept = 0
 
     def add(self, values: np.ndarray, count: int) -> None:
+        """Take the values, among others, of `count` that exceed the threshold."""
         self.count += count
-        values = values[values > self.threshold]
+        values = values[~(values <= self.threshold)]
+        if values.size and not math.isfinite(values.max()):
+            self._finite = False
+            self.give_up()
+            return
         self._parts.append(values)
         self._kept += values.size
         if self._kept > MAX_KEPT:
+            self.keep(MAX_KEPT // 2)
+
+    def keep(self, number: int) -> None:
+        """Raise the threshold so that the `number` largest values are left, or fewer where some are equal."""
+        if self._kept > number:
             pooled = np.concatenate(self._parts)
-            self.threshold = float(np.partition(pooled, -MAX_KEPT // 2)[-MAX_KEPT // 2])
+            self.threshold = float(np.partition(pooled, -number)[-number]) if number else math.inf
             self._parts = [pooled[pooled > self.threshold]]
             self._kept = self._parts[0].size
 
+    def give_up(self) -> None:
+        """Keep nothing from now on."""
+        self.threshold = math.inf
+        self._parts, self._kept = [], 0
+
     def measured(self, percentile: float) -> _Measured | None:
         """Return the exact percentile, or None where the tail is too short for it."""
+        if not self._finite:
+            return _Measured(math.inf, math.inf, self.count, 0)
         lower, upper, weight = _ranks(self.count, percentile)
-        values = np.concatenate(self._parts)
+        values = np.concatenate([np.empty(0, np.float32), *self._parts])
         needed = self.count - lower
         if values.size < needed and self.threshold > 0:
             return None
@@ -182,62 +204,50 @@ class _Tail:
 
 def _by_tails(
     forward: Callable[[tf.Tensor], list[tf.Tensor]],
-    layers: int,
+    sizes: Sequence[int],
     dataset: tf.data.Dataset,
     percentile: float,
     progress: bool,
 ) -> list[_Measured | None]:
-    """Return the percentile of each layer, None where the tail does not tell it."""
+    """Return the percentile of each layer, None where the tail does not tell it; `sizes`: values of an image each."""
     share = 1 - percentile / 100
-
-    @tf.function(reduce_retracing=True)
-    def exceeding(images: tf.Tensor, thresholds: tf.Tensor, estimate: tf.Tensor) -> tuple[Any, ...]:
-        outputs = forward(images)
-        used = [
-            tf.cond(estimate, lambda y=y: _threshold(y, share), lambda i=i: thresholds[i])
-            for i, y in enumerate(outputs)
-        ]
-        kept = [_exceeding(y, threshold) for y, threshold in zip(outputs, used, strict=True)]
-        return kept, [tf.size(y, tf.int64) for y in outputs], used
-
-    tails = [_Tail() for _ in range(layers)]
+    tails = [_Tail() for _ in sizes]
     number = max(int(dataset.cardinality()), 1)
-    for images in _images(dataset, "calibrate", progress):
-        is_first = tails[0].count == 0
+
+    images_spec = tf.TensorSpec([None, *dataset.element_spec[0].shape[1:]], dataset.element_spec[0].dtype)
+
+    # Traced once, whatever the number of images; without autograph, which would take as long again.
+    @tf.function(input_signature=[images_spec, tf.TensorSpec([len(sizes)], tf.float32)], autograph=False)
+    def candidates(images: tf.Tensor, thresholds: tf.Tensor) -> list[tf.Tensor]:
+        return [_blocks_above(y, thresholds[i], math.gcd(sizes[i], BLOCK)) for i, y in enumerate(forward(images))]
+
+    def add(images: tf.Tensor, margin: int) -> None:
         thresholds = tf.constant([tail.threshold for tail in tails], tf.float32)
-        kept, counts, used = exceeding(images, thresholds, tf.constant(is_first))
-        if is_first:
-            for tail, threshold, count in zip(tails, used, counts, strict=True):
-                # Too long a tail is not collected at all.
-                too_long = MARGIN * share * int(count) * number > MAX_KEPT
-                tail.threshold = math.inf if too_long else float(threshold)
-        for tail, values, count in zip(tails, kept, counts, strict=True):
-            tail.add(values.numpy(), int(count))
-    if tails[0].count == 0:
+        for tail, size, blocks in zip(tails, sizes, candidates(images, thresholds), strict=True):
+            tail.add(blocks.numpy().ravel(), len(images) * size)
+            tail.keep(math.ceil(margin * share * tail.count) + FEWEST_KEPT)
+
+    for images in _images(dataset, "calibrate", progress):
+        if not tails[0].count:
+            for tail, size in zip(tails, sizes, strict=True):
+                if MARGIN * share * size * len(images) * number > MAX_KEPT:
+                    tail.give_up()
+            few = -(-len(images) // SAMPLED)
+            add(images[:few], FIRST_MARGIN)
+            images = images[few:]
+        if len(images):
+            add(images, MARGIN)
+    if not tails[0].count:
         raise DataError(sentence("calibration", "there are no images", fix="check --train_data_dir"))
     return [tail.measured(percentile) for tail in tails]
 
 
-def _threshold(y: tf.Tensor, share: float) -> tf.Tensor:
-    # From evenly spaced values: the one that MARGIN times the needed share exceeds.
-    size = tf.size(y)
-    # Numbers of channels are powers of two: an odd step meets every channel equally often.
-    sample = y[:: tf.bitwise.bitwise_or(size // SAMPLE, 1)]
-    number = tf.size(sample)
-    rank = tf.cast(tf.math.ceil(tf.cast(number, tf.float32) * (MARGIN * share)), tf.int32) + FEWEST_SAMPLED
-    return tf.cond(
-        rank < number, lambda: tf.math.top_k(sample, rank, sorted=True).values[-1], lambda: tf.constant(-1.0)
-    )
-
-
-def _exceeding(y: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
-    # The values above a threshold that few exceed: one look at the largest of each block rules out most of them.
-    threshold = tf.ensure_shape(threshold, [])
-    whole = tf.size(y) // BLOCK * BLOCK
-    blocks = tf.reshape(y[:whole], [-1, BLOCK])
-    candidates = tf.boolean_mask(blocks, tf.reduce_max(blocks, axis=1) > threshold)
-    values = tf.concat([tf.reshape(candidates, [-1]), y[whole:]], 0)
-    return tf.boolean_mask(values, values > threshold)
+def _blocks_above(y: tf.Tensor, threshold: tf.Tensor, block: int) -> tf.Tensor:
+    # Few values exceed the threshold: one look at the largest of each block rules out most of them. The whole block
+    # of the others is returned, also of those with a NaN, which compares with nothing.
+    blocks = tf.reshape(y, [-1, block])
+    above = tf.logical_not(tf.reduce_max(blocks, axis=1) <= threshold)
+    return tf.gather(blocks, tf.where(above)[:, 0])
 
 
 def _by_counting(
@@ -250,14 +260,14 @@ def _by_counting(
     """Return the percentiles of `layers` by two counts of all values, in memory that does not grow with them."""
     half = 1 << 16
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def upper_halves(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         outputs = forward(images)
         values = [tf.abs(outputs[i]) for i in layers]  # -0.0 has a sign bit
         counts = [tf.math.bincount(_bits(y) // half, minlength=half, dtype=tf.int64) for y in values]
         return tf.stack(counts), tf.stack([tf.reduce_max(y) for y in values])
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def lower_halves(images: tf.Tensor, uppers: tf.Tensor) -> tf.Tensor:
         outputs = forward(images)
         counts = []

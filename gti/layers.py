@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -105,6 +107,7 @@ class ChipConv2D(keras.layers.Layer):
         self.max_code = max_code
         self.upsample = upsample
         self.input_scale = input_scale
+        self.held_weights: tuple[tf.Tensor, tf.Tensor] | None = None  # see `weights_held`
         self.batch_normalization = (
             keras.layers.BatchNormalization(
                 momentum=BATCH_NORM_MOMENTUM, epsilon=spec.BATCH_NORM_EPSILON, name="batch_normalization"
@@ -152,6 +155,8 @@ class ChipConv2D(keras.layers.Layer):
 
     def effective_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the (filters, biases) that the convolution uses: quantized with `quantize_w`, else as trained."""
+        if self.held_weights is not None:
+            return self.held_weights
         filters, biases = tf.convert_to_tensor(self.filters), tf.convert_to_tensor(self.biases)
         if not self.quantize_w:
             return filters, biases
@@ -269,6 +274,22 @@ class HostDense(keras.layers.Layer):
             "activation": self.activation,
             "input_scale": self.input_scale,
         }
+
+
+@contextmanager
+def weights_held(layers: Iterable[ChipConv2D]) -> Iterator[None]:
+    """Quantize the weights of `layers` once meanwhile, and not in every forward pass: they must not change.
+
+    A graph that is traced meanwhile keeps these weights; it must not be used later.
+    """
+    held = [(layer, layer.effective_weights()) for layer in layers if layer.quantize_w]
+    try:
+        for layer, weights in held:
+            layer.held_weights = weights
+        yield
+    finally:
+        for layer, _ in held:
+            layer.held_weights = None
 
 
 def upsampled(x: tf.Tensor, fill: str | None) -> tf.Tensor:

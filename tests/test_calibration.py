@@ -88,25 +88,28 @@ def random_values(kind, seed, size):
 @given(
     kind=st.sampled_from(["normal", "ties", "wide", "zeros", "constant"]),
     seed=st.integers(0, 1000),
-    sizes=st.lists(st.integers(1, 4000), min_size=1, max_size=4),
+    shape=st.tuples(st.lists(st.integers(1, 4000), min_size=1, max_size=4), st.sampled_from([1, 7, 96])),
     percentile=st.sampled_from([*PERCENTILES, 33.3]),
     kept=st.sampled_from([0, 50, 1 << 21]),
 )
-def test_order_statistics_of_any_values(kind, seed, sizes, percentile, kept):
-    arrays = [random_values(kind, seed + i, size) for i, size in enumerate(sizes)]
+def test_order_statistics_of_any_values(kind, seed, shape, percentile, kept):
+    sizes, image = shape
+    # Batches of images of `image` values each, which are looked at in blocks of 1, 1 and 32.
+    arrays = [random_values(kind, seed + i, -(-size // image) * image) for i, size in enumerate(sizes)]
     pooled = np.concatenate(arrays).astype(np.float64)
     data = tf.data.Dataset.from_generator(
-        lambda: ((a, 0) for a in arrays), output_signature=(tf.TensorSpec([None]), tf.TensorSpec([], tf.int32))
+        lambda: ((a.reshape(-1, image), 0) for a in arrays),
+        output_signature=(tf.TensorSpec([None, image]), tf.TensorSpec([], tf.int32)),
     )
 
-    def forward(values):
-        return [values]
+    def forward(images):
+        return [tf.reshape(images, [-1])]
 
     before = calibration.MAX_KEPT
     calibration.MAX_KEPT = kept
     tf.config.run_functions_eagerly(True)  # tracing would take longer than the work
     try:
-        found = calibration._by_tails(forward, 1, data, percentile, False)[0]
+        found = calibration._by_tails(forward, [image], data, percentile, False)[0]
         if found is None:
             found = calibration._by_counting(forward, [0], lambda: data, percentile, False)[0]
     finally:
@@ -162,6 +165,15 @@ def test_outputs_that_are_not_finite_are_refused(model):
             calibration.calibrate(model, batches_of(small_nets.images(NETWORK, 4, seed=0)))
     finally:
         small_nets.assign(model, arrays)
+
+
+def test_values_that_are_not_numbers_are_told_wherever_they_are():
+    tail = calibration._Tail()
+    tail.add(np.array([1.0, 5.0], np.float32), 10)
+    tail.keep(1)
+    tail.add(np.array([0.0, np.nan, 0.0], np.float32), 10)
+    tail.add(np.array([7.0], np.float32), 10)
+    assert tail.measured(99.0) == calibration._Measured(np.inf, np.inf, 30, 0)
 
 
 def test_no_images_are_refused(model):

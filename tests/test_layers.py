@@ -57,6 +57,35 @@ def test_quantized_weights_are_the_integers_of_the_converter(x: np.ndarray, coef
     assert not np.allclose(layer.filters.numpy(), filters.numpy() * unit)
 
 
+def test_held_weights_give_the_same_outputs_and_are_let_go(x: np.ndarray) -> None:
+    quantized = randomised(layers.ChipConv2D(5, 3, quantize_w=True), x)
+    plain = randomised(layers.ChipConv2D(5, 3), x)
+    before = quantized(x).numpy()
+    with layers.weights_held([quantized, plain]):
+        np.testing.assert_array_equal(quantized(x).numpy(), before)
+        np.testing.assert_array_equal(tf.function(quantized)(x).numpy(), before)
+        for layer in (quantized, plain):
+            layer.filters.assign(-layer.filters)
+        np.testing.assert_array_equal(quantized(x).numpy(), before)  # quantized before
+        assert not np.array_equal(plain(x).numpy(), before)
+    expected = randomised(layers.ChipConv2D(5, 3, quantize_w=True), x)
+    expected.filters.assign(-expected.filters)
+    np.testing.assert_array_equal(quantized(x).numpy(), expected(x).numpy())
+    assert not np.array_equal(quantized(x).numpy(), before)
+
+
+def failing_pass(layer: layers.ChipConv2D) -> None:
+    with layers.weights_held([layer]):
+        raise UsageError("no more batches")
+
+
+def test_held_weights_are_let_go_after_an_error(x: np.ndarray) -> None:
+    layer = randomised(layers.ChipConv2D(5, 3, quantize_w=True), x)
+    with pytest.raises(UsageError):
+        failing_pass(layer)
+    assert layer.held_weights is None
+
+
 @pytest.mark.parametrize(("max_code", "fixed"), [(31, False), (31, True), (1023, False), (1023, True)])
 def test_quantized_activations(x: np.ndarray, max_code: int, fixed: bool) -> None:
     layer = randomised(layers.ChipConv2D(5, 3, quantize_act=True, relu_cap=4.0, max_code=max_code, fixed_cap=fixed), x)

@@ -14,6 +14,7 @@ from gti import checkpoint, checkpoint_folder, training
 from gti.checkpoint import Metadata
 from gti.errors import CheckpointError, TrainingError, UsageError
 from gti.evaluation import batch_sums, evaluate
+from gti.model.base import chip_layers
 from gti.stage import Stage
 from gti.training import Settings, Trainer, fit
 
@@ -278,6 +279,14 @@ def test_every_image_counts_once(make_trainer):
     assert found.accuracy == pytest.approx(np.mean(order[:, 0] == labels))
     assert found.top5 == 1.0  # four classes
     assert found.loss == pytest.approx(-np.mean(log_softmax[np.arange(21), labels]), rel=1e-4)
+
+
+def test_weights_are_those_of_the_moment(make_trainer):
+    model = make_trainer(quant_w=True).model
+    first = evaluate(model, val_data(21))
+    for layer in chip_layers(model):
+        layer.filters.assign(layer.filters * 0.5)
+    assert evaluate(model, val_data(21)).loss != first.loss
 
 
 def test_top_5_of_many_classes_and_ties():

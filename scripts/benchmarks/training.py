@@ -58,33 +58,33 @@ def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> 
     return tf.data.Dataset.from_tensors((images, labels)).repeat(batches).with_options(options)
 
 
-def step_side(net: str, network: Network, batch: int, stages: tuple[str, ...]) -> Actions:
-    """Return one training step of every stage, out of the kit's own trainer."""
+def epoch_side(net: str, network: Network, batch: int, steps: int, stages: tuple[str, ...]) -> Actions:
+    """Return an epoch of `steps` training steps of every stage, out of the kit's own trainer."""
     start_tensorflow()
     from gti.training import Settings, Trainer
 
-    def steps(trainer: Trainer) -> None:
+    def epoch(trainer: Trainer) -> None:
         trainer.train_epoch(batches, seed=0)
 
-    batches = data(network, batch, 1)
+    batches = data(network, batch, steps)
     rate = Settings(learning_rate=1e-9)  # weights that stay as they are
-    return {stage: partial(steps, Trainer(build(net, network, stage), rate)) for stage in stages}
+    return {stage: partial(epoch, Trainer(build(net, network, stage), rate)) for stage in stages}
 
 
 def measure_steps(scale: Scale) -> Iterator[Figure]:
     """Yield the cost of a training step of every stage relative to the float one."""
-    cases = [("digits", networks.six_convolutions(), scale.small_batch, SMALL_TITLE, True)]
+    cases = [("digits", networks.six_convolutions(), scale.small_batch, scale.small_steps, SMALL_TITLE, True)]
     if scale.large_training:
-        cases.append((scale.net, networks.of_net(scale.net), scale.batch, networks.title(scale.net), False))
-    for net, network, batch, title, small in cases:
+        cases.append((scale.net, networks.of_net(scale.net), scale.batch, 1, networks.title(scale.net), False))
+    for net, network, batch, steps, title, small in cases:
         stages = tuple(STAGES) if small else ("float", "quant_act", "fused")
-        with Worker(step_side, net, network, batch, stages) as worker:
+        with Worker(epoch_side, net, network, batch, steps, stages) as worker:
             for stage in stages[1:]:
-                name = f"{title}, batch {batch}: {stage} step"
+                name = f"{title}, batch {batch}: {stage}, {steps} step" + "s" * (steps > 1)
                 found = paired(
                     (worker, stage), (worker, "float"), rounds=scale.rounds, min_seconds=scale.min_seconds, title=name
                 )
-                yield compared("qat", name, "cost", found, "float step", goal=GOAL_STEP)
+                yield compared("qat", name, "cost", found, "the same in float", goal=GOAL_STEP)
 
 
 def calibration_side(net: str, network: Network, batch: int, batches: int) -> Actions:

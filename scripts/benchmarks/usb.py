@@ -14,7 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gti.chip import protocol, spec
+from gti.chip import dat, protocol, spec
+from gti.chip.driver import GtiModel
+from gti.chip.engine_model import EngineModel
+from gti.chip.network import Network
 from gti.chip.pool import GtiPool
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
@@ -87,6 +90,18 @@ def pool_side(path: str, sticks: int, size: int, frames: int) -> Actions:
     return {"frames": run, "release": pool.release}
 
 
+def accuracy_side(path: str, network: Network, images: int) -> Actions:
+    """Return `images` images through the emulator alone, in batches, and through the stick in software."""
+    network_images = networks.random_images(network, images)
+    stick, engine = GtiModel(path, "virtual"), EngineModel(path)
+
+    def run(model: GtiModel | EngineModel) -> None:
+        for _ in model.evaluate_many(network_images):
+            pass
+
+    return {"engine": partial(run, engine), "stick": partial(run, stick), "release": stick.release}
+
+
 def start_side() -> Actions:
     """Return the start of a program that imports the driver, and of one that imports nothing."""
 
@@ -121,6 +136,14 @@ def measure(scale: Scale) -> Iterator[Figure]:
                     several.value("release")
                 yield compared(PART, name, "speed", found, "1 stick", goal=GOAL_STICKS.get(sticks))
             single.value("release")
+        small = networks.six_convolutions()
+        path.write_bytes(dat.encode(small, networks.random_weights(small)))
+        with Worker(accuracy_side, str(path), small, scale.small_batch) as worker:
+            name = f"six convolutions 56, {scale.small_batch} images: chip_infer.py --engine_only"
+            found = paired((worker, "engine"), (worker, "stick"), rounds=scale.rounds, min_seconds=scale.min_seconds,
+                           title=name)  # fmt: skip
+            worker.value("release")
+        yield compared(PART, name, "speed", found, "virtual stick, frame by frame")
     with Worker(start_side) as worker:
         name = "start Python and import gti.chip.driver"
         found = paired((worker, "driver"), (worker, "numpy"), rounds=scale.rounds, min_seconds=scale.min_seconds,
