@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -61,22 +62,16 @@ class Counts:
         return self.unsound_checkpoints + self.lost_epochs + self.not_resumed
 
 
-class Run:
-    """One train.py with the lines it has printed."""
+class Started:
+    """A started program with the lines it has printed; `seen` is set by a line with `pattern`, and at its end."""
 
-    def __init__(self, folder: Path, data: Path, resume: bool, epochs: int) -> None:
-        arguments = ["--net", NET, "--chip", CHIP, "--data_dir", data, "--checkpoint_dir", folder, "--keep", "3"]
-        arguments += ["--num_epochs", epochs, "--steps_per_epoch", 2, "--train_batch_size", 8]
-        arguments += ["--val_batch_size", 400, "--log_dir", folder.parent / "logs"]
-        if resume:
-            arguments += ["--resume_from", folder]
-        command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    def __init__(self, command: Sequence[object], environment: Mapping[str, str], pattern: re.Pattern[str]) -> None:
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
+            [*map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         self.lines: list[str] = []
-        self.trained = threading.Event()
+        self.seen = threading.Event()
+        self._pattern = pattern
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -84,23 +79,47 @@ class Run:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            if _DONE.search(line):
-                self.trained.set()
+            if self._pattern.search(line):
+                self.seen.set()
+        self.seen.set()
+
+    @property
+    def output(self) -> str:
+        """Everything it has printed so far."""
+        return "".join(self.lines)
+
+    def finish(self, timeout: float | None = None) -> int | None:
+        """Wait for the end; return the exit status, or None where it had to be killed after `timeout` seconds."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            return None
+        finally:
+            self._reader.join()
+
+
+class Run(Started):
+    """One train.py of the trials; `seen`: its first epoch is done."""
+
+    def __init__(self, folder: Path, data: Path, resume: bool, epochs: int) -> None:
+        arguments = ["--net", NET, "--chip", CHIP, "--data_dir", data, "--checkpoint_dir", folder, "--keep", "3"]
+        arguments += ["--num_epochs", epochs, "--steps_per_epoch", 2, "--train_batch_size", 8]
+        arguments += ["--val_batch_size", 400, "--log_dir", folder.parent / "logs"]
+        if resume:
+            arguments += ["--resume_from", folder]
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        super().__init__([sys.executable, ROOT / "train.py", *arguments], environment, _DONE)
 
     def kill(self) -> None:
         """Kill the process at once and take what it had printed."""
         self.process.send_signal(signal.SIGKILL)
         self.finish()
 
-    def finish(self) -> int:
-        """Wait for the end; return the exit status."""
-        status = self.process.wait()
-        self._reader.join()
-        return status
-
     def number(self, pattern: re.Pattern[str]) -> int | None:
         """Return the last number that `pattern` finds in the output."""
-        found = pattern.findall("".join(self.lines))
+        found = pattern.findall(self.output)
         return int(found[-1]) if found else None
 
 
@@ -152,7 +171,7 @@ def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, when:
     training = Run(folder, data, before is not None, EPOCHS)
     starting = when == "start"
     if not starting:
-        training.trained.wait(STARTUP_LIMIT_S)
+        training.seen.wait(STARTUP_LIMIT_S)
     if when == "saving":
         limit = time.monotonic() + STARTUP_LIMIT_S
         while not any(folder.glob(".saving-*")) and training.process.poll() is None and time.monotonic() < limit:
@@ -174,7 +193,7 @@ def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, when:
             counts.not_resumed += 1
     if not starting and done is None:
         counts.not_resumed += 1
-        print("".join(training.lines), file=sys.stderr)
+        print(training.output, file=sys.stderr)
     counts.left_half_a_checkpoint += bool(list(folder.glob(".saving-*")) + _orphans(folder))
     newest = sound(folder, counts)
     if (newest or 0) < max(done or 0, before or 0):
@@ -220,7 +239,7 @@ def main() -> int:
         last = Run(folder, data, newest is not None, 1)
         if last.finish() != 0 or last.number(_RESUMED) != newest:
             counts.not_resumed += 1
-            print("".join(last.lines), file=sys.stderr)
+            print(last.output, file=sys.stderr)
     for name, value in asdict(counts).items():
         print(f"{name.replace('_', ' ')}: {value}")
     if args.report:

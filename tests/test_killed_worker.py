@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,13 @@ from test_strategies import free_ports
 
 from gti import checkpoint, checkpoint_folder
 from gti.stage import Stage
+from scripts.kill_test import Started
 
 WAIT_S = 120
 
 
-class Training:
-    """train.py as worker `index` of `cluster`, or alone; its output is collected."""
+class Training(Started):
+    """train.py as worker `index` of `cluster`, or alone; `seen`: its second epoch is done."""
 
     def __init__(self, folder: Path, *flags: object, cluster: dict | None = None, index: int = 0) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"} | {"CUDA_VISIBLE_DEVICES": ""}
@@ -30,41 +30,8 @@ class Training:
             environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
         common = ("--net", "digits", "--chip", "2801", "--nets_dir", folder, "--data_dir", folder / "data")
         batches = ("--train_batch_size", 4, "--val_batch_size", 4, "--checkpoint_dir", folder / "ck")
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *map(str, (*common, *batches, *flags))],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self.second_epoch = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if "epoch 2/" in line and "training loss" in line:
-                self.second_epoch.set()
-        self.second_epoch.set()
-
-    @property
-    def output(self) -> str:
-        return "".join(self.lines)
-
-    def end(self, timeout: float = WAIT_S) -> int | None:
-        """Return the exit status; None for a process that had to be killed."""
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            return None
-        finally:
-            self._reader.join()
+        command = [sys.executable, ROOT / "train.py", *common, *batches, *flags]
+        super().__init__(command, environment, re.compile(r"epoch 2/.*training loss"))
 
 
 @pytest.mark.slow
@@ -74,10 +41,10 @@ def test_a_killed_worker_leaves_a_run_that_goes_on(tmp_path):
     cluster = {"worker": [f"localhost:{port}" for port in free_ports(2)]}
     chief, other = (Training(tmp_path, "--num_epochs", 100000, cluster=cluster, index=i) for i in range(2))
     try:
-        assert chief.second_epoch.wait(WAIT_S)
+        assert chief.seen.wait(WAIT_S)
         assert chief.process.poll() is None, chief.output
         other.process.send_signal(signal.SIGKILL)
-        status = chief.end(60)
+        status = chief.finish(60)
     finally:
         for training in (chief, other):
             training.process.kill()
@@ -90,7 +57,7 @@ def test_a_killed_worker_leaves_a_run_that_goes_on(tmp_path):
     epoch = checkpoint.read_metadata(newest).epoch
     assert epoch >= 2
     again = Training(tmp_path, "--num_epochs", 1, "--resume_from", tmp_path / "ck")
-    assert again.end() == 0, again.output
+    assert again.finish(WAIT_S) == 0, again.output
     assert f"going on after epoch {epoch}, optimizer state resumed" in again.output
     left = [p.name for p in (tmp_path / "ck").iterdir() if p.name.startswith(".saving")]
     assert left == []

@@ -62,14 +62,15 @@ class FakeRun:
     def __init__(self, folder, data, resume, epochs):
         import threading
 
-        self.trained = threading.Event()
-        self.trained.set()
+        self.seen = threading.Event()
+        self.seen.set()
+        self.output = "\n".join(self.lines)
 
     def kill(self):
         pass
 
     def number(self, pattern):
-        found = pattern.findall("\n".join(self.lines))
+        found = pattern.findall(self.output)
         return int(found[-1]) if found else None
 
 
