@@ -35,7 +35,15 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(rounds=3, min_seconds=0.1, growth=False, large_training=False, calibration_batches=2, stick_seconds=1.0)
+QUICK = Scale(
+    rounds=3,
+    min_seconds=0.1,
+    small_steps=3,
+    growth=False,
+    large_training=False,
+    calibration_batches=2,
+    stick_seconds=1.0,
+)
 
 
 @dataclass(frozen=True)
