@@ -136,7 +136,10 @@ class NumbaEngine:
 
     def forward(self, codes: np.ndarray) -> np.ndarray:
         """Return the codes [N, H, W, out] after the last sublayer, pooling included."""
-        buffers = self._buffers.pop() if self._buffers else [np.empty(0, np.uint8), np.empty(0, np.uint8)]
+        try:
+            buffers = self._buffers.pop()
+        except IndexError:  # all of them are at work in other threads
+            buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
         try:
             return self._forward(codes, buffers)
         finally:
