@@ -26,6 +26,7 @@ from gti.errors import TrainingError, UsageError, sentence
 from gti.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
 from gti.model.base import named_variables
 from gti.progress import progress_bar
+from gti.stage import Stage
 
 # Steps between looks at the loss: a GPU runs ahead of Python meanwhile.
 GPU_CHECK_STEPS = 20
@@ -250,9 +251,12 @@ class Trainer:
             variable.assign(np.array([seed, number], np.uint32))
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """Return the seed of an epoch's data order and dropout: a function of both, so that resuming repeats it."""
-    return zlib.crc32(f"{seed}/{epoch}".encode()) & 0x7FFFFFFF
+def epoch_seed(seed: int, epoch: int, stage: Stage = Stage.FLOAT) -> int:
+    """Return the seed of an epoch's data order and dropout: a function of all three, so that resuming repeats it.
+
+    Epochs count anew in every stage. With `steps_per_epoch` they would train on the same part of the data each time.
+    """
+    return zlib.crc32(f"{seed}/{epoch}{stage.suffix}".encode()) & 0x7FFFFFFF
 
 
 def continued(metadata: Metadata, settings: Settings) -> Metadata:
@@ -289,7 +293,7 @@ def fit(
         metadata = saver.save(metadata, validation)
     last = start.epoch + settings.num_epochs
     for epoch in range(start.epoch + 1, last + 1):
-        seed = epoch_seed(settings.seed, epoch)
+        seed = epoch_seed(settings.seed, epoch, start.stage)
         tf.random.set_seed(seed)  # the global seed takes part in the order of the data
         title = f"epoch {epoch}/{last}" if progress and chief else ""
         try:

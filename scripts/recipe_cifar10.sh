@@ -12,9 +12,9 @@ work=${2:-runs/cifar10}
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 float_epochs=${FLOAT_EPOCHS:-6}
-# Most of the quantized training happens with quantized filters, where batch norm still helps. It begins at the rate
-# that float training began with: what the float filters learned is kept only where it survives being quantized.
-weight_epochs=${WEIGHT_EPOCHS:-8} activation_epochs=${ACTIVATION_EPOCHS:-1} fused_epochs=${FUSED_EPOCHS:-1}
+# Most of the quantized training happens where filters and activations are quantized and batch norm still helps. It begins
+# at the rate that float training began with: what the float filters learned is kept where it survives being quantized.
+weight_epochs=${WEIGHT_EPOCHS:-2} activation_epochs=${ACTIVATION_EPOCHS:-7} fused_epochs=${FUSED_EPOCHS:-1}
 more_epochs=$((weight_epochs + activation_epochs + fused_epochs))
 mkdir -p "$work"
 
@@ -62,9 +62,9 @@ for bits in 3 1; do
     once "caps$bits" "$python" set_relu_caps.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
         --quant_w --data_dir "$data" --train_batch_size 250 --num_batches 20 --settings_file "$caps"
     once "qa$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --settings_file "$caps" \
-        --num_epochs "$activation_epochs" --learning_rate 0.0002
+        --num_epochs "$activation_epochs" --learning_rate 0.001
     once "fused$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --fuse --settings_file "$caps" \
-        --num_epochs "$fused_epochs" --learning_rate 0.0001
+        --num_epochs "$fused_epochs" --learning_rate 0.00002
     once "eval_qw$bits" evaluate "$nets" "$run" "$work/quant_w$bits.json" --quant_w
     once "eval_qa$bits" evaluate "$nets" "$run" "$work/quant_act$bits.json" --quant_w --quant_act --settings_file "$caps"
     once "eval_fused$bits" evaluate "$nets" "$run" "$work/fused$bits.json" --quant_w --quant_act --fuse

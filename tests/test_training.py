@@ -244,8 +244,8 @@ def test_data_without_a_batch_is_refused(make_trainer):
 
 
 def test_epoch_seeds_differ_by_epoch_and_seed():
-    seeds = {training.epoch_seed(seed, epoch) for seed in range(5) for epoch in range(50)}
-    assert len(seeds) == 250
+    seeds = {training.epoch_seed(seed, epoch, stage) for seed in range(5) for epoch in range(50) for stage in Stage}
+    assert len(seeds) == 5 * 50 * 4
     assert training.epoch_seed(1, 2) == training.epoch_seed(1, 2)
 
 
