@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from gti import tfrecords
+from gti.chip.emulator import usable_cores
+from gti.chip.spec import MAX_CODE
 from gti.data_check import Inspection, inspect
 from gti.errors import DataError, FormatError, sentence
 from gti.files import read_json
@@ -26,6 +27,8 @@ SETTINGS_NAME = "pipeline.json"
 # Encoded images that wait in the shuffle buffer.
 SHUFFLE_BYTES = 256 << 20
 MAX_SHUFFLED = 65536
+# Batches that wait for the model.
+PREFETCHED = 2
 
 
 @dataclass(frozen=True)
@@ -77,21 +80,24 @@ def load(
         return prepare_image(image, image_size, channels, crop_fraction=crop, seed=draw, flip=pipeline.flip), label
 
     if training and augment:
-        dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        dataset = dataset.map(prepare, num_parallel_calls=usable_cores(), deterministic=True)
     else:
         dataset = dataset.map(
             lambda encoded, label: prepare((encoded, label), None),
-            num_parallel_calls=tf.data.AUTOTUNE,
+            num_parallel_calls=usable_cores(),
             deterministic=True,
         )
     dataset = dataset.batch(batch_size)
     if as_codes:
-        dataset = dataset.map(lambda pixels, labels: (to_codes(pixels), labels), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(lambda pixels, labels: (to_codes(pixels), labels), num_parallel_calls=usable_cores())
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(-(-found.count // batch_size)))
     options = tf.data.Options()
+    # With fixed numbers there is nothing to tune, and the tuner's thread lets the end of an iterator wait for its next
+    # look, up to seconds.
+    options.autotune.enabled = False
     # Workers share every global batch, so that one worker and many see the same batches.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(PREFETCHED).with_options(options)
 
 
 def prepare_image(
@@ -129,21 +135,16 @@ def prepare_image(
 
 
 def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
+    # Averages of pixels are not negative, so the cast rounds down what has half a step more; none exceeds 255.
     resized = tf.image.resize(image, (size, size), method="bilinear", antialias=True)
-    return tf.cast(tf.clip_by_value(tf.floor(resized + 0.5), 0.0, 255.0), tf.uint8)
+    return tf.cast(resized + 0.5, tf.uint8)
 
 
 def to_codes(pixels: tf.Tensor) -> tf.Tensor:
     """Return float32 codes 0..31 of uint8 pixels of any shape: the 5-bit transform of user guide section 5."""
-    return tf.gather(tf.constant(_code_table()), tf.cast(pixels, tf.int32))
-
-
-@cache
-def _code_table() -> np.ndarray:
-    # The rule itself lives with the chip's arithmetic; a table of its 256 values is the same rule as a tensor.
-    from gti.chip.arithmetic import five_bit
-
-    return five_bit(np.arange(256, dtype=np.uint8)).astype(np.float32)
+    # The rule lives in gti.chip.arithmetic: ((x >> 2) + 1) >> 1 is floor((x + 4) / 8). A table of it takes six times as
+    # long as these exact float32 operations.
+    return tf.minimum(tf.floor((tf.cast(pixels, tf.float32) + 4.0) * 0.125), float(MAX_CODE))
 
 
 def read_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
@@ -178,14 +179,14 @@ def _encoded_images(found: Inspection, *, shuffle: bool, seed: int | None) -> tf
         dataset = tf.data.Dataset.from_tensor_slices((list(found.files), np.array(found.labels, np.int32)))
         if shuffle:
             dataset = dataset.shuffle(found.count, seed=seed)
-        return dataset.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=usable_cores())
     files = tf.data.Dataset.from_tensor_slices(list(found.files))
     if shuffle:
         files = files.shuffle(len(found.files), seed=seed)
         records = files.interleave(tf.data.TFRecordDataset, cycle_length=min(16, len(found.files)))
     else:
         records = files.flat_map(tf.data.TFRecordDataset)
-    return records.map(_parse, num_parallel_calls=tf.data.AUTOTUNE)
+    return records.map(_parse, num_parallel_calls=usable_cores())
 
 
 def _parse(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

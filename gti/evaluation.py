@@ -69,7 +69,7 @@ class Counter:
             sums = strategy.run(of_replica, args=next(iterator))
             return strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
-        self._step = tf.function(step, reduce_retracing=True)
+        self._step = tf.function(step, reduce_retracing=True, autograph=False)
 
     def run(self, dataset: tf.data.Dataset, progress: str = "") -> Evaluation:
         """Return the figures of all images of `dataset`."""

@@ -145,7 +145,7 @@ class Trainer:
         with self.strategy.scope():
             self.optimizer = make_optimizer(settings, steps)
             self.optimizer.build(model.trainable_variables)
-        self._step = tf.function(self._train_step, reduce_retracing=True)
+        self._step = tf.function(self._train_step, reduce_retracing=True, autograph=False)
         self._counter = Counter(lambda images: model(images, training=False), self.strategy)
 
     def _train_step(self, iterator: Any) -> tf.Tensor:

@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("parts", nargs="*", metavar="PART", help=f"{' | '.join(PARTS)} | all (default: all)")
     result.add_argument("--json", metavar="OUT", help="write every figure to this file")
     result.add_argument("--quick", action="store_true", help="3 rounds, no growth series, no large training")
-    result.add_argument("--rounds", type=int, help="quiet rounds of every comparison (default: 5, with --quick 3)")
+    result.add_argument("--rounds", type=int, help="quiet rounds (default: 5, of training steps 9; with --quick 3)")
     result.add_argument("--table", metavar="JSON", help="measure nothing; print the tables of this result file")
     result.add_argument("--into", metavar="DOC.md", help="with --table: put them between the marks of this document")
     return result
@@ -108,7 +108,7 @@ def main() -> None:
     parts = [name for name in PARTS if name in flags.parts] if flags.parts and "all" not in flags.parts else list(PARTS)
     scale = QUICK if flags.quick else FULL
     if flags.rounds:
-        scale = replace(scale, rounds=flags.rounds)
+        scale = replace(scale, rounds=flags.rounds, step_rounds=flags.rounds)
     about = figures.about(flags.quick, parts, 0.0)
     print(", ".join(f"{key} {value}" for key, value in about["machine"].items()))
     start = time.perf_counter()

@@ -27,6 +27,7 @@ class Scale:
     net: str = "vgg16"
     batch: int = 8
     small_batch: int = 64  # of the small network of six convolutions
+    step_rounds: int = 9  # of training steps, whose times differ by more from round to round than their goal allows
     small_steps: int = 5  # of the small network in an epoch: what an epoch costs besides is spread over them
     growth: bool = True  # series over batch, channels, image size
     large_training: bool = True  # training steps and calibration of the net itself: VGG16 needs about 8 GB of memory
@@ -37,6 +38,7 @@ class Scale:
 FULL = Scale()
 QUICK = Scale(
     rounds=3,
+    step_rounds=3,
     min_seconds=0.1,
     small_steps=3,
     growth=False,

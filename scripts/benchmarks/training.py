@@ -82,8 +82,9 @@ def measure_steps(scale: Scale) -> Iterator[Figure]:
             for stage in stages[1:]:
                 name = f"{title}, batch {batch}: {stage}, {steps} step" + "s" * (steps > 1)
                 found = paired(
-                    (worker, stage), (worker, "float"), rounds=scale.rounds, min_seconds=scale.min_seconds, title=name
-                )
+                    (worker, stage), (worker, "float"), rounds=scale.step_rounds, min_seconds=scale.min_seconds,
+                    title=name,
+                )  # fmt: skip
                 yield compared("qat", name, "cost", found, "the same in float", goal=GOAL_STEP)
 
 
@@ -180,7 +181,7 @@ def evaluation_side(folder: str, network: Network, batch: int, stages: tuple[str
 
 def measure_evaluation(scale: Scale) -> Iterator[Figure]:
     """Yield the cost of evaluation relative to bare forward passes, and of reading images relative to decoding them."""
-    batches = 4 if scale.large_training else 2
+    batches = 6 if scale.large_training else 2
     count = batches * scale.batch
     network = networks.of_net(scale.net)
     stages = ("float", "quant_act") if scale.large_training else ("quant_act",)

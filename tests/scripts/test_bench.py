@@ -23,6 +23,7 @@ from scripts.benchmarks.measure import Paired, Sample, Spread, Worker  # noqa: E
 
 TINY = Scale(
     rounds=1,
+    step_rounds=1,
     min_seconds=0.0,
     net="digits",
     batch=2,
