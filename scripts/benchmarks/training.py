@@ -34,6 +34,14 @@ STAGES: dict[str, dict[str, bool]] = {
 }
 
 
+# Why a step costs what it costs, where that is more than its goal.
+REMARK = {
+    "quant_w": "filters are quantized in every step",
+    "quant_act": "one more pass over the activations than float, whose ReLU is part of the convolution",
+}
+REMARK["fused"] = REMARK["quant_act"]
+
+
 def build(net: str, network: Network, stage: str, classes: int = CLASSES) -> Any:
     """Return the model of `network` with the host layers of `net`, in a stage."""
     from gti.model import base
@@ -85,7 +93,7 @@ def measure_steps(scale: Scale) -> Iterator[Figure]:
                     (worker, stage), (worker, "float"), rounds=scale.step_rounds, min_seconds=scale.min_seconds,
                     title=name,
                 )  # fmt: skip
-                yield compared("qat", name, "cost", found, "the same in float", goal=GOAL_STEP)
+                yield compared("qat", name, "cost", found, "the same in float", goal=GOAL_STEP, remark=REMARK[stage])
 
 
 def calibration_side(net: str, network: Network, batch: int, batches: int) -> Actions:
