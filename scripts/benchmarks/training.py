@@ -35,11 +35,8 @@ STAGES: dict[str, dict[str, bool]] = {
 
 
 # Why a step costs what it costs, where that is more than its goal.
-REMARK = {
-    "quant_w": "filters are quantized in every step",
-    "quant_act": "one more pass over the activations than float, whose ReLU is part of the convolution",
-}
-REMARK["fused"] = REMARK["quant_act"]
+_ONE_PASS = "one more pass over the activations than float, whose ReLU is part of the convolution"
+REMARK = {"quant_w": "filters are quantized in every step", "quant_act": _ONE_PASS, "fused": _ONE_PASS}
 
 
 def build(net: str, network: Network, stage: str, classes: int = CLASSES) -> Any:
