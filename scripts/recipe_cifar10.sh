@@ -4,7 +4,7 @@
 #   scripts/recipe_cifar10.sh DATA_DIR [WORK_DIR]
 #
 # DATA_DIR holds train/ and val/ with TFRecords (labels 1..10, 0 = background); WORK_DIR (runs/cifar10) receives
-# checkpoints, converted files and one JSON of figures per evaluation. Within an hour on two cores. A finished step is
+# checkpoints, converted files and one JSON of figures per evaluation. About 45 minutes on two cores. A finished step is
 # not repeated when the recipe is started again. PYTHON names the interpreter.
 set -euo pipefail
 data=${1:?usage: recipe_cifar10.sh DATA_DIR [WORK_DIR]}
