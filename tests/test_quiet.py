@@ -16,7 +16,6 @@ assert "tensorflow" not in sys.modules
 import_tensorflow()
 frozen = gc.get_freeze_count()
 assert "tensorflow" in sys.modules and "keras" in sys.modules
-kept = [[]]
 import_tensorflow()  # changes nothing
 print(gc.isenabled(), frozen > 100_000, gc.get_freeze_count() <= frozen)
 """
