@@ -3,8 +3,8 @@
 No silicon has confirmed the last rounding bit; a capture from a real stick would be answered by a change in this file
 alone. Formulas: docs/numerics.md section 6; five-bit input: user guide, section 5. Array axes are [N, H, W, C].
 
-`requantize` and `pool_window` use only functions that mean the same for NumPy arrays and for the scalars of compiled
-code: the fast engine compiles these very functions.
+`requantize` and `pool_window` use only functions that mean the same for NumPy arrays, for the scalars of compiled code
+and for its vectors: the fast engine compiles these very functions.
 """
 
 from __future__ import annotations
@@ -88,10 +88,6 @@ def upsample(codes: np.ndarray, fill: str) -> np.ndarray:
     return result.reshape(count, 2 * height, 2 * width, channels)
 
 
-# A table, because the formula overflows eight bits on its way: (255 >> 2) + 1 = 64.
-_FIVE_BIT = np.clip(((np.arange(256) >> 2) + 1) >> 1, 0, spec.MAX_CODE).astype(np.uint8)
-
-
 def five_bit(images: np.ndarray) -> np.ndarray:
     """Return the five-bit codes (uint8, 0..31) that the chip makes of 8-bit pixels (uint8), any shape."""
-    return _FIVE_BIT[images]
+    return np.minimum(((images >> 2) + 1) >> 1, spec.MAX_CODE)  # at most (255 >> 2) + 1 = 64 on the way

@@ -264,11 +264,11 @@ class NumbaEngine:
                 self._pool_owner = os.getpid()
             return self._pool
 
-    def _thread_scratch(self, tiles: int, channels: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _thread_scratch(self, tiles: int, channels: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         values = _grown(getattr(self._scratch, "values", None), POSITIONS * tiles * channels, np.int16)
         sums = _grown(getattr(self._scratch, "sums", None), POSITIONS * tiles * width, np.int32)
         self._scratch.values, self._scratch.sums = values, sums
-        return values, sums, np.empty((4, width), np.int32)
+        return values, sums
 
 
 def _grown(array: np.ndarray | None, size: int, kind: type) -> np.ndarray:

@@ -18,13 +18,21 @@ import numpy as np
 from numba import njit
 
 from gti.chip import arithmetic, vector_code
-from gti.chip.vector_code import LANES, POSITIONS, multiply_panel, transform_input, transform_sums
+from gti.chip.vector_code import (
+    LANES,
+    LARGEST,
+    POSITIONS,
+    TOP_LEFT,
+    WHOLE_WINDOW,
+    multiply_panel,
+    store_window,
+    transform_input,
+)
 
 # Register tiles: output channels -> tiles computed at once. `convolve_tiles` holds the same numbers as literals.
 REGISTER_TILES = {4 * LANES: 6, 2 * LANES: 8, LANES: 6}
 
 requantize = njit(arithmetic.requantize)
-pool_window = njit(arithmetic.pool_window)
 
 # numba finds a stale cache by the file of the cached function alone. This digest of every file whose code ends in the
 # kernels is bound to them, so that it becomes part of their key in the cache.
@@ -74,18 +82,20 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
         source: uint8 [N, H + 2, W + 2, in], codes in a frame of zeros; target: uint8 or uint16, the same with this
         layer's outputs, H and W halved where pooled. A tile row is two rows of pixels, counted over all images.
         filters: as transform_filters writes them; numbers: int32, a Requantization; pooling: (pooled, top left).
-        tiles: rows of a register tile; step: tile rows computed together. scratch: (int16 values, int32 sums,
-        int32 [4, width] windows).
+        tiles: rows of a register tile; step: tile rows computed together. scratch: (int16 values, int32 sums).
         """
         _ = digest
-        values, sums, windows = scratch
+        values, sums = scratch
         pooled, take_top_left = pooling
-        half, right, left, bottom, top = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
+        pixels = 1 if pooled else 2  # of the target along a side of a window
+        rounding = (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4])
         pairs, width = filters.shape[2], filters.shape[3]
         channels = source.shape[3]
         columns = (source.shape[2] - 2) // 2
         image_rows = (source.shape[1] - 2) // 2
         row_bytes, pixel_bytes = source.shape[2] * channels, channels
+        out_pixel = target.shape[3] * target.itemsize
+        out_row = target.shape[2] * out_pixel
         value_bytes = channels * 2
         for row in range(rows[0], rows[1], step):
             count = (min(row + step, rows[1]) - row) * columns
@@ -109,11 +119,12 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
                             transform_input(4, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
                     tile += 1
             panel_bytes, sum_bytes = tiles * value_bytes, tiles * width * 4
+            apart = panels * sum_bytes
             for block in range(blocks[0], blocks[1]):
                 for position in range(POSITIONS):
                     u = filters[block, position].ctypes.data
                     v = values.ctypes.data + position * position_bytes
-                    m = sums.ctypes.data + position * panels * sum_bytes
+                    m = sums.ctypes.data + position * apart
                     for _ in range(panels):
                         if width == 4 * LANES:
                             multiply_panel(6, 4, v, value_bytes, u, pairs, m)
@@ -123,33 +134,22 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
                             multiply_panel(6, 1, v, value_bytes, u, pairs, m)
                         v += panel_bytes
                         m += sum_bytes
-                bias = biases[block * width : block * width + width]
                 tile = 0
                 for r in range(row, min(row + step, rows[1])):
                     n, y = r // image_rows, r % image_rows
+                    line = target.ctypes.data + (n * target.shape[1] + pixels * y + 1) * out_row + out_pixel
                     for x in range(columns):
                         for c in range(0, width, LANES):
-                            transform_sums(
-                                sums.ctypes.data + (tile * width + c) * 4,
-                                panels * sum_bytes,
-                                windows.ctypes.data + c * 4,
-                                width * 4,
-                            )
+                            m = sums.ctypes.data + (tile * width + c) * 4
+                            b = biases.ctypes.data + (block * width + c) * 4
+                            out = line + x * pixels * out_pixel + (block * width + c) * target.itemsize
+                            if not pooled:
+                                store_window(WHOLE_WINDOW, target, m, apart, b, rounding, out, out_row, out_pixel)
+                            elif take_top_left:
+                                store_window(TOP_LEFT, target, m, apart, b, rounding, out, out_row, out_pixel)
+                            else:
+                                store_window(LARGEST, target, m, apart, b, rounding, out, out_row, out_pixel)
                         tile += 1
-                        start = block * width
-                        if pooled:
-                            out0 = target[n, y + 1, x + 1, start : start + width]
-                            for o in range(width):
-                                window = pool_window(
-                                    windows[0, o], windows[1, o], windows[2, o], windows[3, o], take_top_left
-                                )
-                                out0[o] = requantize(np.add(window, bias[o]), half, right, left, bottom, top)
-                        else:
-                            for corner in range(4):
-                                out1 = target[n, 2 * y + 1 + corner // 2, 2 * x + 1 + corner % 2, start : start + width]
-                                for o in range(width):
-                                    total = np.add(windows[corner, o], bias[o])
-                                    out1[o] = requantize(total, half, right, left, bottom, top)
 
     @_kernel
     def convolve_wide(source, filters, biases, target, numbers, rows):

@@ -3,7 +3,8 @@
 Each function here is called from compiled code with plain memory addresses. `lanes`, `tiles` and `vectors` must be
 literal integers at the call, because a register tile is laid out when the code is compiled. Nothing checks bounds.
 
-The transforms are those of Winograd's F(2x2, 3x3) on integers (docs/emulator.md, fast engine).
+The transforms are those of Winograd's F(2x2, 3x3) on integers (docs/emulator.md, fast engine). What follows them is
+written by the functions of `arithmetic`, which act on vectors as they act on arrays.
 """
 
 # Compiled code takes positional arguments only.
@@ -14,12 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from gti.chip import arithmetic
+
 LANES = 16  # int32 lanes of one vector of accumulators
 POSITIONS = 16  # a transformed 4x4 tile
+# What is kept of a 2x2 window of results.
+WHOLE_WINDOW, LARGEST, TOP_LEFT = 0, 1, 2
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
@@ -187,32 +193,65 @@ def multiply_panel(typing_context, tiles, vectors, values, stride, filters, pair
     return types.none(tiles, vectors, *[types.int64] * 5), generate
 
 
-@_literal_intrinsic
-def transform_sums(typing_context, sums, position, target, corner):
-    """Transform 4x4 sums m of 16 output channels to the 2x2 window A'mA / 4, int32.
+_INSTRUCTIONS: dict[np.ufunc, Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]] = {
+    np.add: ir.IRBuilder.add,
+    np.subtract: ir.IRBuilder.sub,
+    np.right_shift: ir.IRBuilder.ashr,
+    np.left_shift: ir.IRBuilder.shl,
+    np.minimum: lambda builder, a, b: builder.select(builder.icmp_signed("<", a, b), a, b),
+    np.maximum: lambda builder, a, b: builder.select(builder.icmp_signed(">", a, b), a, b),
+}
 
-    The 16 sums lie `position` bytes apart, the four results `corner` bytes: top-left, top-right, bottom-left,
-    bottom-right. A' = [1 1 1 0; 0 1 -1 -1]. The filters hold four times their value, so the division is exact.
+
+class _Lanes:
+    """A vector of int32 in code that is being written: NumPy's functions on it write instructions."""
+
+    def __init__(self, builder: ir.IRBuilder, vector: ir.Value) -> None:
+        self._builder, self.vector = builder, vector
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, first: _Lanes, second: _Lanes) -> _Lanes:
+        return _Lanes(self._builder, _INSTRUCTIONS[function](self._builder, first.vector, second.vector))
+
+
+@_literal_intrinsic
+def store_window(typing_context, kept, codes, sums, position, biases, numbers, target, row, pixel):
+    """Transform 4x4 sums m of 16 output channels to the 2x2 window A'mA / 4, add biases, requantize and store.
+
+    `kept`: WHOLE_WINDOW stores four pixels, `row` and `pixel` bytes apart, LARGEST and TOP_LEFT store one.
+    `codes`: the array that the address `target` lies in, for its type. The 16 sums lie `position` bytes apart.
+    `biases`: address of int32 [16]; `numbers`: a Requantization, five int32.
+    A' = [1 1 1 0; 0 1 -1 -1]. The filters hold four times their value, so the division is exact.
     """
+    stored = kept.literal_value
 
     def generate(context, builder, signature, arguments):
-        sums, position, target, corner = arguments
+        _, _, sums, position, biases, numbers, target, row, pixel = arguments
         lane = _vector(_I32, LANES)
 
-        def transformed(m):
-            return (
-                builder.add(builder.add(m[0], m[1]), m[2]),
-                builder.sub(builder.sub(m[1], m[2]), m[3]),
-            )
+        def loaded(address):
+            return _Lanes(builder, _load(builder, address, lane, 4))
 
-        rows = [
-            transformed([_load(builder, _offset(builder, sums, position, 4 * y + x), lane, 4) for x in range(4)])
-            for y in range(4)
-        ]
-        two = ir.Constant(lane, [2] * LANES)
-        for x in range(2):
-            for y, value in enumerate(transformed([rows[i][x] for i in range(4)])):
-                _store(builder, builder.ashr(value, two), _offset(builder, target, corner, 2 * y + x), 4)
+        def all_lanes(scalar):
+            one = builder.insert_element(ir.Constant(lane, ir.Undefined), scalar, _I32(0))
+            return _Lanes(builder, _shuffle(builder, one, [0] * LANES))
+
+        def transformed(m):
+            return np.add(np.add(m[0], m[1]), m[2]), np.subtract(np.subtract(m[1], m[2]), m[3])
+
+        rows = [transformed([loaded(_offset(builder, sums, position, 4 * y + x)) for x in range(4)]) for y in range(4)]
+        columns = [transformed([rows[y][x] for y in range(4)]) for x in range(2)]
+        (top_left, bottom_left), (top_right, bottom_right) = columns
+        window = [top_left, top_right, bottom_left, bottom_right]
+        if stored != WHOLE_WINDOW:
+            window = [arithmetic.pool_window(top_left, top_right, bottom_left, bottom_right, stored == TOP_LEFT)]
+        two, bias = all_lanes(_I32(2)), loaded(biases)
+        vectors = [all_lanes(builder.extract_value(numbers, index)) for index in range(5)]
+        code_type = _vector(ir.IntType(signature.args[1].dtype.bitwidth), LANES)
+        for corner, value in enumerate(window):
+            result = arithmetic.requantize(np.add(np.right_shift(value, two), bias), *vectors)
+            address = _offset(builder, _offset(builder, target, row, corner // 2), pixel, corner % 2)
+            _store(builder, builder.trunc(result.vector, code_type), address, 1)
         return context.get_dummy_value()
 
-    return types.none(*[types.int64] * 4), generate
+    three = [types.int64] * 3
+    return types.none(kept, codes, *three, types.UniTuple(types.int32, 5), *three), generate

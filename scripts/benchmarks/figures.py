@@ -84,7 +84,8 @@ class Figure:
         by = abs(self.value.median / self.goal - 1)
         reasons = [f"other programs took {self.foreign:.0%} of the machine"] if self.foreign > 0.05 else []
         reasons += [self.remark] if self.remark else []
-        return f"missed by {by:.0%}" + (f": {'; '.join(reasons)}" if reasons else "")
+        percent = f"{by:.0%}" if by >= 0.02 else f"{by:.1%}"
+        return f"missed by {percent}" + (f": {'; '.join(reasons)}" if reasons else "")
 
 
 def compared(

@@ -90,6 +90,7 @@ PAIR = Paired(Spread(1, 1, 1), Spread(2, 2, 2), Spread(0.5, 0.4, 0.8), 5, 1, "wa
         ("speed", 2.5, 2.0, "missed by 20%: a reason"),
         ("cost", 0.5, 0.5, "met"),
         ("cost", 0.4, 0.5, "missed by 25%: a reason"),
+        ("cost", 0.498, 0.5, "missed by 0.4%: a reason"),
         ("seconds", 0.8, 1.0, "missed by 25%: a reason"),
         ("seconds", None, 1.0, ""),
     ],
