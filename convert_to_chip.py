@@ -37,8 +37,10 @@ def main() -> None:
     stage.check_convert(source.stage, args.fuse, source.prefix)
     image_size = args.image_size or (source.metadata.image_size if source.metadata else None)
     network = base.load_network(args.net, chip=args.chip, image_size=image_size, nets_dir=args.nets_dir)
+    if args.ten_bit_act:
+        base.check_ten_bit(args.net, network)
     conversion = converter.convert(network, source.arrays, net=args.net)
-    for warning in conversion.warnings:
+    for warning in filter(None, (*conversion.warnings, converter.fc_readout_problem(network, args.net))):
         print(f"warning: {warning}", file=sys.stderr)
     paths = converter.write_files(
         conversion,

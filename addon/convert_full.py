@@ -30,9 +30,8 @@ FC_SCALEDOWN = 3  # the FC read-out delivers 8-bit values, codes * 8 (docs/usb_p
 
 
 def parser() -> param_parser.Parser:
-    """Return the flags: those of convert_to_chip.py, and the labels."""
-    flags = param_parser.convert_parser()
-    flags.description = "Pack chip layers, host layers and labels of a checkpoint into one .MODEL."
+    """Return the flags: those of convert_to_chip.py that a file for one stick can have, and the labels."""
+    flags = param_parser.conversion_parser("Pack chip layers, host layers and labels of a checkpoint into one .MODEL.")
     flags.add_argument("--labels_file", metavar="FILE", help="default: the label file of the data set")
     flags.add_argument(
         "--top", type=param_parser.count(1), default=LABELS_RETURNED, metavar="N", help="labels in a result"
@@ -169,6 +168,9 @@ def main() -> None:
                 fix="use convert_to_chip.py and chip_infer.py",
             )
         )
+    problem = converter.fc_readout_problem(network, args.net)
+    if problem:
+        raise UsageError(problem)
     conversion = converter.convert(network, source.arrays, net=args.net)
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -188,9 +190,8 @@ def main() -> None:
     fused = fusion.fuse(network, source.arrays, net=args.net)
     arrays = checkpoint.select(fused, shapes, source.prefix, optional=caps)
     stem = f"{args.chip}_{args.net}"
-    chip_json = files.read_json(Path(args.nets_dir) / f"{stem}_model.json")
+    chip_json, chip = converter.read_templates(network, net=args.net, chip=args.chip, nets_dir=args.nets_dir)
     dat = conversion.dat()
-    chip = converter.chip_layer(chip_json, f"{stem}_model.json")
     label = source.stage.label if source.stage else ""
     chip[known_answer.KEY] = conversion.known_answer(dat, label, checkpoint.digest(source.prefix))
     chip_json[preprocessing.KEY] = converter.preparation(network, args.data_dir).entry()
@@ -201,6 +202,11 @@ def main() -> None:
     for name, blob in written.items():
         files.write_atomic(output / name, blob)
         print(f"{output / name}: {len(blob):,} bytes")
+    if args.report:
+        from gti.report import steps
+
+        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix}
+        print(steps.add_conversion(args.report, conversion, source.arrays, net=args.net, about=about))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gti import files, fusion
-from gti.chip import dat, known_answer, model_file, preprocessing, splitting
+from gti.chip import dat, known_answer, model_file, preprocessing, registers, spec, splitting
 from gti.chip.network import Convolution, ConvolutionWeights, Network
 from gti.chip.preprocessing import Preprocessing
 from gti.errors import FormatError, QuantizationError, sentence
@@ -185,20 +185,18 @@ def write_files(
     For several chips in a row (`num_chips`; None: "ChipNumber" of the JSON) there is a `<chip>_<net>_chip<n>.dat` of
     each in place of the first, and all are in the .model, whose path is the last that is returned.
 
-    The JSON templates come from `nets_dir`; "scaling" of the first and "data file" of the chip's layer in the second
-    are set, everything else in them is kept. The .MODEL carries a known answer, which names the `stage` and the digest
-    `parent` of the checkpoint, and the `preparation` of images. Each file is replaced as a whole, after all of them
-    could be made. Raises FormatError for templates that cannot serve, UsageError where the folder cannot be written or
-    so many chips cannot share the network, and NetworkError when a part of it breaks a rule of the chip.
+    The JSON templates come from `nets_dir`; "scaling" and the image sizes of the first, "data file" of the chip's layer
+    and the sizes in the second are set, everything else in them is kept. The .MODEL carries a known answer, which names
+    the `stage` and the digest `parent` of the checkpoint, and the `preparation` of images. Each file is replaced as a
+    whole, after all of them could be made. Raises FormatError for templates that cannot serve, UsageError where the
+    folder cannot be written or so many chips cannot share the network, and NetworkError when a part of it breaks a rule
+    of the chip.
     """
     stem = f"{chip}_{net}"
+    model_json, on_chip = read_templates(conversion.network, net=net, chip=chip, nets_dir=nets_dir)
     network_json = files.read_json(Path(nets_dir) / f"{stem}_dat.json")
     for entry, layer in zip(network_json["layer"], conversion.network.layers, strict=True):
-        entry["scaling"] = list(layer.scaling)
-    template = Path(nets_dir) / f"{stem}_model.json"
-    model_json = files.read_json(template)
-    splitting.remove_inner_layers(model_json)
-    on_chip = chip_layer(model_json, str(template))
+        entry["scaling"], entry["image_size"] = list(layer.scaling), layer.image_size
     chips = num_chips or splitting.chip_number(conversion.network)
     if num_chips:
         network_json["model"][0]["ChipNumber"] = num_chips
@@ -240,8 +238,45 @@ def preparation(network: Network, data_dir: str | os.PathLike[str]) -> Preproces
     return Preprocessing(first.image_size, first.input_channels, "BGR", fraction)
 
 
+def read_templates(
+    network: Network, *, net: str, chip: str, nets_dir: str | Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (model JSON of a net for one chip, its chip layer), with the sizes that they have for `network`.
+
+    Raises FormatError where there is not one GTICNN layer, or its mode is none of the chip's.
+    """
+    path = Path(nets_dir) / f"{chip}_{net}_model.json"
+    model_json = files.read_json(path)
+    splitting.remove_inner_layers(model_json)
+    on_chip = chip_layer(model_json, str(path))
+    # Another image size scales every map by the same factor.
+    made_for = files.read_json(Path(nets_dir) / f"{chip}_{net}_dat.json")["layer"][0]["image_size"]
+    for entry in model_json["layer"]:
+        for key in ("output width", "output height"):
+            if entry.get("operation") in {"IMAGEREADER", "GTICNN"} and isinstance(entry.get(key), int):
+                entry[key] = entry[key] * network.layers[0].image_size // made_for
+    return model_json, on_chip
+
+
+def fc_readout_problem(network: Network, net: str) -> str:
+    """Return the sentence that says why host layers cannot follow `network` on a stick, or ""."""
+    _, height, width = network.output_shape
+    if height == width == spec.FC_READOUT_SIZE:
+        return ""
+    return sentence(
+        f"net {net}",
+        "has a result that the chip does not hand to host layers",
+        expected=f"{spec.FC_READOUT_SIZE}x{spec.FC_READOUT_SIZE} after the last layer",
+        received=f"{height}x{width}",
+        fix="choose another --image_size or pooling; scripts/model_tool.py run --mode reads the maps of such a network",
+    )
+
+
 def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
-    """Return the one GTICNN layer of a model JSON; `name` is its file. Raises FormatError where there is not one."""
+    """Return the one GTICNN layer of a model JSON; `name` is its file.
+
+    Raises FormatError where there is not one, or where its mode is none of the chip's.
+    """
     layers = model_json.get("layer") if isinstance(model_json, dict) else None
     found = [
         layer
@@ -250,7 +285,24 @@ def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
     ]
     if len(found) != 1:
         raise FormatError(
-            sentence(name, "does not name the chip's part", expected="one GTICNN layer", received=len(found))
+            sentence(
+                name,
+                "does not name the chip's part",
+                expected="one GTICNN layer",
+                received=len(found),
+                fix="leave one layer with that operation in the file",
+            )
+        )
+    mode = found[0].get("mode", 0)
+    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= registers.LARGEST_MODE:
+        raise FormatError(
+            sentence(
+                f"{name}, layer {found[0].get('name')}",
+                "has an unknown mode",
+                expected=f"a number 0..{registers.LARGEST_MODE}",
+                received=mode,
+                fix="write 0, which reads the result of the last layer",
+            )
         )
     return found[0]
 

@@ -107,16 +107,22 @@ def calibration_parser() -> Parser:
 
 def convert_parser() -> Parser:
     """Return the flags of convert_to_chip.py."""
-    parser = Parser(
+    parser = conversion_parser(
         "Convert a quantized checkpoint to the chip's .DAT and .MODEL files. "
         "GTI_DEBUG_CONVERSION=True logs max|W|, max|B|, gains and shift of every layer."
     )
+    parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
+    parser.add_argument("--num_chips", type=count(1), metavar="N", help="sticks in a row; default: ChipNumber, or 1")
+    return parser
+
+
+def conversion_parser(description: str) -> Parser:
+    """Return the flags that every script has which turns a checkpoint into a .MODEL."""
+    parser = Parser(description)
     _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
-    parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
-    parser.add_argument("--output_dir", default="nets", metavar="DIR", help="folder for the .dat and .model files")
-    parser.add_argument("--num_chips", type=count(1), metavar="N", help="sticks in a row; default: ChipNumber, or 1")
+    parser.add_argument("--output_dir", metavar="DIR", help="folder for the files; default: that of --nets_dir")
     parser.add_argument(
         "--data_dir", metavar="DIR", help="data set whose crop goes into the .MODEL; default: data/<net>"
     )
@@ -131,7 +137,7 @@ def infer_parser() -> Parser:
     _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--last_relu_cap", metavar="NAME", help="variable of the last cap; default: the net's last one")
-    parser.add_argument("--model_file", metavar="FILE", help="default: nets/<chip>_<net>.model")
+    parser.add_argument("--model_file", metavar="FILE", help="default: <chip>_<net>.model in --nets_dir")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | replay:FILE")
     parser.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
@@ -170,7 +176,7 @@ def compare_parser() -> Parser:
             metavar="PREFIX",
             help=f"checkpoint of the stage {stage.label}, or its folder",
         )
-    group.add_argument("--model_file", metavar="FILE", help=".model or .dat; default: nets/<chip>_<net>.model")
+    group.add_argument("--model_file", metavar="FILE", help=".model or .dat; default: <chip>_<net>.model in --nets_dir")
     group.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | none")
     group.add_argument(
         "--recorded", metavar="DIR", help="maps of another run: what chip_infer.py --layer_outputs wrote"
@@ -193,8 +199,8 @@ def compare_parser() -> Parser:
 def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse and complete the command line.
 
-    Fills the data folders (`data/<net>`, `data/<net>/{train,val}`) and adds `stage` where the script has quantization
-    flags.
+    Fills the data folders (`data/<net>`, `data/<net>/{train,val}`) and the output folder, and adds `stage` where the
+    script has quantization flags.
     Raises UsageError.
     """
     args = parser.parse_args(arguments)
@@ -204,6 +210,8 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
             setattr(args, name, str(Path(data_dir or f"data/{args.net}") / folder))
     if hasattr(args, "data_dir") and not any(hasattr(args, name) for name in ("train_data_dir", "val_data_dir")):
         args.data_dir = data_dir or f"data/{args.net}"
+    if hasattr(args, "output_dir"):
+        args.output_dir = args.output_dir or args.nets_dir
     if hasattr(args, "quant_act"):
         args.stage = from_flags(args.quant_w, args.quant_act, args.fuse)
         if getattr(args, "train_caps", False) and args.stage is not Stage.QUANT_ACT:

@@ -139,6 +139,38 @@ def test_labels_that_do_not_fit(converted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
 
 
+def test_json_of_several_chips_becomes_a_file_for_one(converted, tmp_path):
+    made = make(tmp_path, Stage.FUSED)
+    labels = made.folder / "data" / "labels.txt"
+    full = (*made.flags, "--fuse", "--labels_file", labels)
+    run_script("addon/convert_full.py", *full)  # into the folder of --nets_dir
+    expected = full_model(made).read_bytes()
+    run_script("convert_to_chip.py", *made.flags, "--fuse", "--num_chips", 2)
+    run_script("addon/convert_full.py", *full)
+    assert full_model(made).read_bytes() == expected
+    with pytest.raises(UsageError, match="--num_chips"):  # a file of host layers drives one stick
+        run_script("addon/convert_full.py", *full, "--num_chips", 2)
+
+
+def test_report_of_a_whole_network(converted, tmp_path, capsys):
+    labels = converted.folder / "data" / "labels.txt"
+    fuse = ("--fuse",) if "-fs-" in converted.checkpoint.name else ()
+    flags = ("--output_dir", tmp_path, "--labels_file", labels, "--report", tmp_path / "report")
+    run_script("addon/convert_full.py", *converted.flags, *flags, *fuse)
+    page = tmp_path / "report" / "index.html"
+    assert "conv1_1" in page.read_text(encoding="utf-8")
+    assert str(page) in capsys.readouterr().out
+
+
+def test_result_that_the_chip_does_not_hand_over(converted, tmp_path):
+    labels = converted.folder / "data" / "labels.txt"
+    fuse = ("--fuse",) if "-fs-" in converted.checkpoint.name else ()
+    flags = ("--output_dir", tmp_path, "--labels_file", labels, "--image_size", 56)
+    with pytest.raises(UsageError, match="expected 7x7 after the last layer, received 14x14"):
+        run_script("addon/convert_full.py", *converted.flags, *flags, *fuse)
+    assert not list(tmp_path.iterdir())
+
+
 def test_float_checkpoint_is_refused(converted, tmp_path):
     arrays, metadata = checkpoint.load(converted.checkpoint)
     prefix = tmp_path / "digits-2801-epoch-1"

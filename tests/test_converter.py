@@ -7,6 +7,7 @@ import logging
 import re
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,50 @@ def test_templates_without_one_chip_layer(layer: object, tmp_path: Path) -> None
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_another_image_size_is_written_everywhere(tmp_path: Path) -> None:
+    network = small_network(*TWO_MAJORS)
+    arrays = trained(network, tmp_path)
+    small = network.layers[0].image_size
+    path = tmp_path / "2801_digits_model.json"
+    reader = {"name": "reader", "operation": "IMAGEREADER", "output width": small, "output height": small}
+    chip = {"name": "chip", "operation": "GTICNN", "output width": 7, "output height": 7, "output channels": 16}
+    files.write_json(path, {"name": "digits", "layer": [reader, chip]})
+    doubled = replace(network, layers=tuple(replace(v, image_size=2 * v.image_size) for v in network.layers))
+    conversion = converter.convert(doubled, arrays, net="digits")
+    _, model_path = converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+    sizes = [(entry["output width"], entry["output height"]) for entry in files.read_json(path)["layer"]]
+    assert sizes == [(2 * small, 2 * small), (14, 14)]
+    in_file = model_file.load(model_path)
+    assert [(v.entry["output width"], v.entry["output height"]) for v in in_file.layers] == sizes
+    written = files.read_json(tmp_path / "2801_digits_dat.json")
+    assert [layer["image_size"] for layer in written["layer"]] == [layer.image_size for layer in doubled.layers]
+    # What was written serves as the template of the next conversion.
+    before = model_path.read_bytes()
+    converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+    assert model_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", ["x", True, None, 7, -1, 0.0])
+def test_templates_with_an_unknown_mode(mode: object, tmp_path: Path) -> None:
+    network = small_network(*TWO_MAJORS)
+    conversion = converter.convert(network, trained(network, tmp_path), net="digits")
+    layer = {"name": "chip", "operation": "GTICNN", "mode": mode}
+    files.write_json(tmp_path / "2801_digits_model.json", {"name": "digits", "layer": [layer]})
+    with pytest.raises(FormatError, match=r"2801_digits_model.json, layer chip: has an unknown mode; expected .* 0..6"):
+        converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+    assert not (tmp_path / "2801_digits.model").exists()
+
+
+def test_results_that_host_layers_cannot_take() -> None:
+    network = small_network(*TWO_MAJORS)
+    assert network.output_shape[1:] == (7, 7)
+    assert not converter.fc_readout_problem(network, "digits")
+    doubled = replace(network, layers=tuple(replace(v, image_size=2 * v.image_size) for v in network.layers))
+    problem = converter.fc_readout_problem(doubled, "digits")
+    assert problem.startswith("net digits: ")
+    assert "expected 7x7 after the last layer, received 14x14" in problem
+
+
 def convert_to_chip(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", ["convert_to_chip.py", *arguments])
     with pytest.raises(SystemExit) as left:
@@ -223,6 +268,9 @@ def test_script(
     assert "--fuse" in capsys.readouterr().err
     assert not (tmp_path / "2801_digits.model").exists()
     right = [*common, "--fuse"] if stage is Stage.FUSED else common
+    assert convert_to_chip(*right, "--ten_bit_act", monkeypatch=monkeypatch) == 2
+    assert "leave --ten_bit_act out" in capsys.readouterr().err
+    assert not (tmp_path / "2801_digits.model").exists()
     assert convert_to_chip(*right, monkeypatch=monkeypatch) == 0
     assert "2801_digits.model: " in capsys.readouterr().out
     expected = converter.convert(network, arrays, net="digits")

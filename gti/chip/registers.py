@@ -21,7 +21,7 @@ _CLEARED_BIT = 0x10
 _POOLING_BIT = 1 << 30
 _LEARNING_BIT = 1 << 31
 _SIZE_448 = 0xF0
-_LARGEST_MODE = 6
+LARGEST_MODE = 6
 
 
 class Mode(IntEnum):
@@ -46,9 +46,7 @@ def parse_mode(value: str | int) -> int:
         return int(text)
     names = ", ".join(mode.name.lower() for mode in Mode)
     raise UsageError(
-        sentence(
-            "read-out mode", "is unknown", expected=f"one of {names} or a number 0..{_LARGEST_MODE}", received=text
-        )
+        sentence("read-out mode", "is unknown", expected=f"one of {names} or a number 0..{LARGEST_MODE}", received=text)
     )
 
 

@@ -154,6 +154,19 @@ def cap_name(net: str, convolution: Convolution) -> str:
     return f"{net}/{convolution.name}/relu_cap"
 
 
+def check_ten_bit(net: str, network: Network) -> None:
+    """Raise UsageError where the last layer of `network` has no ten-bit activation."""
+    if not network.convolutions[-1].ten_bit:
+        raise UsageError(
+            sentence(
+                f"net {net}",
+                "its dat.json does not ask for ten-bit activation",
+                expected='"ActivationBitMode": 1',
+                fix="leave --ten_bit_act out, or use the net tenbit",
+            )
+        )
+
+
 def build(
     net: str,
     *,
@@ -181,15 +194,8 @@ def build(
     network = load_network(net, chip=chip, image_size=image_size, nets_dir=nets_dir)
     if classes < 1:
         raise UsageError(sentence(f"net {net}", "needs classes", expected="1 or more", received=classes))
-    if ten_bit_act and not network.convolutions[-1].ten_bit:
-        raise UsageError(
-            sentence(
-                f"net {net}",
-                "its dat.json does not ask for ten-bit activation",
-                expected='"ActivationBitMode": 1',
-                fix="leave --ten_bit_act out, or use the net tenbit",
-            )
-        )
+    if ten_bit_act:
+        check_ten_bit(net, network)
     _refuse_untrainable(net, network)
     start_caps = _start_caps(net, network, caps) if quant_act and not fuse else {}
     inputs = keras.Input(shape=network.input_shape, name="image")
