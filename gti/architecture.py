@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from gti.chip.budget import HostLayer
 from gti.chip.network import MajorLayer, Network, Violation
 from gti.errors import FormatError, sentence
 from gti.files import MAX_JSON_BYTES, parse_json
+from gti.keras_config import Graph, Layer, graph, name_of, pair, whole
 
 CONFIG_NAME = "config.json"
 CHIP_CONVOLUTION, CHIP_POOLING = "ChipConv2D", "ChipPooling"
@@ -39,15 +40,7 @@ class Architecture:
     network: Network
     host: tuple[HostLayer, ...]
     problems: tuple[Violation, ...]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    kind: str
-    name: str
-    config: Mapping[str, Any]
-    input_shape: Sequence[Any]
-    sources: tuple[str, ...] | None  # None in a Sequential: the layer before
+    uncounted: tuple[str, ...] = ()  # convolutions that the host computes: no part of `host`
 
 
 @dataclass
@@ -74,7 +67,11 @@ class _Reader:
     def unfit(self, layer: str, problem: str, expected: object, received: object, fix: str) -> None:
         self.problems.append(Violation(f"layer {layer}", "keras-layer", problem, expected, received, fix))
 
-    def read(self, layer: _Layer) -> None:
+    def read(self, layer: Layer) -> None:
+        layout = layer.config.get("data_format") or "channels_last"
+        if layout != "channels_last":
+            self.unfit(layer.name, "the layout is not the kit's", "channels_last", layout,
+                       "build the model channels_last; conversion reorders for the chip")  # fmt: skip
         if layer.kind == CHIP_CONVOLUTION:
             self._chip_convolution(layer)
         elif layer.kind == "Conv2D":
@@ -94,25 +91,27 @@ class _Reader:
                 "leave it out, or move it behind the last chip layer, where the host computes it",
             )
 
-    def _chip_convolution(self, layer: _Layer) -> None:
+    def _chip_convolution(self, layer: Layer) -> None:
         self._activation_missing()
         config = layer.config
+        if config.get("upsample"):
+            self._upsampled_already(layer, "upsampling")
         self.sublayers.append(
             _Sublayer(
                 name=layer.name,
-                output_channels=_whole(config.get("output_channels"), 0),
-                coef_bits=_whole(config.get("coef_bits"), 0),
+                output_channels=whole(config.get("output_channels"), 0),
+                coef_bits=whole(config.get("coef_bits"), 0),
                 upsample=config.get("upsample") or self.upsample,
-                max_code=_whole(config.get("max_code"), spec.MAX_CODE),
+                max_code=whole(config.get("max_code"), spec.MAX_CODE),
                 activated=True,
             )
         )
         self.upsample = None
 
-    def _convolution(self, layer: _Layer) -> None:
+    def _convolution(self, layer: Layer) -> None:
         self._activation_missing()
         config = layer.config
-        kernel, strides = _pair(config.get("kernel_size", 3)), _pair(config.get("strides", 1))
+        kernel, strides = pair(config.get("kernel_size", 3)), pair(config.get("strides", 1))
         if kernel != (3, 3):
             remedy = {(1, 1): "use 3x3 (its centre can hold the 1x1 filter)", (5, 5): "use two 3x3 layers in a row"}
             self.unfit(layer.name, "the kernel is not 3x3", "3x3", "x".join(map(str, kernel)),
@@ -122,20 +121,17 @@ class _Reader:
         if config.get("padding") != "same":
             self.unfit(layer.name, "the padding is not one pixel of zeros", "same", config.get("padding"),
                        'set padding="same"')  # fmt: skip
-        if _pair(config.get("dilation_rate", 1)) != (1, 1):
+        if pair(config.get("dilation_rate", 1)) != (1, 1):
             self.unfit(layer.name, "the filter is dilated", 1, config.get("dilation_rate"), "use dilation_rate=1")
         if config.get("groups", 1) != 1:
             self.unfit(layer.name, "the convolution is grouped", 1, config.get("groups"), "use groups=1")
-        if config.get("data_format", "channels_last") != "channels_last":
-            self.unfit(layer.name, "the layout is not the kit's", "channels_last", config.get("data_format"),
-                       "build the model channels_last; conversion reorders for the chip")  # fmt: skip
-        activation = _name_of(config.get("activation"))
+        activation = name_of(config.get("activation"))
         if activation not in ("relu", "linear"):
             self.unfit(layer.name, "the activation is not a ReLU", "relu", activation, 'use activation="relu"')
         self.sublayers.append(
             _Sublayer(
                 name=layer.name,
-                output_channels=_whole(config.get("filters"), 0),
+                output_channels=whole(config.get("filters"), 0),
                 coef_bits=self.coef_bits,
                 upsample=self.upsample,
                 max_code=spec.MAX_CODE,
@@ -144,14 +140,15 @@ class _Reader:
         )
         self.upsample = None
 
-    def _pooling(self, layer: _Layer) -> None:
+    def _pooling(self, layer: Layer) -> None:
         self._activation_missing()
+        self._upsampled_already(layer, "pooling")
         if layer.kind == CHIP_POOLING:
-            self.sampling.add(_whole(layer.config.get("sampling_method"), 0))
+            self.sampling.add(whole(layer.config.get("sampling_method"), 0))
         else:
             self.sampling.add(0)
-            window = _pair(layer.config.get("pool_size", 2))
-            strides = _pair(layer.config.get("strides") or window)
+            window = pair(layer.config.get("pool_size", 2))
+            strides = pair(layer.config.get("strides") or window)
             if (window, strides) != ((2, 2), (2, 2)):
                 self.unfit(layer.name, "the pooling is not 2x2 with stride 2", "2x2, stride 2",
                            f"{window[0]}x{window[1]}, stride {strides[0]}", "use MaxPooling2D(2)")  # fmt: skip
@@ -161,24 +158,40 @@ class _Reader:
         else:
             self.sublayers[-1].pooled = True
 
-    def _upsampling(self, layer: _Layer) -> None:
-        size, mode = _pair(layer.config.get("size", 2)), layer.config.get("interpolation", "nearest")
+    def _upsampling(self, layer: Layer) -> None:
+        size, mode = pair(layer.config.get("size", 2)), layer.config.get("interpolation", "nearest")
         if size != (2, 2) or mode != "nearest":
             self.unfit(layer.name, "the chip doubles images by repeating pixels", "size 2, nearest",
                        f"size {size[0]}, {mode}", 'use UpSampling2D(2, interpolation="nearest")')  # fmt: skip
+        self._upsampled_already(layer, "upsampling")
         self.upsample = "repeat"
 
-    def _after_convolution(self, layer: _Layer) -> None:
+    def _upsampled_already(self, layer: Layer, step: str) -> None:
+        if self.upsample:
+            self.unfit(layer.name, "the chip upsamples in front of a convolution only", "upsampling, then convolution",
+                       f"upsampling, then {step}", "put a ChipConv2D between them, or leave both out"
+                       if step == "pooling" else "put a ChipConv2D between them")  # fmt: skip
+
+    def _after_convolution(self, layer: Layer) -> None:
         last = self.sublayers[-1] if self.sublayers and not self.sublayers[-1].pooled else None
         if layer.kind == "BatchNormalization":
             if last is None or last.activated:
                 self.unfit(layer.name, "this batch norm cannot be folded into a convolution",
                            "convolution -> batch norm -> ReLU", "another order",
                            "put it between a convolution and its ReLU (batch_norm=True of ChipConv2D)")  # fmt: skip
+            axis = layer.config.get("axis", -1)
+            if axis not in (-1, 3, [-1], [3]):
+                self.unfit(layer.name, "the batch norm does not normalise channels", "axis -1", f"axis {axis}",
+                           "set axis=-1")  # fmt: skip
             return
-        activation = "relu" if layer.kind == "ReLU" else _name_of(layer.config.get("activation"))
+        activation = "relu" if layer.kind == "ReLU" else name_of(layer.config.get("activation"))
         if activation != "relu":
             self.unfit(layer.name, "the activation is not a ReLU", "relu", activation, "use a ReLU")
+        # A max_value is no obstacle: every ReLU of the chip has a cap, and calibration sets it.
+        for option in ("negative_slope", "threshold"):
+            if layer.config.get(option):
+                self.unfit(layer.name, "the ReLU does not begin at 0 with slope 0 below", f"{option} 0",
+                           f"{option} {layer.config[option]}", f"set {option}=0")  # fmt: skip
         if last is None:
             self.unfit(layer.name, "no convolution stands before this activation", "convolution, then ReLU",
                        layer.kind, "remove it: every ChipConv2D ends with its ReLU")  # fmt: skip
@@ -250,26 +263,13 @@ def of_model(model: Any, *, coef_bits: int = 3) -> Architecture:
 
 def from_config(config: Any, source: str, *, coef_bits: int = 3) -> Architecture:
     """Return the architecture of a Keras configuration (a Functional or Sequential model); see `load`."""
-    try:
-        kind, body = config["class_name"], config["config"]
-        layers = [_layer(entry, kind == "Sequential") for entry in body["layers"]]
-        name = str(body.get("name", "model"))
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError):
-        raise FormatError(
-            sentence(
-                source,
-                "its configuration is not one of Keras 3",
-                expected="a Functional or Sequential model with layers",
-                fix='build the model from gti.layers and save it with model.save("NAME.keras")',
-            )
-        ) from None
-    shape = next((layer.config.get("batch_shape") for layer in layers if layer.kind == "InputLayer"), None)
-    shape = shape or body.get("build_input_shape") or (layers[0].input_shape if layers else [])
-    layers = [layer for layer in layers if layer.kind != "InputLayer"]
+    model = graph(config, source)
+    layers = model.layers
     end = _chip_end(layers)
     reader = _Reader(coef_bits)
     _check_chain(layers[:end], reader)
-    size, channels = _image(shape, reader)
+    _check_host(model, end, reader)
+    size, channels = _image(model.input_shape, reader)
     for layer in layers[:end]:
         reader.read(layer)
     if not reader.sublayers:
@@ -278,39 +278,15 @@ def from_config(config: Any, source: str, *, coef_bits: int = 3) -> Architecture
                 source,
                 "holds no convolution for the chip",
                 expected="ChipConv2D layers",
-                fix="build it from gti.layers",
+                fix="build it from gti.layers, without a model inside the model",
             )
         )
     network = reader.finish(size, channels)
-    return Architecture(name, network, _host(layers[end:]), tuple(reader.problems))
+    uncounted = tuple(layer.name for layer in layers[end:] if "Conv" in layer.kind)
+    return Architecture(model.name, network, _host(layers[end:]), tuple(reader.problems), uncounted)
 
 
-def _layer(entry: Mapping[str, Any], sequential: bool) -> _Layer:
-    config = entry["config"]
-    name = str(entry.get("name") or config.get("name"))
-    shape = (entry.get("build_config") or {}).get("input_shape") or []
-    if not isinstance(shape, Sequence):
-        shape = []
-    return _Layer(str(entry["class_name"]), name, config, shape, None if sequential else _sources(entry))
-
-
-def _sources(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    # Every use of the layer is a node; every tensor in a node names the layer that it comes from.
-    found: list[str] = []
-    pending: list[Any] = list(entry.get("inbound_nodes", []))
-    while pending:
-        value = pending.pop()
-        if isinstance(value, Mapping):
-            if value.get("class_name") == "__keras_tensor__":
-                found.append(str(value["config"]["keras_history"][0]))
-            else:
-                pending.extend(value.values())
-        elif isinstance(value, (list, tuple)):
-            pending.extend(value)
-    return tuple(found)
-
-
-def _chip_end(layers: Sequence[_Layer]) -> int:
+def _chip_end(layers: Sequence[Layer]) -> int:
     """Return where the host's part begins: behind the last chip layer, the kit's own kinds first."""
     own = any(layer.kind == CHIP_CONVOLUTION for layer in layers)
     kinds = {CHIP_CONVOLUTION, CHIP_POOLING} if own else CONVOLUTIONS | POOLINGS
@@ -321,11 +297,8 @@ def _chip_end(layers: Sequence[_Layer]) -> int:
     return end
 
 
-def _check_chain(layers: Sequence[_Layer], reader: _Reader) -> None:
+def _check_chain(layers: Sequence[Layer], reader: _Reader) -> None:
     for i, layer in enumerate(layers):
-        if layer.kind in ("Functional", "Sequential"):
-            reader.unfit(layer.name, "a model inside the model is not read", "layers", layer.kind,
-                         "put its layers into the model itself")  # fmt: skip
         if layer.sources is None:
             continue
         if len(layer.sources) != 1:
@@ -334,6 +307,28 @@ def _check_chain(layers: Sequence[_Layer], reader: _Reader) -> None:
         elif i and layer.sources[0] != layers[i - 1].name:
             reader.unfit(layer.name, "the chip runs a single chain of layers", f"input from {layers[i - 1].name}",
                          f"input from {layer.sources[0]}", "use each layer once, without branches")  # fmt: skip
+
+
+def _check_host(model: Graph, end: int, reader: _Reader) -> None:
+    for layer in model.layers:
+        if layer.is_model:
+            reader.unfit(layer.name, "a model inside the model is not read", "layers", layer.kind,
+                         "put its layers into the model itself")  # fmt: skip
+    for name in model.inputs[1:]:
+        reader.unfit(name, "the network has another input", "one image", f"{len(model.inputs)} inputs",
+                     "leave every input but the image out")  # fmt: skip
+    last = model.layers[end - 1].name if end else ""
+    # What the host cannot see: the image, and every map that the chip keeps for its next layer.
+    hidden = {*model.inputs, *(layer.name for layer in model.layers[:end])} - {last}
+    for layer in model.layers[end:]:
+        for name in dict.fromkeys(layer.sources or ()):
+            if name in hidden:
+                reader.unfit(layer.name, "the host receives the last map of the chip only", f"input from {last}",
+                             f"input from {name}", f"feed the host's layers from {last} alone")  # fmt: skip
+    for name in dict.fromkeys(model.outputs):
+        if name in hidden:
+            reader.unfit(name, "the host receives the last map of the chip only", f"an output of {last} or behind it",
+                         f"an output of {name}", "leave this output out")  # fmt: skip
 
 
 def _image(shape: object, reader: _Reader) -> tuple[int, int]:
@@ -386,27 +381,10 @@ def _major_layers(
     return tuple(layers)
 
 
-def _host(layers: Sequence[_Layer]) -> tuple[HostLayer, ...]:
+def _host(layers: Sequence[Layer]) -> tuple[HostLayer, ...]:
     result = []
     for layer in layers:
         if layer.kind in DENSE:
-            inputs = _whole(layer.input_shape[-1] if layer.input_shape else None, 0)
-            result.append(HostLayer(layer.name, inputs, _whole(layer.config.get("units"), 0)))
+            inputs = whole(layer.input_shape[-1] if layer.input_shape else None, 0)
+            result.append(HostLayer(layer.name, inputs, whole(layer.config.get("units"), 0)))
     return tuple(result)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = value if isinstance(value, (list, tuple)) else (value, value)
-    return (_whole(values[0], 0), _whole(values[-1], 0)) if values else (0, 0)
-
-
-def _whole(value: Any, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
-
-
-def _name_of(value: Any) -> str:
-    """Return the name of an activation, which Keras writes as a word or as a serialized object."""
-    if isinstance(value, Mapping):
-        config = value.get("config")
-        value = config.get("name") if isinstance(config, Mapping) else config or value.get("class_name")
-    return str(value if value is not None else "linear")

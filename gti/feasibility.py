@@ -55,6 +55,10 @@ def of_keras(path: str | os.PathLike[str], *, coef_bits: int = 3, units: Sequenc
 
     model = architecture.load(path, coef_bits=coef_bits)
     result = study(model.network, os.fspath(path), violations=templates.problems(model), units=units)
+    if model.uncounted:
+        names = ", ".join(printable(name) for name in model.uncounted)
+        note = f"Behind the last chip layer, the host computes {names}: not on the chip, and in none of the figures."
+        result = replace(result, notes=(*result.notes, note))
     return replace(result, host=model.host) if units is None else result
 
 

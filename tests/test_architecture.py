@@ -84,6 +84,51 @@ def test_a_plain_keras_model_is_read_as_its_chip_layers():
             "the chip doubles images by repeating pixels",
             'use UpSampling2D(2, interpolation="nearest")',
         ),
+        (
+            [conv(), keras.layers.UpSampling2D(), keras.layers.UpSampling2D(), conv()],
+            "the chip upsamples in front of a convolution only",
+            "put a ChipConv2D between them",
+        ),
+        (
+            [keras.layers.UpSampling2D(), ChipConv2D(16, 3, upsample="repeat")],
+            "the chip upsamples in front of a convolution only",
+            "put a ChipConv2D between them",
+        ),
+        (
+            [conv(), keras.layers.UpSampling2D(), keras.layers.MaxPooling2D(), conv()],
+            "the chip upsamples in front of a convolution only",
+            "put a ChipConv2D between them, or leave both out",
+        ),
+        (
+            [conv(activation=None), keras.layers.ReLU(negative_slope=0.1)],
+            "the ReLU does not begin at 0 with slope 0 below",
+            "set negative_slope=0",
+        ),
+        (
+            [conv(activation=None), keras.layers.ReLU(threshold=1)],
+            "the ReLU does not begin at 0 with slope 0 below",
+            "set threshold=0",
+        ),
+        (
+            [conv(activation=keras.layers.LeakyReLU(name="relu"))],
+            "the activation is not a ReLU",
+            'use activation="relu"',
+        ),
+        (
+            [conv(activation=None), keras.layers.BatchNormalization(axis=1), keras.layers.ReLU()],
+            "the batch norm does not normalise channels",
+            "set axis=-1",
+        ),
+        (
+            [conv(), keras.layers.MaxPooling2D(data_format="channels_first")],
+            "the layout is not the kit's",
+            "build the model channels_last; conversion reorders for the chip",
+        ),
+        (
+            [conv(), keras.Sequential([keras.Input((28, 28, 16)), conv(), keras.layers.Flatten()])],
+            "a model inside the model is not read",
+            "put its layers into the model itself",
+        ),
     ],
 )
 def test_what_the_chip_cannot_do_comes_with_the_nearest_alternative(layers, problem, fix):
@@ -112,6 +157,62 @@ def test_branches_are_refused():
         "layer sum: the chip runs a single chain of layers; expected one input, received 2 inputs. "
         "Fix: use each layer once, without branches."
     )
+
+
+def later(x):
+    first = ChipConv2D(16, 3, name="first")(x)
+    return first, ChipConv2D(16, 3, name="last")(first)
+
+
+def joined(kind, *maps):
+    return keras.layers.Flatten()(getattr(keras.layers, kind)(name="join")(list(maps)))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "layer", "received"),
+    [
+        (lambda x: joined("Add", *later(x)), "layer join", "input from first"),
+        (lambda x: joined("Concatenate", *later(x)), "layer join", "input from first"),
+        (lambda x: joined("Concatenate", later(x)[1], x), "layer join", "input from image"),
+        (lambda x: list(later(x)), "layer first", "an output of first"),
+    ],
+)
+def test_maps_that_never_leave_the_chip_are_no_input_of_the_host(outputs, layer, received):
+    image = keras.Input((28, 28, 3), name="image")
+    (problem,) = architecture.of_model(keras.Model(image, outputs(image))).problems
+    assert (problem.layer, problem.received) == (layer, received)
+    assert problem.problem == "the host receives the last map of the chip only"
+
+
+def test_the_host_may_branch_and_have_several_outputs():
+    image = keras.Input((28, 28, 3))
+    x = keras.layers.Flatten()(later(image)[1])
+    y = keras.layers.Concatenate()([x, keras.layers.Dense(3)(x)])
+    found = architecture.of_model(keras.Model(image, [keras.layers.Dense(4)(y), keras.layers.Dense(5)(y)]))
+    assert found.problems == ()
+    assert [layer.outputs for layer in found.host] == [3, 4, 5]
+
+
+def test_a_second_input_is_refused():
+    image, extra = keras.Input((28, 28, 3)), keras.Input((5,), name="extra")
+    y = keras.layers.Concatenate()([keras.layers.Flatten()(later(image)[1]), extra])
+    problems = [problem.problem for problem in architecture.of_model(keras.Model([image, extra], y)).problems]
+    assert problems[0] == "the network has another input"
+
+
+def test_options_that_change_nothing_on_the_chip_are_accepted():
+    found = plain(
+        conv(use_bias=False, activation=None),
+        keras.layers.BatchNormalization(center=False, scale=False),
+        keras.layers.ReLU(max_value=6),
+        keras.layers.MaxPooling2D(padding="same"),
+    )
+    assert found.problems == ()
+
+
+def test_convolutions_of_the_host_are_named():
+    found = plain(ChipConv2D(16, 3), conv(8, 5, name="behind"), ChipFlatten(), HostDense(4))
+    assert (found.problems, found.uncounted) == ((), ("behind",))
 
 
 def test_mixed_pooling_and_early_ten_bits_are_refused():
@@ -151,6 +252,14 @@ def test_a_file_gives_the_same_as_the_model(saved):
         ({"config.json": b"{"}, "is not JSON"),
         ({"config.json": b"[1, 2]"}, "its configuration is not one of Keras 3"),
         ({"config.json": json.dumps({"class_name": "Sequential", "config": {"layers": [3]}}).encode()}, "Keras 3"),
+        (
+            {
+                "config.json": json.dumps(
+                    {"class_name": "Sequential", "config": {"layers": [{"class_name": "Conv2D", "config": 3}]}}
+                ).encode()
+            },
+            "Keras 3",
+        ),
         (
             {"config.json": json.dumps({"class_name": "Sequential", "config": {"layers": []}}).encode()},
             "no convolution",
