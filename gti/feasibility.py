@@ -17,6 +17,7 @@ from gti.chip.network import Network, Violation
 from gti.errors import NetworkError, printable
 
 WORD_BYTES = {"FT601": 4, "FT600": 2}
+IMAGENET_CLASSES = 1001  # with background
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,12 @@ def study(network: Network, name: str, *, violations: Sequence[Violation], units
     )
 
 
-def with_host_of_net(result: Study, net: str, classes: int, nets_dir: str | Path | None = None) -> Study:
-    """Return the study with the host layers of a net of the kit; without them where TensorFlow is not installed."""
+def with_host_of_net(result: Study, net: str, classes: int | None = None, nets_dir: str | Path | None = None) -> Study:
+    """Return the study with the host layers of a net of the kit; without them where TensorFlow is not installed.
+
+    `classes` None: as many as train.py would take from the label file of `data/<net>`, else 1001 and a note that says
+    so. Raises DataError for a damaged label file, UsageError for a net that is not there.
+    """
     from gti.quiet import import_tensorflow
 
     try:
@@ -85,9 +90,16 @@ def with_host_of_net(result: Study, net: str, classes: int, nets_dir: str | Path
         return replace(result, notes=(*result.notes, "TensorFlow is not installed: the host layers are left out."))
     import keras
 
+    from gti.labels import find_labels, read_labels
     from gti.layers import HostDense
     from gti.model import base
 
+    if classes is None:
+        labels = find_labels(Path("data") / net / "train")
+        classes = len(read_labels(labels)) if labels else IMAGENET_CLASSES
+        if not labels:
+            note = f"No label file of data/{net} tells the number of classes: {classes} are assumed, --classes sets it."
+            result = replace(result, notes=(*result.notes, note))
     channels, height, width = result.budget.network.output_shape
     # Shapes alone: the weights of VGG16's first such layer would take 400 MB.
     with keras.StatelessScope(initialize_variables=False):
@@ -106,8 +118,9 @@ def _notes(network: Network) -> list[str]:
     notes = []
     if size != spec.FC_READOUT_SIZE:
         notes.append(
-            f"The result is {size}x{size}: FC read-out (mode 0) needs 7x7, so the host reads maps of 5-bit codes in "
-            "another mode, before the last pooling. Pool down to 7x7 to use it."
+            f"The result is {size}x{size}: FC read-out (mode 0), which chip_infer.py classifies with, needs 7x7. "
+            "Pool down to 7x7, or read the maps before the last pooling with scripts/model_tool.py run --mode single. "
+            "The figures are those of such a read-out."
         )
     if any(layer.upsample_enable for layer in network.layers):
         notes.append("How the chip fills pixels when it doubles an image is not confirmed on silicon.")

@@ -56,7 +56,12 @@ def _arguments() -> Any:
         "--coef_bits", type=int, choices=(1, 3), default=3, help="for plain Conv2D layers of a .keras file"
     )
     parser.add_argument("--fc", type=_units, metavar="N,N,...", help="outputs of fully connected layers on the host")
-    parser.add_argument("--classes", type=count(2), default=1001, metavar="N", help="with background, for --net")
+    parser.add_argument(
+        "--classes",
+        type=count(2),
+        metavar="N",
+        help="with background, for --net; default: what the label file of data/<net> says, else 1001",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON too")
     args = parser.parse_args()
     if (args.file is None) == (args.net is None):

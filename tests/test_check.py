@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 from gti import feasibility, files
@@ -103,8 +104,34 @@ def test_host_layers_of_a_net_without_making_their_weights():
     ]
 
 
+@pytest.mark.parametrize(
+    ("label_file", "classes", "outputs"),
+    [(None, None, 1001), ("a\nb\nc\n", None, 4), ("a\nb\nc\n", 7, 7)],
+)
+def test_classes_of_a_net_are_those_of_its_label_file(tmp_path, monkeypatch, label_file, classes, outputs):
+    if label_file:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "digits_labels.txt").write_text(label_file)
+    study = feasibility.of_json(ROOT / "nets" / "2801_digits_dat.json")
+    monkeypatch.chdir(tmp_path)
+    study = feasibility.with_host_of_net(study, "digits", classes, ROOT / "nets")
+    assert [layer.outputs for layer in study.host] == [outputs]
+    assert any("1001 are assumed" in note for note in study.notes) == (label_file is None)
+
+
+def test_convolutions_of_the_host_are_named(tmp_path):
+    from gti.layers import ChipConv2D, ChipFlatten, HostDense
+
+    behind = keras.layers.Conv2D(8, 5, name="behind")
+    model = keras.Sequential([keras.Input((14, 14, 3)), ChipConv2D(16, 3), behind, ChipFlatten(), HostDense(4)])
+    model.save(tmp_path / "host.keras")
+    assert any("the host computes behind:" in note for note in feasibility.of_keras(tmp_path / "host.keras").notes)
+
+
 def test_open_questions_about_silicon_are_said(tmp_path):
     value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
     value["layer"][1] |= {"pooling": False}
     files.write_json(tmp_path / "unpooled.json", value)
-    assert "FC read-out (mode 0) needs 7x7" in feasibility.text(feasibility.of_json(tmp_path / "unpooled.json"))
+    (note,) = feasibility.of_json(tmp_path / "unpooled.json").notes
+    assert "FC read-out (mode 0), which chip_infer.py classifies with, needs 7x7" in note
+    assert "scripts/model_tool.py run --mode single" in note
