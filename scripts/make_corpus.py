@@ -34,7 +34,6 @@ from scripts.fuzzing.targets import TARGETS, clean_up
 
 FOLDER = Path(__file__).resolve().parents[1] / "tests" / "corpus"
 INDEX = "corpus.json"
-ROWS = 92  # first byte of the filter rows of a .DAT
 
 Entry = tuple[str, str, bytes]  # (target, name, content)
 

@@ -206,11 +206,6 @@ class ReplayBackend:
         self._position = 0
         self._lost = False  # after a difference, nothing is known any more but how to say goodbye
 
-    @property
-    def finished(self) -> bool:
-        """Whether every recorded call was made."""
-        return self._next is None
-
     def __getattr__(self, name: str) -> Any:
         if name not in _METHODS:
             raise AttributeError(name)

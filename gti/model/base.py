@@ -274,11 +274,6 @@ def chip_output(model: keras.Model) -> Any:
     return model.get_layer(f"pool{last.major}" if last.pooled else last.name).output
 
 
-def chip_model(model: keras.Model) -> keras.Model:
-    """Return the chip part: images -> result of the last major layer. Shares the variables of `model`."""
-    return keras.Model(model.input, chip_output(model), name=f"{model.net}_chip")
-
-
 def host_model(model: keras.Model) -> keras.Model:
     """Return the host part: result of the chip -> logits. Shares the variables of `model`."""
     return keras.Model(chip_output(model), model.output, name=f"{model.net}_host")

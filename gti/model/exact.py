@@ -130,8 +130,3 @@ def exact_codes(model: keras.Model, images: Any) -> list[np.ndarray]:
     uint16 where the last sublayer has ten bits. Keep an `ExactModel` for more than one batch.
     """
     return ExactModel(model).codes(images)
-
-
-def exact_forward(model: keras.Model, images: Any) -> tf.Tensor:
-    """Return the logits [batch, classes] of a fused model whose chip part is exact."""
-    return ExactModel(model)(images)
