@@ -20,7 +20,7 @@ GOALS = {1: 2.2, 8: 2.0}
 GOAL_MEGABYTES = 450.0
 GROWTH_BATCHES = (2, 4, 16)
 CHANNELS = (16, 32, 64, 128, 256, 512, 1024)
-SIZES = (28, 56, 112, 224, 448)
+SIZES = (56, 112, 224, 448)  # 28 is the first of the channels' series
 
 Cases = Mapping[str, tuple[Network, int]]  # network and batch size
 
@@ -84,6 +84,13 @@ def _each(cases: Cases, make: Callable[[Network], Any]) -> Iterator[tuple[str, N
         yield name, network, batch, found[0]
 
 
+def single_convolutions() -> tuple[Cases, Cases]:
+    """Return the two growth series of one convolution: by channels, and by image size."""
+    channels = {f"one convolution, 28x28, {n} -> {n}": (networks.one_convolution(28, n, n), 1) for n in CHANNELS}
+    sizes = {f"one convolution, {n}x{n}, 16 -> 16": (networks.one_convolution(n, 16, 16), 1) for n in SIZES}
+    return channels, sizes
+
+
 def measure(scale: Scale) -> Iterator[Figure]:
     """Yield the figures of the emulator."""
     network = networks.of_net(scale.net)
@@ -99,9 +106,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
     if not scale.growth:
         return
     batches = {f"{title}, batch {batch}": (network, batch) for batch in GROWTH_BATCHES}
-    channels = {f"one convolution, 28x28, {n} -> {n}": (networks.one_convolution(28, n, n), 1) for n in CHANNELS}
-    sizes = {f"one convolution, {n}x{n}, 16 -> 16": (networks.one_convolution(n, 16, 16), 1) for n in SIZES}
-    for cases in (batches, channels, sizes):
+    for cases in (batches, *single_convolutions()):
         with Worker(emulator_side, cases) as ours, Worker(tensorflow_side, cases) as theirs:
             for name in cases:
                 found = paired(

@@ -17,7 +17,7 @@ from gti.chip import dat  # noqa: E402
 from gti.chip.emulator import Emulator  # noqa: E402
 from gti.errors import FormatError  # noqa: E402
 from scripts import bench  # noqa: E402
-from scripts.benchmarks import figures, measure, networks, usb  # noqa: E402
+from scripts.benchmarks import emulator, figures, measure, networks, usb  # noqa: E402
 from scripts.benchmarks.figures import Figure, Scale  # noqa: E402
 from scripts.benchmarks.measure import Paired, Sample, Spread, Worker  # noqa: E402
 
@@ -175,3 +175,8 @@ def test_unknown_parts_are_refused():
     assert done.returncode == 2
     assert "emulators" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_no_growth_figure_is_measured_twice():
+    channels, sizes = emulator.single_convolutions()
+    assert not channels.keys() & sizes.keys()
