@@ -23,6 +23,7 @@ from gti import files
 from gti.chip import dat, model_file, model_folder, trace
 from gti.chip.blobs import MAX_LABELS, parse_labels
 from gti.chip.image import load_image
+from gti.chip.loaded_model import load_model
 from gti.chip.npy import parse_npz
 from gti.errors import DatError, FormatError, GtiError, ImageError, ModelFileError
 from scripts import fuzz, make_corpus
@@ -306,6 +307,15 @@ def test_sizes_at_their_limits() -> None:
         parse_labels(b"x" * (4 * 1024 * 1024 + 1))
     with pytest.raises(FormatError, match="holds too many arrays"):
         parse_npz(b"PK\1\2" * 4097, "x")
+
+
+@pytest.mark.parametrize("read", [model_file.load, load_model])
+def test_a_model_of_more_than_a_gibibyte_is_refused_before_it_is_read(read, tmp_path: Path) -> None:
+    path = tmp_path / "huge.model"
+    with open(path, "wb") as file:
+        file.truncate(model_file.MAX_FILE_BYTES + 1)  # takes no room on the disk
+    with pytest.raises(FormatError, match="is too large; expected at most 1073741824 bytes"):
+        read(path)
 
 
 def test_padding_of_a_dat_is_bounded(tmp_path: Path) -> None:

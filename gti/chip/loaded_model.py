@@ -22,7 +22,7 @@ from gti.chip.transport import Settings
 from gti.errors import FormatError, ImageError, ModelFileError, sentence
 from gti.files import read_bytes
 
-_MAX_FILE_BYTES = 2**31
+_MAX_FILE_BYTES = 2**30  # of gti/chip/model_file.py, whose import waits for a container
 # Input channel code of the global register, bits 16..19 (docs/dat_format.md section 2.2); RGB has no code of its own.
 _PLANES = {0: 3} | {code: planes for planes, code in INPUT_CODES.items()}
 _UPSAMPLE_BIT = 24  # of major layer 1 in the global register
