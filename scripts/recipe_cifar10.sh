@@ -5,11 +5,15 @@
 #
 # DATA_DIR holds train/ and val/ with TFRecords (labels 1..10, 0 = background); WORK_DIR (runs/cifar10) receives
 # checkpoints, converted files and one JSON of figures per evaluation. About 45 minutes on two cores. A finished step is
-# not repeated when the recipe is started again. PYTHON names the interpreter.
+# not repeated when the recipe is started again. PYTHON names the interpreter. Paths on the command line are those of the
+# folder that it is started in; the default WORK_DIR lies in the project.
 set -euo pipefail
 data=${1:?usage: recipe_cifar10.sh DATA_DIR [WORK_DIR]}
-work=${2:-runs/cifar10}
-cd "$(dirname "$0")/.."
+project=$(CDPATH="" cd "$(dirname "$0")/.." && pwd)
+work=${2:-$project/runs/cifar10}
+case $data in /*) ;; *) data=$PWD/$data ;; esac
+case $work in /*) ;; *) work=$PWD/$work ;; esac
+cd "$project"
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 float_epochs=${FLOAT_EPOCHS:-6}
 # Most of the quantized training happens where filters and activations are quantized and batch norm still helps. It begins
