@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gti.chip.spec import CHIP
-from gti.errors import UsageError, sentence
+from gti.errors import FormatError, UsageError, sentence
 from gti.stage import Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
@@ -231,6 +231,18 @@ def settings_file(args: argparse.Namespace) -> Path:
     if getattr(args, "settings_file", None):
         return Path(args.settings_file)
     return Path(__file__).parent / "model" / f"{args.net}_settings.json"
+
+
+def net_file(path: Path) -> Path:
+    """Return the path of a net's JSON file as it is. Raises FormatError, naming --nets_dir, where no file is."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        fix = "start in the kit's folder, or pass the folder of the net's JSON files as --nets_dir"
+        raise FormatError(sentence(str(path), "no such file", fix=fix)) from None
+    except (OSError, ValueError):
+        pass  # whoever reads it says what is wrong
+    return path
 
 
 def count(least: int) -> Callable[[str], int]:

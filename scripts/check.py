@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from gti import cli
 from gti.chip.spec import CHIP
 from gti.errors import UsageError, sentence
-from gti.param_parser import Parser, count, net_name
+from gti.param_parser import Parser, count, net_file, net_name
 
 
 def main() -> int:
@@ -31,7 +31,7 @@ def main() -> int:
     from gti import feasibility
 
     if args.net:
-        path = str(Path(args.nets_dir) / f"{CHIP}_{args.net}_dat.json")
+        path = net_file(Path(args.nets_dir) / f"{CHIP}_{args.net}_dat.json")
         study = feasibility.of_json(path, units=args.fc)
         if args.fc is None:
             study = feasibility.with_host_of_net(study, args.net, args.classes, args.nets_dir)

@@ -69,6 +69,7 @@ def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp
         ([], "needs one network"),
         (["nets/2801_digits_dat.json", "--net", "digits"], "needs one network"),
         (["no_such.json"], "no such file"),
+        (["--net", "digits", "--nets_dir", "elsewhere"], "pass the folder of the net's JSON files as --nets_dir"),
         (["no_such.keras"], "no such file"),
         (["nets/2801_digits_dat.json", "--fc", "10,x"], "expected whole numbers above 0"),
         (["nets/2801_digits_model.json"], 'the key "model" is missing'),

@@ -117,6 +117,11 @@ def test_only_fused_models_are_exact(tmp_path: Path) -> None:
         exact.ExactModel(model)
 
 
+def test_a_missing_json_of_a_net_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"2801_digits_dat\.json: no such file\. Fix: .* --nets_dir"):
+        base.load_network("digits", nets_dir=tmp_path)
+
+
 def test_chip_and_host_parts_make_the_whole(tmp_path: Path) -> None:
     network = NETWORKS["mixed bits"]
     model = build(network, tmp_path)

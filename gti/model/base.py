@@ -26,6 +26,7 @@ from gti.chip import spec
 from gti.chip.network import Convolution, Network
 from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
 from gti.layers import ChipConv2D, ChipPooling
+from gti.param_parser import net_file
 
 NETS_DIR = Path(__file__).resolve().parents[2] / "nets"
 SETTINGS_DIR = Path(__file__).resolve().parent
@@ -98,12 +99,12 @@ def load_network(
 ) -> Network:
     """Return the checked Network of a net, for images of `image_size` (None: as its JSON says).
 
-    Another image size scales every layer. Raises UsageError for an unknown net or a size that does not scale, and
-    NetworkError with every rule of the chip that the (scaled) network breaks, for example VGG16 at 448: layers of
-    448 take 16 output channels at most.
+    Another image size scales every layer. Raises FormatError for a missing JSON, UsageError for an unknown net or a
+    size that does not scale, and NetworkError with every rule of the chip that the (scaled) network breaks, for
+    example VGG16 at 448: layers of 448 take 16 output channels at most.
     """
     net_module(net, nets_dir)
-    network = networks.load(dat_json_path(net, chip, nets_dir))
+    network = networks.load(net_file(dat_json_path(net, chip, nets_dir)))
     size = network.layers[0].image_size
     if image_size is not None and image_size != size:
         if image_size not in spec.IMAGE_SIZES:
