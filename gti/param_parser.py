@@ -238,8 +238,13 @@ def net_file(path: Path) -> Path:
     try:
         path.stat()
     except FileNotFoundError:
-        fix = "start in the kit's folder, or pass the folder of the net's JSON files as --nets_dir"
-        raise FormatError(sentence(str(path), "no such file", fix=fix)) from None
+        raise FormatError(
+            sentence(
+                str(path),
+                "no such file",
+                fix="start in the kit's folder, or pass the folder of the net's JSON files as --nets_dir",
+            )
+        ) from None
     except (OSError, ValueError):
         pass  # whoever reads it says what is wrong
     return path
