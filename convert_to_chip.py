@@ -17,6 +17,9 @@ from gti import cli, param_parser
 def main() -> None:
     args = param_parser.parse(param_parser.convert_parser())
 
+    if args.report:
+        import jinja2  # noqa: F401  (where it is missing, that is said before the work)
+
     from gti.quiet import import_tensorflow
 
     import_tensorflow()

@@ -14,6 +14,9 @@ def main() -> None:
     args = parse(calibration_parser())
     wanted = Stage.QUANT_W if args.quant_w else Stage.FLOAT
 
+    if args.report:
+        import jinja2  # noqa: F401  (where it is missing, that is said before the work)
+
     from gti.quiet import import_tensorflow
 
     import_tensorflow()

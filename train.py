@@ -117,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    # Hours of work do not end with the `| tee` that wrote them down.
+    cli.run(main, needs_listener=False)

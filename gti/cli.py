@@ -2,28 +2,104 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Callable
+from typing import Any, TextIO
 
-from gti.errors import GtiError
+from gti.errors import GtiError, sentence
+
+# By the name to import: the package to install, and the extra of setup.py that brings it ("" = the kit itself).
+PACKAGES = {
+    "PIL": ("pillow", "images"),
+    "h5py": ("h5py", "train"),
+    "jinja2": ("jinja2", "train"),
+    "keras": ("keras", "train"),
+    "markupsafe": ("markupsafe", "train"),
+    "numba": ("numba", ""),
+    "numpy": ("numpy", ""),
+    "sklearn": ("scikit-learn", "train"),
+    "tensorflow": ("tensorflow", "train"),
+    "tqdm": ("tqdm", ""),
+    "usb": ("pyusb", ""),
+}
+CUT_OFF = 141  # what a shell reports of a program that wrote into a pipe without a reader: 128 + SIGPIPE
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
     """Run a script's `main` and leave the process with its exit status.
 
-    0 for None; 2 for a `GtiError` (a user's mistake, said in one sentence without a traceback);
-    130 for Ctrl-C. Anything else is a defect of the kit and keeps its traceback.
+    0 for None; 2 for a `GtiError` (a user's mistake, said in one sentence without a traceback), for a package that is
+    not installed and for output that cannot be written; 130 for Ctrl-C; 141 where the reader of the output left
+    (`| head`). Without `needs_listener` the work goes on when its output is lost. Anything else is a defect of the kit
+    and keeps its traceback.
     """
+    outputs = [_Output(stream, needs_listener) for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for output in outputs:
+        setattr(sys, output.name.strip("<>"), output)
+    status: int | str | None
     try:
-        status = main() or 0
+        status = main()
+    except SystemExit as leaving:  # of argparse after its help, or of a lost output
+        status = leaving.code
     except GtiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        status = _complain(str(error))
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in PACKAGES:
+            raise
+        status = _complain(missing(name))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        with contextlib.suppress(SystemExit):
+            print("interrupted", file=sys.stderr)
         status = 130
-    except BrokenPipeError:
-        # The reader of our output left (`| head`): nothing is wrong, and nobody listens.
-        sys.stderr.close()
-        status = 0
-    sys.exit(status)
+    for output in outputs:
+        with contextlib.suppress(SystemExit):
+            output.flush()
+    sys.exit(status or max((output.status for output in outputs), default=0))
+
+
+def missing(name: str) -> str:
+    """Return the sentence that says that the package with the import name `name`, of `PACKAGES`, is not installed."""
+    package, extra = PACKAGES[name]
+    return sentence(package, "is not installed", fix=f'pip install ".[{extra}]"' if extra else f"pip install {package}")
+
+
+class _Output:
+    """stdout or stderr: what cannot be written ends the program, or silences it where no listener is needed."""
+
+    def __init__(self, stream: TextIO, needs_listener: bool) -> None:
+        self._stream = stream
+        self._needs_listener = needs_listener
+        self.status = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        self._guarded(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(self._stream.flush)
+
+    def _guarded(self, function: Callable[..., object], *arguments: str) -> None:
+        try:
+            function(*arguments)
+        except OSError as problem:
+            # From here on writing succeeds, also when Python writes what is left on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            status = CUT_OFF
+            if not isinstance(problem, BrokenPipeError):
+                what = f"cannot be written ({problem.strerror})"
+                status = _complain(sentence(self._stream.name.strip("<>"), what, fix="make room, or write elsewhere"))
+            if self._needs_listener:
+                self.status = status
+                raise SystemExit(status) from None
+
+
+def _complain(text: str) -> int:
+    with contextlib.suppress(SystemExit):  # nobody reads that either
+        print(f"error: {text}", file=sys.stderr)
+    return 2

@@ -282,6 +282,9 @@ def table(pair: Pair) -> str:
 def main() -> int:
     args = param_parser.parse(param_parser.compare_parser())
 
+    if args.report:
+        import jinja2  # noqa: F401  (where it is missing, that is said before the work)
+
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
