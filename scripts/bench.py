@@ -12,6 +12,7 @@ How to read the figures: docs/performance.md.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,11 @@ from scripts.benchmarks.figures import FULL, PARTS, QUICK, Figure, Scale
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 MAX_DOCUMENT_BYTES = 1 << 20
+# What a worker would miss in the middle of the work, and the parts that use it.
+NEEDS = {
+    "numba": ("emulator", "conversion"),
+    "tensorflow": ("emulator", "qat", "calibration", "conversion", "pipeline"),
+}
 
 
 def part(name: str) -> Callable[[Scale], Iterator[Figure]]:
@@ -90,9 +96,11 @@ def refilled(path: str, tables: str) -> str:
 def main() -> None:
     """Parse, measure, print."""
     flags = parser().parse_args()
-    if flags.table:
+    if flags.into is not None and flags.table is None:
+        raise UsageError(sentence("--into", "has no tables to put there", fix="pass --table JSON with it"))
+    if flags.table is not None:
         tables = table(flags.table)
-        if flags.into:
+        if flags.into is not None:
             files.write_atomic(flags.into, refilled(flags.into, tables).encode())
         else:
             print(tables)
@@ -106,6 +114,9 @@ def main() -> None:
             )
         )  # fmt: skip
     parts = [name for name in PARTS if name in flags.parts] if flags.parts and "all" not in flags.parts else list(PARTS)
+    for package, users in NEEDS.items():
+        if set(parts) & set(users) and importlib.util.find_spec(package) is None:
+            raise UsageError(cli.missing(package))
     scale = QUICK if flags.quick else FULL
     if flags.rounds:
         scale = replace(scale, rounds=flags.rounds, step_rounds=flags.rounds)

@@ -15,7 +15,7 @@ sys.path.append(str(ROOT))
 
 from gti.chip import dat  # noqa: E402
 from gti.chip.emulator import Emulator  # noqa: E402
-from gti.errors import FormatError  # noqa: E402
+from gti.errors import FormatError, UsageError  # noqa: E402
 from scripts import bench  # noqa: E402
 from scripts.benchmarks import emulator, figures, measure, networks, usb  # noqa: E402
 from scripts.benchmarks.figures import Figure, Scale  # noqa: E402
@@ -180,3 +180,21 @@ def test_unknown_parts_are_refused():
 def test_no_growth_figure_is_measured_twice():
     channels, sizes = emulator.single_convolutions()
     assert not channels.keys() & sizes.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "text"),
+    [
+        (["--into", "README.md"], "", "--into: has no tables to put there. Fix: pass --table JSON with it."),
+        (["emulator"], "numba", "numba: is not installed. Fix: pip install numba."),
+        (["usb", "qat"], "tensorflow", 'tensorflow: is not installed. Fix: pip install ".[train]".'),
+    ],
+)
+def test_what_cannot_be_measured_is_said_first(words, missing, text, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench.py", *words])
+    monkeypatch.setattr(bench, "measure", lambda *_: pytest.fail("measured"))
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UsageError) as caught:
+        bench.main()
+    assert str(caught.value) == text
