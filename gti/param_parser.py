@@ -166,9 +166,8 @@ def compare_parser() -> Parser:
     group = parser.add_argument_group("stages")
     group.add_argument(
         "--checkpoint_dir",
-        default="checkpoints",
         metavar="DIR",
-        help="folder whose best checkpoint of a stage is taken",
+        help="folder whose best checkpoint of a stage is taken; default: checkpoints",
     )
     for stage in Stage:
         group.add_argument(

@@ -48,6 +48,11 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
     """Return the checkpoint of each stage: the one that its flag names, or the best one in --checkpoint_dir."""
     from gti import restore
 
+    folder = Path("checkpoints" if args.checkpoint_dir is None else args.checkpoint_dir)
+    if args.checkpoint_dir is not None and not folder.is_dir():
+        raise CheckpointError(
+            sentence(str(folder), "is no folder", expected="--checkpoint_dir with checkpoints", fix="check the path")
+        )
     found = {}
     for stage in Stage:
         path = getattr(args, f"{stage.label}_checkpoint")
@@ -65,7 +70,7 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
                     )
                 )
         else:
-            prefix = best_checkpoint(Path(args.checkpoint_dir), args.net, args.chip, stage)
+            prefix = best_checkpoint(folder, args.net, args.chip, stage)
             source = restore.open_checkpoint(prefix, net=args.net, chip=args.chip) if prefix else None
         if source is not None:
             found[stage] = source

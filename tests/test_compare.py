@@ -287,6 +287,11 @@ def test_checkpoint_of_another_stage(trained: Converted, monkeypatch: pytest.Mon
         run(trained, "--float_checkpoint", prefix, monkeypatch=monkeypatch)
 
 
+def test_a_folder_that_is_not_there(trained: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CheckpointError, match="nope: is no folder"):
+        run(trained, "--checkpoint_dir", "nope", monkeypatch=monkeypatch)
+
+
 def test_checkpoint_that_was_not_converted(
     converted: Converted, trained: Converted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
