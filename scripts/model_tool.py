@@ -157,9 +157,10 @@ def run_verb(arguments: argparse.Namespace) -> int:
     decoded = decode(data, name=name)
     size, _, channels = decoded.network.input_shape
     image = load_image(arguments.image, size, channels)
-    if arguments.record and not arguments.device:
+    if arguments.record is not None and arguments.device is None:
         raise UsageError(sentence("--record", "has no stick to record", fix="pass --device"))
-    if arguments.device:
+    if arguments.device is not None:
+        refuse_engine(arguments)
         from gti.chip.driver import GtiModel
 
         with GtiModel(arguments.file, arguments.device, mode=arguments.mode, record=arguments.record) as model:
@@ -190,6 +191,7 @@ def verify_verb(arguments: argparse.Namespace) -> int:
             problems, who = known_answer.check_codes(part.answer, part.data, part.name, arguments.engine)
             failed |= report_part(part, problems, who)
     else:
+        refuse_engine(arguments)
         from gti.chip.driver import GtiModel
         from gti.chip.loaded_model import load_chips
 
@@ -201,6 +203,19 @@ def verify_verb(arguments: argparse.Namespace) -> int:
         return 1
     print("the known answer is right, code for code")
     return 0
+
+
+def refuse_engine(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for an engine of the emulator where a stick computes."""
+    if arguments.engine != "auto":
+        raise UsageError(
+            sentence(
+                f"--engine {arguments.engine}",
+                "chooses how the emulator computes, not a stick",
+                received=f"--device {arguments.device}",
+                fix="leave out one of the two",
+            )
+        )
 
 
 def report_part(part: Part, problems: Sequence[str], who: str) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from golden import generators
 
-from gti.chip import dat, model_file, npy
+from gti.chip import dat, known_answer, model_file, npy
 from gti.chip.emulator import Emulator
 from gti.chip.network import ConvolutionWeights, MajorLayer, Network
 from gti.errors import GtiError
@@ -249,6 +249,26 @@ def test_run_on_a_stick_and_from_its_recording(monkeypatch: pytest.MonkeyPatch, 
     assert contents[0] == contents[1] == contents[2]
     with pytest.raises(GtiError, match="has no stick to record"):
         call(monkeypatch, *command, tmp_path / "o.npz", "--record", session)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        (("--device", "virtual", "--engine", "numpy"), "--engine numpy: chooses how the emulator computes"),
+        (("--device", ""), "--device: is not understood"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["run", "verify"])
+def test_a_stick_is_meant_as_it_is_named(
+    verb: str, device: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "i.npy", np.zeros((28, 28, 3), np.uint8))
+    (tmp_path / "x.model").write_bytes(full_model())
+    monkeypatch.setattr(known_answer, "read", lambda *_: [None])
+    more = ("--image", tmp_path / "i.npy", "--out", tmp_path / "o.npz") if verb == "run" else ()
+    with pytest.raises(GtiError) as caught:
+        call(monkeypatch, verb, tmp_path / "x.model", *more, *device)
+    assert words in str(caught.value)
 
 
 def test_mistakes_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
