@@ -57,10 +57,10 @@ def main() -> int | None:
     args = parse()
     from gti.errors import UsageError, sentence
 
-    for flag in ("train_shards", "validation_shards"):
-        if not 1 <= getattr(args, flag) <= 100:
+    for flag, least, most in (("train_shards", 1, 100), ("validation_shards", 1, 100), ("seed", 0, 2**32 - 1)):
+        if not least <= getattr(args, flag) <= most:
             raise UsageError(
-                sentence(f"--{flag}", "is out of range", expected="1 to 100", received=getattr(args, flag))
+                sentence(f"--{flag}", "is out of range", expected=f"{least} to {most}", received=getattr(args, flag))
             )
 
     import numpy as np

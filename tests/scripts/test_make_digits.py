@@ -79,7 +79,11 @@ def test_same_seed_same_bytes(digits, tmp_path, monkeypatch):
     assert all((digits / name).read_bytes() == (tmp_path / name).read_bytes() for name in written)
 
 
-def test_impossible_number_of_shards(tmp_path):
-    result = make(tmp_path, "--train_shards", "0")
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [("--train_shards", "0", "1 to 100"), ("--seed", "-5", "0 to 4294967295")],
+)
+def test_impossible_numbers(flag, value, expected, tmp_path):
+    result = make(tmp_path, flag, value)
     assert result.returncode == 2
-    assert result.stderr == "error: --train_shards: is out of range; expected 1 to 100, received 0.\n"
+    assert result.stderr == f"error: {flag}: is out of range; expected {expected}, received {value}.\n"
