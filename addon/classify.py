@@ -11,11 +11,12 @@ when some of the images could not be used.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -49,18 +50,28 @@ def parser() -> argparse.ArgumentParser:
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """Return the image files among `names`; folders are searched through. Raises UsageError where there are none."""
+    """Return the image files among `names`; folders are searched through.
+
+    Raises UsageError where there are none, and for a folder that cannot be opened.
+    """
     found: list[Path] = []
     for name in names:
         path = Path(name)
         if not path.is_dir():
             found.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = [Path(folder, file) for folder, _, inner in os.walk(path, onerror=_refuse) for file in inner]
+        inside = sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file())
         if not inside:
             raise UsageError(sentence(name, "holds no images", expected="files " + ", ".join(SUFFIXES)))
         found += inside
     return found
+
+
+def _refuse(problem: OSError) -> NoReturn:
+    raise UsageError(
+        sentence(str(problem.filename), f"cannot be opened ({problem.strerror})", fix="check its permissions")
+    )
 
 
 class Reader:
@@ -102,6 +113,8 @@ def main() -> int:
         reader = Reader(model.preprocessing, paths)
         started, first, count = time.monotonic(), 0.0, 0
         for labels in model.classify(reader.images()):
+            if not count and len(labels) < args.top:
+                print(f"note: --top {args.top}, but the file gives {len(labels)} labels an image", file=sys.stderr)
             texts = [f"{printable(label.text)} {label.probability:.4f}" for label in labels[: args.top]]
             print(f"{printable(str(reader.read[count]))}: {', '.join(texts)}", flush=True)
             count += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
@@ -85,6 +86,29 @@ def test_mistakes(folder: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, arguments)])
         with pytest.raises(UsageError, match=words):
             classify.main()
+
+
+def test_a_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    scandir = os.scandir
+
+    def guarded(path: Any):
+        if Path(path).name == "deep":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(UsageError, match=r"deep: cannot be opened \(Permission denied\)"):
+        classify.find_images([str(folder / "photos")])
+
+
+def test_more_labels_than_the_file_gives(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    words = [folder / "full.model", folder / "photos", "--device", "virtual", "--top", 99]
+    monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, words)])
+    assert classify.main() == 0
+    shown = capsys.readouterr()
+    given = shown.out.splitlines()[0].count(",") + 1
+    assert shown.err.count("note:") == 1
+    assert f"note: --top 99, but the file gives {given} labels an image" in shown.err
 
 
 def test_a_file_without_contract_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
