@@ -11,7 +11,6 @@ is 0. `--record FILE` writes the session down for a bug report.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gti.chip import dat, devices, usb_bus
+from gti.chip import dat, devices, eusb_disks, usb_bus
 from gti.chip.driver import GtiModel
 from gti.chip.emulator import Emulator
 from gti.chip.network import ConvolutionWeights, MajorLayer, Network
@@ -49,8 +48,10 @@ def known_answer() -> tuple[bytes, np.ndarray, np.ndarray]:
 def software() -> Iterator[Finding]:
     """Look for pyusb and libusb."""
     try:
-        yield True, f"pyusb {importlib.metadata.version('pyusb')} is installed", ""
-    except importlib.metadata.PackageNotFoundError:
+        import usb.core
+
+        yield True, f"pyusb {usb.__version__} is installed", ""
+    except ImportError:
         yield False, "pyusb is not installed", "pip install pyusb"
         return
     try:
@@ -152,7 +153,8 @@ def findings(device: str, settings: Settings | None, record: str | None, backend
     """Yield everything that there is to say about `device`; the last one is about the frame."""
     selection = parse_device(device)
     if selection.kind not in ("virtual", "replay"):
-        if backend is None:
+        # The kernel carries the commands of an sg node.
+        if backend is None and not (selection.kind == "eusb" and eusb_disks.node_path(selection.key)):
             installed = list(software())
             yield from installed
             if not all(good for good, _, _ in installed):

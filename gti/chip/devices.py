@@ -62,11 +62,13 @@ def eusb_transport(key: str, settings: Settings, backend: Any = None) -> tuple[T
     from gti.chip import eusb, eusb_disks, scsi_bulk, scsi_sg
 
     nodes = [] if backend is not None or settings.eusb_path == "bot" else eusb_disks.list_nodes()
+    path = eusb_disks.node_path(key)
     for node in nodes:
-        if key in (node.path, node.path.rpartition("/")[2]) or (node.serial and key == node.serial):
+        if path == node.path or (node.serial and key == node.serial):
             lock = DeviceLock(f"eUSB {node.serial or node.location}")
             return eusb.Eusb(scsi_sg.SgChannel(node, settings), settings), lock
-    infos = [] if settings.eusb_path == "sg" else usb_bus.list_devices(usb_bus.EUSB_IDS, backend)
+    # An sg node is the kernel's: it is found, or not, without libusb.
+    infos = [] if path or settings.eusb_path == "sg" else usb_bus.list_devices(usb_bus.EUSB_IDS, backend)
     for info in infos:
         if info.serial and key == info.serial:
             lock = DeviceLock(f"eUSB {info.serial}")

@@ -24,6 +24,12 @@ class SgNode:
     blocks: tuple[str, ...]  # names of its disks and their partitions: "sdb", "sdb1"
 
 
+def node_path(key: str) -> str:
+    """Return the path of the sg node that `key` names, as /dev/sg2 or sg2, or "" for anything else."""
+    name = key.removeprefix("/dev/")
+    return f"/dev/{name}" if re.fullmatch(r"sg\d+", name) else ""
+
+
 def list_nodes(sys: Path = _SYS) -> list[SgNode]:
     """Return the nodes whose USB device is 05e3:0769, in order of their number."""
     nodes = []

@@ -103,7 +103,7 @@ def parse_settings(texts: Mapping[str, str], base: Settings = Settings()) -> Set
     changes: dict[str, Any] = {}
     for name, text in texts.items():
         if name not in kinds:
-            raise UsageError(sentence(f"setting {name}", "is unknown", expected="one of " + ", ".join(sorted(kinds))))
+            raise UsageError(sentence(f"setting {name}", "is unknown", fix="use one of " + ", ".join(sorted(kinds))))
         kind = kinds[name]
         try:
             if kind is bool:

@@ -280,6 +280,20 @@ def test_unknown_stick_is_named_with_those_that_are_there():
     assert transport.description == "eUSB serial VIRTUAL0001"
 
 
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("/dev/sg9", "/dev/sg9"), ("sg9", "/dev/sg9"), ("sg", ""), ("sg9x", ""), ("/dev/sda", ""), ("7", "")],
+)
+def test_names_of_nodes(key: str, path: str):
+    assert eusb_disks.node_path(key) == path
+
+
+def test_a_node_is_looked_for_without_libusb(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(usb_bus, "libusb", lambda: pytest.fail("libusb was asked for"))
+    with pytest.raises(DeviceError, match="eusb:/dev/sg99: is not there"):
+        devices.eusb_transport("/dev/sg99", Settings())
+
+
 def test_the_driver_opens_a_named_stick_and_frees_a_refused_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setattr(eusb_disks, "blocks_of_usb", lambda location: ())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gti.chip import devices, protocol
-from gti.chip.transport import VIRTUAL_SETTINGS
+from gti.chip import devices, protocol, usb_bus
+from gti.chip.transport import VIRTUAL_SETTINGS, Settings, parse_settings
 from gti.chip.virtual import VirtualBackend
 from gti.chip.virtual_bridge import VirtualFt60x
 from gti.chip.virtual_chip import VirtualChip
 from gti.chip.virtual_faults import Fault, FaultPlan
+from gti.errors import UsageError
 from scripts import doctor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,3 +106,22 @@ def test_exit_status_and_output():
     wrong = subprocess.run([*run, "--device", "auto"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1
+
+
+def test_pyusb_that_is_not_there_is_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "usb", None)
+    monkeypatch.setitem(sys.modules, "usb.core", None)
+    assert list(doctor.findings("usb", FAST, None)) == [(False, "pyusb is not installed", "pip install pyusb")]
+
+
+def test_an_sg_node_needs_no_libusb(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(usb_bus, "libusb", lambda: pytest.fail("libusb was asked for"))
+    found = list(doctor.findings("eusb:/dev/sg99", FAST, None))
+    assert len(found) == 1
+    assert found[0][:2] == (False, "device eusb:/dev/sg99: is not there; expected a device 05e3:0769.")
+
+
+def test_every_setting_is_named():
+    with pytest.raises(UsageError) as caught:
+        parse_settings({"foo": "1"})
+    assert all(field.name in str(caught.value) for field in fields(Settings))
