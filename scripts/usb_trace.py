@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +167,8 @@ def show_verb(arguments: argparse.Namespace) -> None:
         stream = read_bytes(path, limit=MAX_FILE_BYTES)
         if stream.startswith(GZIP):
             print(f"{path}: recording")
-            for line in session(trace.read(path), path):
+            cut = f"note: {path}: the recording breaks off here: its end is missing"
+            for line in session(trace.read(path, partial(print, cut, file=sys.stderr)), path):
                 print(line)
             continue
         width = word_width(stream) if arguments.pid is None else 4 if arguments.pid == 0x601F else 2

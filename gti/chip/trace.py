@@ -14,7 +14,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -83,7 +83,13 @@ class RecordingBackend:
         try:
             self._file = gzip.open(path, "wt", encoding="ascii", compresslevel=3)  # noqa: SIM115  (open until close)
         except OSError as problem:
-            raise UsageError(sentence(os.fspath(path), f"cannot be written ({problem.strerror})")) from None
+            raise UsageError(
+                sentence(
+                    os.fspath(path),
+                    f"cannot be written ({problem.strerror})",
+                    fix="check that the folder exists, is writable and has space",
+                )
+            ) from None
         self._write({"format": FORMAT, **session})
 
     def __getattr__(self, name: str) -> Any:
@@ -134,16 +140,16 @@ class RecordingBackend:
         self._file.close()
 
 
-def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+def read(path: str | os.PathLike[str], broken_end: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:
     """Yield the lines of a recording, the description of the session first; a broken end is left out.
 
-    Lines are unpacked one at a time, so that a small file cannot fill the memory. Raises FormatError when the file is
-    no recording or a line is damaged.
+    `broken_end` is called behind the last line where there is one. Lines are unpacked one at a time, so that a small
+    file cannot fill the memory. Raises FormatError when the file is no recording or a line is damaged.
     """
     name = os.fspath(path)
     number = 0
     try:
-        for number, line in enumerate(_unpacked(files.read_bytes(path, limit=MAX_FILE_BYTES)), 1):
+        for number, line in enumerate(_unpacked(files.read_bytes(path, limit=MAX_FILE_BYTES), broken_end), 1):
             entry = json.loads(line)
             if not isinstance(entry, dict) or (entry.get("format") != FORMAT if number == 1 else not _is_sound(entry)):
                 raise ValueError
@@ -156,7 +162,7 @@ def read(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
         raise FormatError(sentence(name, "is no recording of a USB session", expected=f"gzip'd text, {FORMAT}"))
 
 
-def _unpacked(raw: bytes) -> Iterator[bytes]:
+def _unpacked(raw: bytes, broken_end: Callable[[], None]) -> Iterator[bytes]:
     # A process that was killed leaves half a line and no end of the gzip data: both are left out.
     packed = zlib.decompressobj(wbits=31)
     rest, text = raw, b""
@@ -170,6 +176,8 @@ def _unpacked(raw: bytes) -> Iterator[bytes]:
         yield from lines
         if len(text) > MAX_LINE_BYTES:
             raise ValueError
+    if text or not packed.eof:
+        broken_end()
 
 
 def _is_sound(entry: dict[str, Any]) -> bool:
@@ -221,12 +229,14 @@ class ReplayBackend:
         entry = self._next or {}
         if entry.get("call") != name or entry.get("args") != made:
             self._lost = True
+            wanted = _in_words(entry["call"], entry["args"], made) if entry else "the end"
+            call = _in_words(name, made, entry.get("args", []))
             raise DeviceError(
                 sentence(
                     self._name,
                     f"the session differs from the recording at call {self._position + 1}",
-                    expected=_short(entry.get("call"), entry.get("args")) if entry else "the end",
-                    received=_short(name, made),
+                    expected=wanted,
+                    received=call,
                     fix="replay it with the model, images and version of the kit that it was recorded with",
                 )
             )
@@ -252,8 +262,24 @@ class ReplayBackend:
         return result
 
 
-def _short(name: object, args: object) -> str:
-    return f"{name} {args}"[:80]
+def _in_words(name: str, args: list[Any], others: list[Any]) -> str:
+    """Return a call for people; of data, the first byte that differs from that of a call with `others`."""
+    data, other = _sent(name, args), _sent(name, others)
+    if data is None or other is None:
+        return f"{name} {args}"[:80]
+    place = next((i for i, (one, another) in enumerate(zip(data, other, strict=False)) if one != another), None)
+    if place is None:
+        return f"{name} {args[:-1]} of {len(data)} bytes"
+    return f"{name} {args[:-1]} of {len(data)} bytes, byte {place} is {data[place]:#04x}"
+
+
+def _sent(name: str, args: list[Any]) -> bytes | None:
+    if name not in _TIMED or not args or not isinstance(args[-1], str):
+        return None
+    try:
+        return base64.b64decode(args[-1], validate=True)
+    except ValueError:
+        return None
 
 
 def _error(kind: str, code: int | None, text: str) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,17 @@ def test_another_image_or_model_is_noticed(path: Path, tmp_path: Path):
     session(path, "virtual", record=file)
     with (
         GtiModel(path, f"replay:{file}") as model,
-        pytest.raises(DeviceError, match="differs from the recording at call"),
+        pytest.raises(DeviceError, match="differs from the recording at call") as caught,
     ):
         model.evaluate(images(NETWORK, 3)[1])
+    told = re.search(
+        r"expected (bulk_write .*), byte (\d+) is (0x\w\w), received (bulk_write .*), byte (\d+) is (0x\w\w)\.",
+        str(caught.value),
+    )
+    assert told
+    assert told[1] == told[4]
+    assert told[2] == told[5]
+    assert told[3] != told[6]
     path.write_bytes(dat_bytes(NETWORK, 2))
     with pytest.raises(DeviceError, match="differs from the recording"):
         GtiModel(path, f"replay:{file}")
@@ -72,11 +81,14 @@ def test_another_image_or_model_is_noticed(path: Path, tmp_path: Path):
 def test_the_end_of_a_killed_recording_is_left_out(path: Path, tmp_path: Path):
     file = tmp_path / "session.gz"
     session(path, "virtual", record=file)
-    whole = list(trace.read(file))
+    whole = list(trace.read(file, lambda: pytest.fail("nothing is broken")))
     file.write_bytes(file.read_bytes()[:-300])
     cut = list(trace.read(file))
     assert 0 < len(cut) < len(whole)
     assert cut == whole[: len(cut)]
+    notes: list[str] = []
+    list(trace.read(file, lambda: notes.append("cut")))
+    assert notes == ["cut"]
     with pytest.raises(DeviceError, match=r"expected the end|differs"):
         session(path, f"replay:{file}")
 
@@ -107,5 +119,5 @@ def test_sessions_of_other_versions_are_refused(path: Path, tmp_path: Path):
 
 
 def test_where_it_cannot_be_written(path: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match=r"cannot be written.* Fix: check that the folder exists"):
         GtiModel(path, "virtual", record=tmp_path / "missing" / "session.gz")

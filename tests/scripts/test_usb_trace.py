@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from golden import captures
 
+from gti.chip import trace
 from gti.errors import DatError, FormatError, GtiError, ImageError, UsageError
 from scripts import usb_trace
 
@@ -190,3 +192,13 @@ def test_a_mistake_is_one_sentence_and_status_2(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_recording_that_breaks_off_says_so(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "session.gz"
+    lines = [{"format": trace.FORMAT, "device": "x"}, {"call": "close_device", "args": ["#1"], "result": None}]
+    data = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
+    for kept, notes in ((data, 0), (data[:-6], 1)):
+        file.write_bytes(kept)
+        run(monkeypatch, "show", file)
+        assert capsys.readouterr().err.count("the recording breaks off here") == notes
