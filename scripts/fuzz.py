@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Damage good files in a million ways and see that every parser answers with the kit's own errors, in time and memory.
 
-    python scripts/fuzz.py --inputs 1000000 --report fuzz.json     # about an hour on one core
+    python scripts/fuzz.py --inputs 1000000 --report fuzz.json     # about ten minutes on one core
     python scripts/fuzz.py --targets dat model --inputs 20000 --seed 3
     python scripts/fuzz.py --targets caps --inputs 20000           # needs TensorFlow: only when named
     python scripts/fuzz.py --again defects/model-3f2a9c.bin --targets model

@@ -24,6 +24,9 @@ from gti.errors import GtiError, UsageError, sentence
 
 
 def main() -> None:
+    if sys.argv[1:2] in (["-h"], ["--help"]):
+        print(__doc__)
+        return
     try:
         import atheris
     except ImportError:

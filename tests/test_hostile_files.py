@@ -366,3 +366,9 @@ def test_finite_values_of_a_large_fc_layer_are_counted_in_little_memory(tmp_path
     path.write_bytes(np.array([2000, 1000], "<i4").tobytes() + values.tobytes())
     code = "from gti.chip.blobs import decode_fc\ndef use(): decode_fc(open(sys.argv[1], 'rb').read())"
     assert memory_of(code, path) < 5 * path.stat().st_size
+
+
+def test_help_of_the_guided_fuzzer_needs_no_atheris() -> None:
+    command = [sys.executable, "scripts/fuzz_atheris.py", "--help"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert "pip install atheris" in done.stdout
