@@ -191,7 +191,8 @@ def text(result: Study) -> str:
     if result.fits:
         lines = [f"{name}: fits the GTI {spec.CHIP}."]
     else:
-        lines = [f"{name}: does not fit the GTI {spec.CHIP}, for {len(result.violations)} reasons:"]
+        number = len(result.violations)
+        lines = [f"{name}: does not fit the GTI {spec.CHIP}, for {number} reason{'s' if number > 1 else ''}:"]
         lines += [f"  {violation}" for violation in result.violations]
         if result.changes:
             lines += ["", "The nearest network that fits:"]

@@ -38,6 +38,7 @@ def main() -> int:
     elif args.file.endswith(".json"):
         study = feasibility.of_json(args.file, units=args.fc)
     else:
+        _check_kind(args.file)
         study = feasibility.of_keras(args.file, coef_bits=args.coef_bits, units=args.fc)
     print(feasibility.text(study))
     if args.json:
@@ -45,6 +46,17 @@ def main() -> int:
 
         files.write_json(args.json, feasibility.to_json(study))
     return 0 if study.fits else 1
+
+
+def _check_kind(name: str) -> None:
+    # A .keras file is opened by its name alone, and whatever else there is would be "no such file".
+    expected = "a dat.json or .keras file"
+    if Path(name).exists() and not Path(name).is_file():
+        raise UsageError(sentence(name, "is not a regular file", expected=expected, fix="pass a file's path"))
+    if name.lower().endswith((".model", ".dat")):
+        raise UsageError(
+            sentence(name, "is converted already", expected=expected, fix=f"python scripts/model_tool.py info {name}")
+        )
 
 
 def _arguments() -> Any:

@@ -45,6 +45,13 @@ def test_a_net_that_fits(tmp_path):
     assert len(value["sublayers"]) == 13
 
 
+def test_one_reason(tmp_path):
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][1]["coef_bits"] = 2
+    files.write_json(tmp_path / "broken.json", value)
+    assert "does not fit the GTI 2801, for 1 reason:\n" in check(tmp_path / "broken.json").stdout
+
+
 def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp_path):
     result = check(broken_json(tmp_path), "--json", tmp_path / "out.json")
     assert result.returncode == 1, result.stderr
@@ -73,6 +80,8 @@ def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp
         (["no_such.keras"], "no such file"),
         (["nets/2801_digits_dat.json", "--fc", "10,x"], "expected whole numbers above 0"),
         (["nets/2801_digits_model.json"], 'the key "model" is missing'),
+        (["nets"], "nets: is not a regular file"),
+        (["/dev/null"], "/dev/null: is not a regular file"),
     ],
 )
 def test_mistakes(words, part):
@@ -80,6 +89,15 @@ def test_mistakes(words, part):
     assert result.returncode == 2
     assert part in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_converted_files_are_for_another_script(tmp_path):
+    path = tmp_path / "a.MODEL"
+    path.touch()
+    result = check(str(path))
+    assert result.returncode == 2
+    assert f"{path}: is converted already" in result.stderr
+    assert f"model_tool.py info {path}" in result.stderr
 
 
 def test_files_need_no_tensorflow():
