@@ -216,8 +216,9 @@ def select(
     left_over = [n for n in arrays if n not in shapes and n not in optional and not TF1_EXTRAS.search(n)]
     problems += [f"{name} is no variable of the net" for name in left_over]
     if problems:
+        differ = f"{len(problems)} variables differ" if len(problems) > 1 else "1 variable differs"
         raise CheckpointError(
-            f"{printable(str(prefix))}: does not fit the net; {len(problems)} variables differ: {_some(problems)}. "
+            f"{printable(str(prefix))}: does not fit the net; {differ}: {_some(problems)}. "
             "Fix: pass a checkpoint of this net, stage and number of classes."
         )
     _refuse_not_finite(result, str(prefix))

@@ -192,7 +192,8 @@ def _refuse_mismatches(
             problems.append(f"{full} has the shape {list(found[full].shape)}, the net's is {list(shape)}")
     problems += [f"{full} is no variable of the net" for full in found if full not in shapes]
     if problems:
+        differ = f"{len(problems)} variables differ" if len(problems) > 1 else "1 variable differs"
         raise CheckpointError(
-            f"{name}: does not fit the net; {len(problems)} variables differ: {'; '.join(problems)}. Fix: pass weights "
+            f"{name}: does not fit the net; {differ}: {'; '.join(problems)}. Fix: pass weights "
             f"of this net; for other classes --new_layers {head}, for a class 0 in front --background."
         )

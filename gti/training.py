@@ -343,7 +343,8 @@ class _Saver:
         moved = checkpoint_folder.set_aside(self._folder, start.net, start.chip, start.stage, first)
         if moved:
             place = self._folder / checkpoint_folder.EARLIER
-            self._report(f"moved {len(moved)} checkpoints of an earlier run to {place}: {', '.join(moved)}")
+            them = f"{len(moved)} checkpoint{'s' if len(moved) > 1 else ''}"
+            self._report(f"moved {them} of an earlier run to {place}: {', '.join(moved)}")
 
     def save(self, metadata: Metadata, validation: Evaluation) -> Metadata:
         """Save the trainer's state as `metadata` with these figures; return the metadata that was written."""

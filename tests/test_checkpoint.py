@@ -340,3 +340,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path):
     assert checkpoint.is_sound(prefix)
     assert names(tmp_path) == {prefix.name}
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_one_variable_differs():
+    arrays = {**some_arrays(), "tiny/extra": np.zeros(2)}
+    with pytest.raises(CheckpointError, match="1 variable differs: tiny/extra is no variable of the net"):
+        checkpoint.select(arrays, SHAPES, "some/prefix")

@@ -364,3 +364,13 @@ def test_help_is_quick_and_needs_no_tensorflow():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_one_variable_differs(nets, tmp_path, source):
+    path = tmp_path / "other.npz"
+    save_npz(source, path)
+    arrays = dict(np.load(path))
+    del arrays["conv1_1_b"]
+    np.savez(path, **arrays)
+    with pytest.raises(CheckpointError, match="1 variable differs: digits/conv1_1/biases is missing"):
+        port(nets, path)

@@ -220,6 +220,8 @@ def test_an_earlier_run_under_the_same_names_is_set_aside(make_trainer, tmp_path
     assert names(tmp_path) == ["digits-2801-epoch-1", "digits-2801-epoch-2"]
     assert names(tmp_path / "earlier") == ["digits-2801-epoch-1", "digits-2801-epoch-2"]
     assert lines[0].startswith("moved 2 checkpoints of an earlier run to ")
+    fit(make_trainer(), train_data, val_data(), tmp_path, replace(START, epoch=1), report=lines.append)
+    assert [line for line in lines if line.startswith("moved 1 checkpoint of an earlier run to ")]
 
 
 def test_quantized_stages_train(make_trainer, tmp_path):
