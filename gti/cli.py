@@ -35,9 +35,11 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
     (`| head`). Without `needs_listener` the work goes on when its output is lost. Anything else is a defect of the kit
     and keeps its traceback.
     """
-    outputs = [_Output(stream, needs_listener) for stream in (sys.stdout, sys.stderr) if stream is not None]
-    for output in outputs:
-        setattr(sys, output.name.strip("<>"), output)
+    outputs = []
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is not None:
+            outputs.append(_Output(getattr(sys, name), name, needs_listener))
+            setattr(sys, name, outputs[-1])
     status: int | str | None
     try:
         status = main()
@@ -69,8 +71,8 @@ def missing(name: str) -> str:
 class _Output:
     """stdout or stderr: what cannot be written ends the program, or silences it where no listener is needed."""
 
-    def __init__(self, stream: TextIO, needs_listener: bool) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, title: str, needs_listener: bool) -> None:
+        self._stream, self._title = stream, title
         self._needs_listener = needs_listener
         self.status = 0
 
@@ -93,7 +95,7 @@ class _Output:
             status = CUT_OFF
             if not isinstance(problem, BrokenPipeError):
                 what = f"cannot be written ({problem.strerror})"
-                status = _complain(sentence(self._stream.name.strip("<>"), what, fix="make room, or write elsewhere"))
+                status = _complain(sentence(self._title, what, fix="make room, or write elsewhere"))
             if self._needs_listener:
                 self.status = status
                 raise SystemExit(status) from None
