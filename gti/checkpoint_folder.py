@@ -15,7 +15,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gti import files
-from gti.checkpoint import SAVING, bundle, file_name, flush, index_path, is_sound
+from gti.checkpoint import SAVING, bundle, file_name, flush, index_path, is_sound, read_metadata
 from gti.errors import CheckpointError, FormatError, sentence
 from gti.stage import Stage
 
@@ -112,7 +112,25 @@ def publish_best(prefix: str | os.PathLike[str]) -> str:
     for name in _family(target):
         if name != target.name:
             delete(folder / name)
+    os.utime(index_path(target))  # an old one that is the best again is what this stage goes on from: the newest
     return str(target)
+
+
+def best_accuracy(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage) -> float | None:
+    """Return the accuracy 0..1 of the stage's checkpoint in `<folder>/best/`, None where there is none.
+
+    Where best/ lacks the stage, the most accurate sound checkpoint that `folder` still has becomes its best one.
+    """
+    base = Path(folder)
+    any_epoch = file_name(net, chip, stage, 0)
+    for name in reversed(_family(base / BEST / any_epoch)):
+        return _accuracy(base / BEST / name)
+    found = [(accuracy, name) for name in _family(base / any_epoch) if (accuracy := _accuracy(base / name)) is not None]
+    for accuracy, name in sorted(found, reverse=True, key=lambda one: one[0]):
+        if is_sound(base / name):
+            publish_best(base / name)
+            return accuracy
+    return None
 
 
 def set_aside(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage, from_epoch: int) -> list[str]:
@@ -149,6 +167,14 @@ def delete(prefix: str | os.PathLike[str]) -> None:
     """Delete a checkpoint; the index goes first, so that half a deletion leaves none."""
     for path in reversed(bundle(prefix)):
         path.unlink(missing_ok=True)
+
+
+def _accuracy(prefix: Path) -> float | None:
+    try:
+        metadata = read_metadata(prefix)
+    except CheckpointError:
+        return None
+    return metadata.accuracy if metadata else None
 
 
 def _epoch(name: str) -> int:

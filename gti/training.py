@@ -284,8 +284,7 @@ def fit(
     settings = trainer.settings
     chief = is_chief(trainer.strategy)
     saver = _Saver(trainer, Path(folder), start, chief, report)
-    saver.clear(start)
-    metadata = start
+    metadata = saver.clear(start)
     history: list[tuple[float, Evaluation]] = []
     if start.epoch == 0 and (start.parent or settings.num_epochs == 0):
         validation = trainer.evaluate(val_data, progress="evaluate" if progress and chief else "")
@@ -334,10 +333,10 @@ class _Saver:
         self._trainer, self._folder, self._chief, self._report = trainer, folder, chief, report
         self.prefix = self.best = ""
 
-    def clear(self, start: Metadata) -> None:
-        """Make room for the names of this run."""
+    def clear(self, start: Metadata) -> Metadata:
+        """Make room for the names of this run; return `start` with the accuracy that its best/ has to show."""
         if not self._chief:
-            return
+            return start
         checkpoint_folder.sweep(self._folder, start.net, start.chip)
         first = start.epoch + 1 if start.epoch else 0
         moved = checkpoint_folder.set_aside(self._folder, start.net, start.chip, start.stage, first)
@@ -345,6 +344,9 @@ class _Saver:
             place = self._folder / checkpoint_folder.EARLIER
             them = f"{len(moved)} checkpoint{'s' if len(moved) > 1 else ''}"
             self._report(f"moved {them} of an earlier run to {place}: {', '.join(moved)}")
+        # The best one that `start` knows of may be gone: moved away just now, or in another folder.
+        best = checkpoint_folder.best_accuracy(self._folder, start.net, start.chip, start.stage)
+        return replace(start, best_accuracy=best)
 
     def save(self, metadata: Metadata, validation: Evaluation) -> Metadata:
         """Save the trainer's state as `metadata` with these figures; return the metadata that was written."""

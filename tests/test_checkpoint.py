@@ -263,6 +263,30 @@ def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):
     assert find(tmp_path, Stage.FLOAT) == str(tmp_path / "tiny-2801-epoch-1")
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "best", "expected"),
+    [
+        ({0: 0.2, 1: 0.6, 2: 0.4}, None, (1, 0.6)),
+        ({0: 0.2, 1: None}, None, (0, 0.2)),  # nothing is known of epoch 1
+        ({0: 0.2, 1: 0.6}, 0, (0, 0.2)),  # best/ has one already
+        ({}, None, None),
+    ],
+)
+def test_best_without_a_stage_gets_the_best_one_that_is_left(tmp_path, accuracies, best, expected):
+    for epoch, accuracy in accuracies.items():
+        prefix = tmp_path / checkpoint.file_name("tiny", "2801", Stage.FLOAT, epoch)
+        checkpoint.save(prefix, some_arrays(), replace(META, epoch=epoch, accuracy=accuracy))
+        if epoch == best:
+            checkpoint_folder.publish_best(prefix)
+    later = checkpoint_folder.publish_best(write(tmp_path, 7, Stage.QUANT_W))
+    found = checkpoint_folder.best_accuracy(tmp_path, "tiny", "2801", Stage.FLOAT)
+    assert found == (expected[1] if expected else None)
+    left = {f"tiny-2801-epoch-{expected[0]}"} if expected else set()
+    assert names(tmp_path / "best") == {Path(later).name} | left
+    if expected and best is None:  # what is the best again is the newest: the next command starts from it
+        assert find(tmp_path / "best") == str(tmp_path / "best" / f"tiny-2801-epoch-{expected[0]}")
+
+
 def test_leftovers_of_a_killed_run_are_swept(tmp_path):
     prefix = write(tmp_path, 1)
     (tmp_path / ".saving-tiny-2801-epoch-2-x").mkdir()

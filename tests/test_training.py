@@ -224,6 +224,20 @@ def test_an_earlier_run_under_the_same_names_is_set_aside(make_trainer, tmp_path
     assert [line for line in lines if line.startswith("moved 1 checkpoint of an earlier run to ")]
 
 
+@pytest.mark.parametrize("folder", ["same", "new"])
+def test_a_run_from_an_earlier_epoch_has_a_best_one(make_trainer, tmp_path, folder):
+    trainer = make_trainer(replace(FAST, num_epochs=3))
+    run(trainer, tmp_path / "same")
+    metadata = checkpoint.read_metadata(tmp_path / "same" / "digits-2801-epoch-1")
+    # Whatever the first run reached: no epoch of the second one is better than what its start knows of.
+    result = run(trainer, tmp_path / folder, start=replace(metadata, best_accuracy=1.0), num_epochs=1)
+    (best,) = names(tmp_path / folder / "best")
+    written = checkpoint.read_metadata(tmp_path / folder / "best" / best)
+    assert written.accuracy == result.metadata.best_accuracy <= 1.0
+    kept = [checkpoint.read_metadata(tmp_path / folder / name).accuracy for name in names(tmp_path / folder)]
+    assert written.accuracy == max(kept)
+
+
 def test_quantized_stages_train(make_trainer, tmp_path):
     caps = small_nets.some_caps(NETWORK)
     options = {"quant_w": True, "quant_act": True, "caps": caps, "train_caps": True, "clip_bias": True}
