@@ -27,6 +27,9 @@ def main() -> None:
     note = stage.check_eval(source.stage, args.stage, source.prefix)
     if note:
         print(f"note: {note}")
+    caps = restore.origin_of_caps(args, source)
+    if caps:
+        print(caps)
     classes = restore.number_of_classes(args, source, args.val_data_dir)
     model = restore.build_model(args, args.stage, source, classes)
     size, _, channels = model.network.input_shape

@@ -46,6 +46,9 @@ def main() -> None:
         source = restore.open_checkpoint(args.resume_from, net=args.net, chip=args.chip, stages=stages)
         stage.check_train(source.stage, args.stage, source.prefix)
         say(f"resuming from {source.prefix}" + (f" ({source.stage.label})" if source.stage is not None else ""))
+    caps = restore.origin_of_caps(args, source)
+    if caps:
+        say(caps)
     classes = restore.number_of_classes(args, source, args.train_data_dir)
     with strategy.scope():
         model = restore.build_model(args, args.stage, source, classes)

@@ -113,13 +113,9 @@ def build_model(args: Namespace, stage: Stage, source: Source | None, classes: i
     network = base.load_network(args.net, chip=args.chip, image_size=_image_size(args, source), nets_dir=args.nets_dir)
     arrays = dict(source.arrays) if source else {}
     cap_names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
-    trained_caps = source is not None and (source.stage is None or source.stage >= Stage.QUANT_ACT)
     caps: dict[str, float] = {}
     if stage >= Stage.QUANT_ACT and not (source and source.stage is Stage.FUSED):
-        if trained_caps and all(name in arrays for name in cap_names):
-            caps = {name: float(np.reshape(arrays[name], ())) for name in cap_names}
-        else:
-            caps = load_caps(args)
+        caps = _own_caps(source, cap_names) or load_caps(args)
         if stage is Stage.FUSED:
             arrays |= {name: np.array(cap, np.float32) for name, cap in caps.items()}
             arrays = fusion.fuse(network, arrays, net=args.net)
@@ -145,6 +141,38 @@ def build_model(args: Namespace, stage: Stage, source: Source | None, classes: i
     return model
 
 
+def origin_of_caps(args: Namespace, source: Source | None) -> str:
+    """Return a note of where the caps of a model in `args.stage` come from, "" where it has none to choose.
+
+    A checkpoint that was trained with caps has its own. Raises UsageError for a --settings_file that says others, and
+    FormatError for one that cannot be read.
+    """
+    from gti.model import base
+
+    if args.stage < Stage.QUANT_ACT:
+        return ""
+    network = base.load_network(args.net, chip=args.chip, image_size=_image_size(args, source), nets_dir=args.nets_dir)
+    names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
+    own = _own_caps(source, names)
+    folded = source is not None and source.stage is Stage.FUSED
+    if not own and not folded:
+        return f"caps from {param_parser.settings_file(args)}"
+    prefix = source.prefix if source else ""
+    if args.settings_file is not None:
+        given = base.load_caps(args.settings_file)
+        if folded or any(name not in given or np.float32(given[name]) != np.float32(own[name]) for name in names):
+            raise UsageError(
+                sentence(
+                    f"--settings_file {args.settings_file}",
+                    "its caps are not used: "
+                    + (f"those of {prefix} are folded into its weights" if folded else f"{prefix} has its own"),
+                    expected="no --settings_file, or a quant_w checkpoint",
+                    fix="leave it out, or train --quant_act with these caps anew from the quant_w checkpoint",
+                )
+            )
+    return "" if folded else f"caps from {prefix}"
+
+
 def load_caps(args: Namespace) -> dict[str, float]:
     """Return the calibrated caps of the settings file. Raises UsageError where there is none yet."""
     from gti.model import base
@@ -159,6 +187,15 @@ def load_caps(args: Namespace) -> dict[str, float]:
             )
         )
     return base.load_caps(path)
+
+
+def _own_caps(source: Source | None, names: Collection[str]) -> dict[str, float]:
+    # Those that a checkpoint was trained with; before quant_act it may carry some that mean nothing.
+    if source is None or (source.stage is not None and source.stage < Stage.QUANT_ACT):
+        return {}
+    if not all(name in source.arrays for name in names):
+        return {}
+    return {name: float(np.reshape(source.arrays[name], ())) for name in names}
 
 
 def _image_size(args: Namespace, source: Source | None) -> int | None:

@@ -67,10 +67,10 @@ for bits in 3 1; do
         --quant_w --data_dir "$data" --train_batch_size 250 --num_batches 20 --settings_file "$caps"
     once "qa$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --settings_file "$caps" \
         --num_epochs "$activation_epochs" --learning_rate 0.001
-    once "fused$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --fuse --settings_file "$caps" \
+    once "fused$bits" train "$nets" "$run" --resume_from "$run" --quant_w --quant_act --fuse \
         --num_epochs "$fused_epochs" --learning_rate 0.00002
     once "eval_qw$bits" evaluate "$nets" "$run" "$work/quant_w$bits.json" --quant_w
-    once "eval_qa$bits" evaluate "$nets" "$run" "$work/quant_act$bits.json" --quant_w --quant_act --settings_file "$caps"
+    once "eval_qa$bits" evaluate "$nets" "$run" "$work/quant_act$bits.json" --quant_w --quant_act
     once "eval_fused$bits" evaluate "$nets" "$run" "$work/fused$bits.json" --quant_w --quant_act --fuse
     once "convert$bits" "$python" convert_to_chip.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
         --fuse --output_dir "$nets"

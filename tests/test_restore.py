@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import small_nets
 
 from gti import checkpoint, files, restore
 from gti.checkpoint import Metadata
-from gti.errors import CheckpointError, UsageError
+from gti.errors import CheckpointError, FormatError, UsageError
 from gti.stage import Stage
 
 NETWORK = small_nets.small_network((14, 3, 16, 1, 3, False), (14, 16, 32, 1, 1, True))
@@ -85,6 +86,36 @@ def test_quant_act_takes_its_caps_from_the_settings_file_and_keeps_them(tmp_path
     later = opened(saved(tmp_path, Stage.QUANT_ACT)[0])
     values = small_nets.values(restore.build_model(args, Stage.QUANT_ACT, later, CLASSES))
     assert {name: float(values[name]) for name in CAPS} == CAPS
+
+
+@pytest.mark.parametrize(
+    ("stages", "file", "outcome"),
+    [
+        ((Stage.QUANT_W, Stage.QUANT_W), "other", ""),
+        ((Stage.QUANT_W, Stage.QUANT_ACT), "other", "caps from FILE"),
+        ((Stage.QUANT_ACT, Stage.QUANT_ACT), None, "caps from PREFIX"),
+        ((Stage.QUANT_ACT, Stage.FUSED), "same", "caps from PREFIX"),
+        ((Stage.QUANT_ACT, Stage.QUANT_ACT), "other", "its caps are not used: PREFIX has its own"),
+        ((Stage.QUANT_ACT, Stage.QUANT_ACT), "absent", "no such file"),
+        ((Stage.FUSED, Stage.FUSED), None, ""),
+        ((Stage.FUSED, Stage.FUSED), "same", "those of PREFIX are folded into its weights"),
+        ((Stage.FUSED, Stage.FUSED), "absent", "no such file"),
+    ],
+)
+def test_the_origin_of_the_caps_is_told_and_a_settings_file_never_ignored(tmp_path, args, stages, file, outcome):
+    found, args.stage = stages
+    source = opened(saved(tmp_path, found)[0])
+    if file is None:
+        args.settings_file = None
+    elif file != "absent":
+        factor = 1 if file == "same" else 2
+        files.write_json(args.settings_file, {"relu_caps": {name: factor * cap for name, cap in CAPS.items()}})
+    outcome = outcome.replace("PREFIX", source.prefix).replace("FILE", str(args.settings_file))
+    if outcome.startswith("caps") or not outcome:
+        assert restore.origin_of_caps(args, source) == outcome
+    else:
+        with pytest.raises((UsageError, FormatError), match=re.escape(outcome)):
+            restore.origin_of_caps(args, source)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

@@ -67,12 +67,13 @@ def test_every_stage_and_equal_codes(kind, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     best = checkpoints / "best"
     common = (*COMMON, "--nets_dir", nets)
-    on_data = (*common, "--data_dir", data, "--settings_file", tmp_path / "caps.json", "--train_batch_size", 3)
+    caps = ("--settings_file", tmp_path / "caps.json")
+    on_data = (*common, "--data_dir", data, "--train_batch_size", 3)
     train = (*on_data, "--checkpoint_dir", checkpoints, "--num_epochs", 1, "--classes", 3)
     run_script("train.py", *train, "--learning_rate", 1e-3)
     run_script("train.py", *train, "--resume_from", best, "--quant_w", "--clip_bias")
-    run_script("set_relu_caps.py", *on_data, "--checkpoint", best, "--quant_w")
-    run_script("train.py", *train, "--resume_from", best, "--quant_w", "--quant_act", "--train_caps")
+    run_script("set_relu_caps.py", *on_data, *caps, "--checkpoint", best, "--quant_w")
+    run_script("train.py", *train, *caps, "--resume_from", best, "--quant_w", "--quant_act", "--train_caps")
     run_script("train.py", *train, "--resume_from", best, "--quant_w", "--quant_act", "--fuse")
     run_script("convert_to_chip.py", *common, "--checkpoint", best, "--fuse", "--output_dir", nets)
 
