@@ -56,8 +56,12 @@ def train_parser() -> Parser:
     _data(group, train=True, val=True)
     group.add_argument("--no_augment", action="store_true", help="train without random crop and flip")
     group = parser.add_argument_group("checkpoints")
-    group.add_argument("--resume_from", metavar="PREFIX", help="checkpoint or folder (its newest that fits) to start")
-    group.add_argument("--checkpoint_dir", default="checkpoints", metavar="DIR", help="folder for checkpoints")
+    group.add_argument(
+        "--resume_from", type=path, metavar="PREFIX", help="checkpoint or folder (its newest that fits) to start"
+    )
+    group.add_argument(
+        "--checkpoint_dir", default="checkpoints", type=path, metavar="DIR", help="folder for checkpoints"
+    )
     group.add_argument("--keep", type=count(1), default=5, metavar="N", help="last checkpoints kept beside the best")
     group = parser.add_argument_group("optimization")
     group.add_argument("--learning_rate", type=number(0, above=True), default=1e-4, metavar="RATE", help="first rate")
@@ -69,7 +73,7 @@ def train_parser() -> Parser:
     group.add_argument("--weight_decay", type=number(0), default=1e-4, metavar="L2", help="on filters and fc weights")
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
-    group.add_argument("--log_dir", metavar="DIR", help="folder for TensorBoard scalars and histograms")
+    group.add_argument("--log_dir", type=path, metavar="DIR", help="folder for TensorBoard scalars and histograms")
     return parser
 
 
@@ -80,7 +84,7 @@ def eval_parser() -> Parser:
     _checkpoint(parser)
     _stages(parser, training=False)
     _data(parser.add_argument_group("data"), train=False, val=True)
-    parser.add_argument("--report", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--report", type=path, metavar="FILE", help="write the figures as JSON")
     return parser
 
 
@@ -122,9 +126,9 @@ def conversion_parser(description: str) -> Parser:
     _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
-    parser.add_argument("--output_dir", metavar="DIR", help="folder for the files; default: that of --nets_dir")
+    parser.add_argument("--output_dir", type=path, metavar="DIR", help="folder for the files; default: --nets_dir's")
     parser.add_argument(
-        "--data_dir", metavar="DIR", help="data set whose crop goes into the .MODEL; default: data/<net>"
+        "--data_dir", type=path, metavar="DIR", help="data set whose crop goes into the .MODEL; default: data/<net>"
     )
     _report(parser)
     parser.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the checkpoint's")
@@ -137,10 +141,10 @@ def infer_parser() -> Parser:
     _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--last_relu_cap", metavar="NAME", help="variable of the last cap; default: the net's last one")
-    parser.add_argument("--model_file", metavar="FILE", help="default: <chip>_<net>.model in --nets_dir")
+    parser.add_argument("--model_file", type=path, metavar="FILE", help="default: <chip>_<net>.model in --nets_dir")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | replay:FILE")
-    parser.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
+    parser.add_argument("--record", type=path, metavar="FILE", help="write every USB transfer to FILE")
     parser.add_argument(
         "--engine_only",
         action="store_true",
@@ -148,9 +152,9 @@ def infer_parser() -> Parser:
     )
     parser.add_argument("--num_examples", type=count(1), metavar="N", help="images to classify; default: all")
     parser.add_argument(
-        "--layer_outputs", metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"
+        "--layer_outputs", type=path, metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"
     )
-    parser.add_argument("--report", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--report", type=path, metavar="FILE", help="write the figures as JSON")
     _sizes(parser)
     _data(parser.add_argument_group("data"), train=False, val=True)
     return parser
@@ -166,19 +170,23 @@ def compare_parser() -> Parser:
     group = parser.add_argument_group("stages")
     group.add_argument(
         "--checkpoint_dir",
+        type=path,
         metavar="DIR",
         help="folder whose best checkpoint of a stage is taken; default: checkpoints",
     )
     for stage in Stage:
         group.add_argument(
             f"--{stage.label}_checkpoint",
+            type=path,
             metavar="PREFIX",
             help=f"checkpoint of the stage {stage.label}, or its folder",
         )
-    group.add_argument("--model_file", metavar="FILE", help=".model or .dat; default: <chip>_<net>.model in --nets_dir")
+    group.add_argument(
+        "--model_file", type=path, metavar="FILE", help=".model or .dat; default: <chip>_<net>.model in --nets_dir"
+    )
     group.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | none")
     group.add_argument(
-        "--recorded", metavar="DIR", help="maps of another run: what chip_infer.py --layer_outputs wrote"
+        "--recorded", type=path, metavar="DIR", help="maps of another run: what chip_infer.py --layer_outputs wrote"
     )
     group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     _sizes(group)
@@ -190,7 +198,7 @@ def compare_parser() -> Parser:
     group.add_argument("--max_difference", type=number(0), metavar="CODES", help="largest difference; default: any")
     group.add_argument("--mean_difference", type=number(0), metavar="CODES", help="mean difference; default: any")
     group.add_argument("--min_cosine", type=number(-1, 1), metavar="C", help="cosine of the codes; default: any")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
     _report(parser)
     return parser
 
@@ -287,6 +295,13 @@ def _chip(text: str) -> str:
     return text
 
 
+def path(text: str) -> str:
+    """Return a path as it is, and refuse an empty one, such as an unset shell variable gives; an argument type."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a path, received {text!r} (an unset shell variable?)")
+    return text
+
+
 def net_name(text: str) -> str:
     """Return the name of a net as it is; an argument type."""
     if not _NET.fullmatch(text):
@@ -298,15 +313,17 @@ def _net(parser: argparse.ArgumentParser, *, caps: bool = True) -> None:
     group = parser.add_argument_group("network")
     group.add_argument("--net", required=True, type=net_name, help="model name: gti/model/<net>.py")
     group.add_argument("--chip", required=True, type=_chip, help=f"target chip: {CHIP}")
-    group.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
+    group.add_argument("--nets_dir", default="nets", type=path, metavar="DIR", help="folder of <chip>_<net>_dat.json")
     if caps:
         group.add_argument(
-            "--settings_file", metavar="FILE", help="calibrated caps; default: gti/model/<net>_settings.json"
+            "--settings_file", type=path, metavar="FILE", help="calibrated caps; default: gti/model/<net>_settings.json"
         )
 
 
 def _checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, metavar="PREFIX", help="checkpoint, or folder (its newest)")
+    parser.add_argument(
+        "--checkpoint", required=True, type=path, metavar="PREFIX", help="checkpoint, or folder (its newest)"
+    )
 
 
 def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
@@ -322,7 +339,9 @@ def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
 
 
 def _report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--report", metavar="DIR", help="add this step's figures to the HTML report in this folder")
+    parser.add_argument(
+        "--report", type=path, metavar="DIR", help="add this step's figures to the HTML report in this folder"
+    )
 
 
 def _sizes(group: argparse._ActionsContainer) -> None:
@@ -340,12 +359,14 @@ def _image_size(text: str) -> int:
 
 
 def _data(group: argparse._ActionsContainer, *, train: bool, val: bool) -> None:
-    group.add_argument("--data_dir", metavar="DIR", help="folder with train/ and val/; default: data/<net>")
+    group.add_argument("--data_dir", type=path, metavar="DIR", help="folder with train/ and val/; default: data/<net>")
     if train:
         group.add_argument(
-            "--train_data_dir", metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/train"
+            "--train_data_dir", type=path, metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/train"
         )
         group.add_argument("--train_batch_size", type=count(1), default=32, metavar="N", help="over all replicas")
     if val:
-        group.add_argument("--val_data_dir", metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/val")
+        group.add_argument(
+            "--val_data_dir", type=path, metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/val"
+        )
         group.add_argument("--val_batch_size", type=count(1), default=32, metavar="N", help="over all replicas")

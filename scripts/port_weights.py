@@ -29,10 +29,18 @@ def parser() -> param_parser.Parser:
         "Port pretrained float weights (Keras .h5, .weights.h5, .keras; .npz; TensorFlow checkpoint) to a net.",
         "Keras' own VGG16 takes BGR, as keras.applications.vgg16.preprocess_input makes it; most others take RGB.",
     )
-    flags.add_argument("--net", required=True, help="model name: gti/model/<net>.py")
+    flags.add_argument("--net", required=True, type=param_parser.net_name, help="model name: gti/model/<net>.py")
     flags.add_argument("--chip", required=True, choices=[CHIP], help="target chip")
-    flags.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
-    flags.add_argument("--weights", required=True, metavar="FILE", help="weights file, or prefix of a checkpoint")
+    flags.add_argument(
+        "--nets_dir", default="nets", type=param_parser.path, metavar="DIR", help="folder of <chip>_<net>_dat.json"
+    )
+    flags.add_argument(
+        "--weights",
+        required=True,
+        type=param_parser.path,
+        metavar="FILE",
+        help="weights file, or prefix of a checkpoint",
+    )
     flags.add_argument(
         "--input",
         required=True,
@@ -52,7 +60,13 @@ def parser() -> param_parser.Parser:
     flags.add_argument("--background", action="store_true", help="add a class 0 in front of the source's classes")
     flags.add_argument("--new_layers", nargs="+", default=[], metavar="LAYER", help="host layers to start anew")
     flags.add_argument("--seed", type=param_parser.count(0), default=0, metavar="N", help="of new layers")
-    flags.add_argument("--checkpoint_dir", default="checkpoints", metavar="DIR", help="folder for the checkpoint")
+    flags.add_argument(
+        "--checkpoint_dir",
+        default="checkpoints",
+        type=param_parser.path,
+        metavar="DIR",
+        help="folder for the checkpoint",
+    )
     return flags
 
 

@@ -90,6 +90,15 @@ def test_mistakes_are_one_sentence(flags, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("script", PARSERS)
+def test_an_empty_path_is_never_taken_for_no_path(script):
+    paths = [action for action in PARSERS[script]()._actions if action.metavar in ("DIR", "FILE", "PREFIX")]
+    assert len(paths) >= 5
+    for action in paths:
+        with pytest.raises(UsageError, match=rf"{action.option_strings[0]}: expected a path, received ''"):
+            param_parser.parse(PARSERS[script](), [*NET, action.option_strings[0], ""])
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "100.1", "nan", "x"])
 def test_percentile_is_within_its_range(value):
     with pytest.raises(UsageError, match="--percentile"):
