@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
@@ -33,6 +34,8 @@ OPTIMIZER_PREFIX = "gti/optimizer/"
 SAVING = ".saving-"
 MAX_METADATA_BYTES = 64 * 1024
 MAX_INDEX_BYTES = 16 * 1024 * 1024
+# TensorFlow takes the prefix that it reads for a pattern of file names.
+_PATTERN = re.compile(r"[][*?\\]")
 # Variables that TF 1 savers add: counters and the slots of its optimizers.
 TF1_EXTRAS = re.compile(r"(^|/)(global_step|Momentum|Adam(_1)?|beta[12]_power|ExponentialMovingAverage)$")
 
@@ -239,16 +242,21 @@ def check_net(metadata: Metadata | None, net: str, chip: str, prefix: str | os.P
         )
 
 
-def is_sound(prefix: str | os.PathLike[str]) -> bool:
-    """Return whether every value of a checkpoint can be read and matches its checksum."""
+def damage(prefix: str | os.PathLike[str]) -> str:
+    """Return why a checkpoint cannot be read, one sentence; "" where every value is there and matches its checksum."""
     try:
         reader = _Reader(prefix)
         reader.metadata()
         for name in reader.names:
             reader.array(name)
-    except CheckpointError:
-        return False
-    return True
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def is_sound(prefix: str | os.PathLike[str]) -> bool:
+    """Return whether every value of a checkpoint can be read and matches its checksum."""
+    return not damage(prefix)
 
 
 class _Reader:
@@ -265,8 +273,16 @@ class _Reader:
         )
         if not index_path(self.prefix).is_file():
             raise CheckpointError(sentence(self.prefix, "is no checkpoint", fix="check the path"))
+        try:
+            for path in bundle(self.prefix):
+                path.open("rb").close()
+            self._plain = self._plain_prefix()
+        except OSError as problem:
+            raise CheckpointError(
+                sentence(self.prefix, f"cannot be read ({problem.strerror})", fix="check the permissions of its files")
+            ) from problem
         with self._noticing_damage():
-            self._reader = tf.train.load_checkpoint(self.prefix)
+            self._reader = tf.train.load_checkpoint(self._plain)
             shapes = self._reader.get_variable_to_shape_map()
             self._dtypes = self._reader.get_variable_to_dtype_map()
         self.names = sorted(shapes)
@@ -275,6 +291,16 @@ class _Reader:
         stored = sum(path.stat().st_size for path in bundle(self.prefix)[:-1])
         if claimed > stored + len(shapes):
             raise self._damaged(f"its variables need {claimed} bytes, its data has {stored}")
+
+    def _plain_prefix(self) -> str:
+        # A prefix without the letters of patterns, of links where its own has some; they live as long as the reader.
+        if not _PATTERN.search(self.prefix):
+            return self.prefix
+        folder = Path(tempfile.mkdtemp(prefix="gti-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for path in bundle(self.prefix):
+            (folder / f"link{path.name.removeprefix(Path(self.prefix).name)}").symlink_to(path.resolve())
+        return str(folder / "link")
 
     def array(self, name: str) -> np.ndarray:
         with self._noticing_damage():
@@ -294,7 +320,8 @@ class _Reader:
         try:
             yield
         except self._errors as problem:
-            raise self._damaged(str(problem).splitlines()[0] if str(problem) else "unreadable") from problem
+            text = str(problem).replace(self._plain, self.prefix)
+            raise self._damaged(text.splitlines()[0] if text else "unreadable") from problem
 
     def _damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(

@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from gti import files
-from gti.checkpoint import SAVING, bundle, file_name, flush, index_path, is_sound, read_metadata
-from gti.errors import CheckpointError, FormatError, sentence
+from gti.checkpoint import SAVING, bundle, damage, file_name, flush, index_path, is_sound, read_metadata
+from gti.errors import CheckpointError, FormatError, listing, sentence
 from gti.stage import Stage
+
+log = logging.getLogger(__name__)
 
 STATE_FILE = "checkpoint"
 BEST = "best"
@@ -37,7 +41,8 @@ def resolve(
 ) -> str:
     """Return the prefix that a user means: a prefix, its .index file, or a folder.
 
-    Of a folder, the newest sound one of `stages`; one of the stage `preferred` comes before all others.
+    Of a folder, the newest sound one of `stages`; one of the stage `preferred` comes before all others. Damaged ones
+    that would have come first are logged as warnings.
 
     Raises CheckpointError where there is none.
     """
@@ -47,17 +52,7 @@ def resolve(
     if index_path(given).is_file():
         return str(given)
     if given.is_dir():
-        prefix = preferred is not None and latest(given, net=net, chip=chip, stages=(preferred,))
-        prefix = prefix or latest(given, net=net, chip=chip, stages=stages)
-        if prefix:
-            return prefix
-        wanted = " or ".join(stage.label for stage in stages)
-        found = ", ".join(sorted(p.name.removesuffix(".index") for p in given.glob("*.index"))[:8]) or "none"
-        raise CheckpointError(
-            sentence(
-                str(given), "holds no sound checkpoint that fits", expected=f"{net}-{chip}, {wanted}", received=found
-            )
-        )
+        return _resolve_folder(given, net, chip, stages, preferred)
     raise CheckpointError(
         sentence(
             str(path),
@@ -73,17 +68,13 @@ def latest(
 ) -> str | None:
     """Return the prefix of the newest sound checkpoint of net, chip and stages in `folder`, or None.
 
-    The state file decides what is newest; without a sound one there, the time of writing does.
+    The state file decides what is newest; without a sound one there, the time of writing does. Damaged ones that
+    would have come first are logged as warnings.
     """
-    base = Path(folder)
-    suffixes = "|".join(re.escape(stage.suffix) for stage in stages)
-    pattern = re.compile(rf"{re.escape(net)}-{re.escape(chip)}({suffixes})-epoch-\d{{1,9}}")
-    on_disk = [(index.stat().st_mtime_ns, index.name.removesuffix(".index")) for index in base.glob("*.index")]
-    by_time = [name for _, name in sorted(on_disk, reverse=True)]
-    for name in dict.fromkeys([*reversed(_read_state(base)), *by_time]):
-        if pattern.fullmatch(name) and is_sound(base / name):
-            return str(base / name)
-    return None
+    unsound: dict[str, str] = {}
+    prefix = _newest(Path(folder), net, chip, stages, unsound)
+    _tell(unsound)
+    return prefix
 
 
 def publish(prefix: str | os.PathLike[str], keep: int) -> None:
@@ -167,6 +158,53 @@ def delete(prefix: str | os.PathLike[str]) -> None:
     """Delete a checkpoint; the index goes first, so that half a deletion leaves none."""
     for path in reversed(bundle(prefix)):
         path.unlink(missing_ok=True)
+
+
+def _resolve_folder(folder: Path, net: str, chip: str, stages: Collection[Stage], preferred: Stage | None) -> str:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointError(sentence(str(folder), "cannot be read", fix="check the permissions of the folder"))
+    unsound: dict[str, str] = {}
+    prefix = preferred is not None and _newest(folder, net, chip, (preferred,), unsound)
+    prefix = prefix or _newest(folder, net, chip, stages, unsound)
+    if prefix:
+        _tell(unsound)
+        return prefix
+    wanted = f"{net}-{chip}, {' or '.join(stage.label for stage in stages)}"
+    if unsound:
+        raise CheckpointError(listing(f"{folder}, {wanted}", list(unsound.values())))
+    found = ", ".join(sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))[:8]) or "none"
+    raise CheckpointError(
+        sentence(
+            str(folder),
+            "holds no checkpoint that fits",
+            expected=wanted,
+            received=found,
+            fix="train that stage first, or pass another folder",
+        )
+    )
+
+
+def _newest(base: Path, net: str, chip: str, stages: Collection[Stage], unsound: dict[str, str]) -> str | None:
+    # The newest sound one; those before it go to `unsound`, with what is wrong with them.
+    suffixes = "|".join(re.escape(stage.suffix) for stage in stages)
+    pattern = re.compile(rf"{re.escape(net)}-{re.escape(chip)}({suffixes})-epoch-\d{{1,9}}")
+    on_disk = []
+    for index in base.glob("*.index"):
+        with suppress(FileNotFoundError):  # a run at work deletes old ones
+            on_disk.append((index.stat().st_mtime_ns, index.name.removesuffix(".index")))
+    by_time = [name for _, name in sorted(on_disk, reverse=True)]
+    for name in dict.fromkeys([*reversed(_read_state(base)), *by_time]):
+        if pattern.fullmatch(name) and name not in unsound and index_path(base / name).is_file():
+            reason = damage(base / name)
+            if not reason:
+                return str(base / name)
+            unsound[name] = reason
+    return None
+
+
+def _tell(unsound: Mapping[str, str]) -> None:
+    for reason in unsound.values():
+        log.warning("skipped %s", reason)
 
 
 def _accuracy(prefix: Path) -> float | None:

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from dataclasses import replace
@@ -233,10 +234,53 @@ def test_resolve_takes_prefix_index_and_folder(tmp_path):
     prefix = write(tmp_path, 4)
     for given in (prefix, f"{prefix}.index", tmp_path):
         assert checkpoint_folder.resolve(given, net="tiny", chip="2801") == str(prefix)
-    with pytest.raises(CheckpointError, match="holds no sound checkpoint that fits; expected other-2801"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint that fits; expected other-2801"):
         checkpoint_folder.resolve(tmp_path, net="other", chip="2801")
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         checkpoint_folder.resolve(tmp_path / "none", net="tiny", chip="2801")
+
+
+def test_what_is_skipped_is_told_with_the_reason(tmp_path, caplog):
+    good, cut, folder = (write(tmp_path, epoch) for epoch in (1, 2, 3))
+    Path(f"{cut}.index").write_bytes(b"short")
+    data = Path(f"{folder}.data-00000-of-00001")
+    data.unlink()
+    data.mkdir()  # as unreadable as a file without permission, also for root
+    assert checkpoint_folder.resolve(tmp_path, net="tiny", chip="2801", preferred=Stage.FLOAT) == str(good)
+    second, first = sorted(caplog.messages)  # epoch 2 and epoch 3
+    assert first.startswith(f"skipped {folder}: cannot be read (Is a directory). Fix: check the permissions")
+    assert second.startswith(f"skipped {cut}: is damaged (")
+    checkpoint_folder.delete(good)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint_folder.resolve(tmp_path, net="tiny", chip="2801")
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path}, tiny-2801, float or quant_w or quant_act or fused: 2 things to correct:")
+    assert f"{folder}: cannot be read (Is a directory)" in text
+    assert f"{cut}: is damaged (" in text
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
+    write(tmp_path, 1)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(CheckpointError, match=r"cannot be read\. Fix: check the permissions of the folder"):
+        checkpoint_folder.resolve(tmp_path, net="tiny", chip="2801")
+
+
+@pytest.mark.parametrize("name", ["t[1]", "a*", "what?", "back\\slash"])
+def test_a_folder_whose_name_is_a_pattern_can_be_read(tmp_path, monkeypatch, name):
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(links))
+    prefix = write(tmp_path / name, 1)
+    checkpoint_folder.publish(prefix, keep=1)
+    checkpoint_folder.publish_best(prefix)
+    assert find(tmp_path / name) == str(prefix)
+    arrays, metadata = checkpoint.load(checkpoint_folder.resolve(tmp_path / name / "best", net="tiny", chip="2801"))
+    assert metadata == META
+    np.testing.assert_array_equal(arrays["tiny/fc/weights"], some_arrays()["tiny/fc/weights"])
+    assert not list(links.iterdir())
+    Path(f"{prefix}.index").write_bytes(b"short")
+    assert checkpoint.damage(prefix).startswith(f"{prefix}: is damaged")
 
 
 def test_best_holds_one_of_each_stage_and_survives_its_original(tmp_path):
