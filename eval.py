@@ -21,6 +21,8 @@ def main() -> None:
     from gti.model.exact import ExactModel
 
     restore.check_inputs(args, args.val_data_dir)
+    if args.report:
+        files.check_writable(args.report)
     fused = args.stage is Stage.FUSED
     stages = (Stage.FUSED,) if fused else tuple(s for s in Stage if s <= args.stage)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=args.stage)

@@ -23,6 +23,10 @@ def main() -> None:
     from gti import calibration, checkpoint, data_utils, restore
 
     restore.check_inputs(args, args.train_data_dir)
+    path = settings_file(args)
+    files.check_writable(path)
+    if args.report:
+        files.make_writable_folder(args.report)
     stages = tuple(s for s in Stage if s <= wanted)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=wanted)
     stage.check_calibrate(source.stage, args.quant_w, source.prefix)
@@ -50,7 +54,6 @@ def main() -> None:
     for found in ranges:
         if found.warning:
             print(f"warning: {found.warning}")
-    path = settings_file(args)
     details = {
         "net": args.net,
         "chip": args.chip,

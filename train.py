@@ -32,7 +32,7 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import checkpoint, data_utils, restore, training
+    from gti import checkpoint, checkpoint_folder, data_utils, files, restore, training
     from gti.checkpoint import Metadata
 
     training.make_deterministic(args.seed)
@@ -49,6 +49,9 @@ def main() -> None:
     caps = restore.origin_of_caps(args, source)
     if caps:
         say(caps)
+    if training.is_chief(strategy):
+        for folder in filter(None, (args.checkpoint_dir, args.log_dir)):
+            files.make_writable_folder(folder)
     classes = restore.number_of_classes(args, source, args.train_data_dir)
     with strategy.scope():
         model = restore.build_model(args, args.stage, source, classes)
@@ -107,12 +110,14 @@ def main() -> None:
         if source:
             say(f"stage {args.stage.label} begins: new optimizer state")
 
-    prefix = source.prefix if source else "none"
     try:
         with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):
             result = training.fit(trainer, train_data, val_data, args.checkpoint_dir, start, report=say, progress=True)
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with --resume_from {args.checkpoint_dir}, or from {prefix}", file=sys.stderr)
+        saved = checkpoint_folder.latest(args.checkpoint_dir, net=args.net, chip=args.chip, stages=(args.stage,))
+        starts = ([args.checkpoint_dir] if saved else []) + ([source.prefix] if source else [])
+        remedy = f"go on with --resume_from {', or from '.join(starts)}" if starts else "no checkpoint was saved yet"
+        print(f"\nstopped; {remedy}", file=sys.stderr)
         raise
     say(f"last checkpoint {result.prefix}")
     if result.best:

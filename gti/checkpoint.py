@@ -126,8 +126,7 @@ def save(
     import tensorflow as tf
 
     target = Path(prefix)
-    if index_path(target).exists():
-        raise CheckpointError(sentence(str(target), "exists already, and a checkpoint is never overwritten"))
+    refuse_existing(target)
     _refuse_not_finite(arrays, str(target))
     tensors: dict[str, Any] = {METADATA_NAME: metadata.to_json(), **arrays}
     tensors.update({OPTIMIZER_PREFIX + name: value for name, value in (optimizer or {}).items()})
@@ -160,6 +159,18 @@ def save(
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_existing(prefix: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where `prefix` is a checkpoint already, which `save` would not overwrite."""
+    if index_path(prefix).exists():
+        raise CheckpointError(
+            sentence(
+                os.fspath(prefix),
+                "exists already, and a checkpoint is never overwritten",
+                fix="pass another --checkpoint_dir, or move the old checkpoint away",
+            )
+        )
 
 
 def load(

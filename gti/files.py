@@ -64,16 +64,51 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         os.replace(temporary, target)
         temporary = ""
     except OSError as problem:
-        raise UsageError(
-            sentence(
-                str(target),
-                f"cannot be written ({problem.strerror})",
-                fix="check that the folder exists, is writable and has space",
-            )
-        ) from problem
+        raise _not_written(str(target), problem) from problem
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where `write_atomic` could not write the file `path`: told before the work, not after it."""
+    target = Path(path)
+    if target.is_dir():
+        raise UsageError(sentence(str(target), "is a folder", expected="a file to write", fix="pass a file's path"))
+    _try_to_write(target.parent, str(target))
+
+
+def make_writable_folder(folder: str | os.PathLike[str]) -> None:
+    """Create `folder` where it is missing; raise UsageError where that or writing into it is impossible."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UsageError(
+            sentence(
+                str(folder),
+                f"cannot be made a folder ({problem.strerror})",
+                fix="pass a folder that can be written, or a path where one can be created",
+            )
+        ) from problem
+    _try_to_write(Path(folder), str(folder))
+
+
+def _try_to_write(folder: Path, name: str) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".try-", dir=folder):
+            pass
+    except OSError as problem:
+        raise _not_written(name, problem) from problem
+
+
+def _not_written(name: str, problem: OSError) -> UsageError:
+    return UsageError(
+        sentence(
+            name,
+            f"cannot be written ({problem.strerror})",
+            fix="check that the folder exists, is writable and has space",
+        )
+    )
 
 
 def umask() -> int:

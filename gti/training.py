@@ -74,9 +74,8 @@ def make_strategy(num_gpus: int = 0) -> tf.distribute.Strategy:
     """
     available = tf.config.list_physical_devices("GPU")
     if num_gpus > len(available):
-        raise UsageError(
-            sentence("--num_gpus", "there are fewer GPUs", expected=f"at most {len(available)}", received=num_gpus)
-        )
+        most, fix = f"at most {len(available)}", "leave it out to train on one device"
+        raise UsageError(sentence("--num_gpus", "there are fewer GPUs", expected=most, received=num_gpus, fix=fix))
     text = os.environ.get("TF_CONFIG", "")
     if text:
         try:

@@ -78,11 +78,14 @@ def main() -> None:
     import_tensorflow()
     import keras
 
-    from gti import checkpoint, checkpoint_folder, porting, pretrained
+    from gti import checkpoint, checkpoint_folder, files, porting, pretrained
     from gti.checkpoint import Metadata
     from gti.model import base
     from gti.stage import Stage
 
+    prefix = Path(args.checkpoint_dir) / checkpoint.file_name(args.net, args.chip, Stage.FLOAT, 0)
+    checkpoint.refuse_existing(prefix)
+    files.make_writable_folder(args.checkpoint_dir)
     weights = pretrained.read(args.weights, args.net)
     classes = args.classes
     if classes is None:
@@ -110,7 +113,6 @@ def main() -> None:
         image_size=model.network.layers[0].image_size,
         seed=args.seed,
     )
-    prefix = Path(args.checkpoint_dir) / checkpoint.file_name(args.net, args.chip, Stage.FLOAT, 0)
     checkpoint.save(prefix, arrays, metadata)
     checkpoint_folder.publish(prefix, keep=5)
     fresh = f", new: {', '.join(args.new_layers)}" if args.new_layers else ""
