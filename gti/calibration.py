@@ -51,6 +51,7 @@ class Range:
     cap: float
     count: int
     clipped: float  # share of the outputs above the cap
+    percentile_is_zero: bool = False  # fewer outputs than it leaves out are above 0: the cap is the largest one
 
     @property
     def warning(self) -> str:
@@ -58,11 +59,14 @@ class Range:
         remedy = "use batch norm, or train on after --fuse (user guide section 5)"
         if self.largest == 0:
             return f"{self.layer}: every output is 0, the layer is dead; train it again with a lower learning rate"
+        problems = []
+        if self.percentile_is_zero:
+            problems.append("the percentile is 0, and the largest output is the cap instead; raise --percentile")
         if self.cap >= EXTREMELY_LARGE:
-            return f"{self.layer}: outputs up to {self.cap:.3g} are extremely large; {remedy}"
+            problems.append(f"outputs up to {self.cap:.3g} are extremely large; {remedy}")
         if self.cap <= EXTREMELY_SMALL:
-            return f"{self.layer}: outputs up to {self.cap:.3g} are extremely small; {remedy}"
-        return ""
+            problems.append(f"outputs up to {self.cap:.3g} are extremely small; {remedy}")
+        return f"{self.layer}: {'; '.join(problems)}" if problems else ""
 
 
 def calibrate(
@@ -103,9 +107,9 @@ def calibrate(
         # A cap is above 0 even where fewer outputs are than the percentile leaves out.
         cap = found.value if found.value > 0 else found.largest or CAP_OF_DEAD_LAYER
         clipped = found.above / found.count if cap == found.value else 0.0
-        ranges.append(
-            Range(convolution.path, cap_name(model.net, convolution), found.largest, cap, found.count, clipped)
-        )
+        zero = found.value <= 0 < found.largest
+        name = cap_name(model.net, convolution)
+        ranges.append(Range(convolution.path, name, found.largest, cap, found.count, clipped, zero))
     return ranges
 
 

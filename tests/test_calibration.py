@@ -51,6 +51,8 @@ def test_percentile_is_that_of_all_outputs_pooled(model, percentile):
             assert one.clipped == pytest.approx(np.mean(values > expected), abs=2 / values.size)
         else:  # more zeros than the percentile: the cap stays above 0
             assert one.cap == one.largest
+        assert ("the percentile is 0, and the largest output is the cap" in one.warning) == (expected <= 0)
+    assert percentile > 50 or any(one.warning for one in found)
 
 
 @pytest.mark.parametrize("percentile", PERCENTILES)
