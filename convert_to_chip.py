@@ -42,6 +42,7 @@ def main() -> None:
     network = base.load_network(args.net, chip=args.chip, image_size=image_size, nets_dir=args.nets_dir)
     if args.ten_bit_act:
         base.check_ten_bit(args.net, network)
+    restore.refuse_change_of_network(source, network)
     conversion = converter.convert(network, source.arrays, net=args.net)
     for warning in filter(None, (*conversion.warnings, converter.fc_readout_problem(network, args.net))):
         print(f"warning: {warning}", file=sys.stderr)

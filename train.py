@@ -9,6 +9,7 @@ python train.py --net digits --chip 2801 --resume_from checkpoints/best --quant_
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from gti import cli, stage
 from gti.errors import UsageError, sentence
@@ -54,7 +55,10 @@ def main() -> None:
             files.make_writable_folder(folder)
     classes = restore.number_of_classes(args, source, args.train_data_dir)
     with strategy.scope():
-        model = restore.build_model(args, args.stage, source, classes)
+        model = restore.build_model(args, args.stage, source, classes, to_train=True)
+    change = restore.change_of_network(source, model.network)
+    if change:
+        say(f"warning: {change}")
 
     size, _, channels = model.network.input_shape
     shape = {"image_size": size, "channels": channels, "classes": classes}
@@ -109,6 +113,7 @@ def main() -> None:
         )
         if source:
             say(f"stage {args.stage.label} begins: new optimizer state")
+    start = replace(start, network=restore.traits(model.network) if args.stage >= Stage.QUANT_W else ())
 
     try:
         with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):

@@ -171,6 +171,7 @@ def main() -> None:
     problem = converter.fc_readout_problem(network, args.net)
     if problem:
         raise UsageError(problem)
+    restore.refuse_change_of_network(source, network)
     conversion = converter.convert(network, source.arrays, net=args.net)
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)

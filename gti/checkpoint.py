@@ -57,6 +57,7 @@ class Metadata:
     optimizer: str = ""
     seed: int = 0
     parent: str = ""  # digest of the checkpoint that the stage began from
+    network: tuple[str, ...] = ()  # what of the dat.json it was trained for, from quant_w on; () where not known
     kit_version: str = __version__
 
     def to_json(self) -> str:
@@ -84,6 +85,7 @@ _KINDS = {
     "bool": "true or false",
     "int": "a whole number of at least 0",
     "float | None": "a number 0..1 or null",
+    "tuple[str, ...]": "a list of texts",
     "Stage": "one of " + ", ".join(stage.label for stage in Stage),
 }
 
@@ -97,6 +99,9 @@ def _checked(key: str, kind: str, value: Any, name: str) -> Any:
         if isinstance(value, str):
             with suppress(ValueError):
                 return Stage.from_label(value)
+    elif kind == "tuple[str, ...]":
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
     elif (
         (kind == "str" and isinstance(value, str))
         or (kind == "bool" and isinstance(value, bool))

@@ -20,6 +20,8 @@ from gti.stage import Stage
 if TYPE_CHECKING:
     import keras
 
+    from gti.chip.network import Network
+
 
 @dataclass(frozen=True)
 class Source:
@@ -101,16 +103,56 @@ def number_of_classes(args: Namespace, source: Source | None, data_dir: str | os
     )
 
 
-def build_model(args: Namespace, stage: Stage, source: Source | None, classes: int) -> keras.Model:
+def traits(network: Network) -> tuple[str, ...]:
+    """Return what quantized weights are trained for, a line each; sizes and shifts are no part of it."""
+    lines = [f"SamplingMethod {network.sampling_method}", f"ActivationBitMode {network.activation_bit_mode}"]
+    for major, layer in enumerate(network.layers, 1):
+        pooling, upsampling = ("on" if on else "off" for on in (layer.pooling, layer.upsample_enable))
+        mode = f" ({layer.upsample_mode})" if layer.upsample_enable else ""
+        lines.append(f"major {major}: coef_bits {layer.coef_bits}, pooling {pooling}, upsampling {upsampling}{mode}")
+    return tuple(lines)
+
+
+def change_of_network(source: Source | None, network: Network, fix: str = "") -> str:
+    """Return how `network` differs from the one that a checkpoint was trained for, one sentence.
+
+    "" where it does not, and for checkpoints that do not tell: float ones, and those of earlier versions.
+    """
+    trained = source.metadata.network if source and source.metadata else ()
+    now = traits(network)
+    if source is None or not trained or trained == now:
+        return ""
+    return sentence(
+        source.prefix,
+        "was trained for another dat.json of the net",
+        expected="; ".join(line for line in trained if line not in now) or f"{len(trained) - 2} major layers",
+        received="; ".join(line for line in now if line not in trained) or f"{len(now) - 2} major layers",
+        fix=fix,
+    )
+
+
+def refuse_change_of_network(source: Source | None, network: Network) -> None:
+    """Raise CheckpointError where `network` differs from the one that a checkpoint was trained for."""
+    change = change_of_network(source, network, "put the values back, or train --quant_w again with the new ones")
+    if change:
+        raise CheckpointError(change)
+
+
+def build_model(
+    args: Namespace, stage: Stage, source: Source | None, classes: int, *, to_train: bool = False
+) -> keras.Model:
     """Return the model of `args.net` in `stage`, with the weights of `source` (None: fresh ones).
 
     Caps come from the checkpoint when it was trained with them, else from the settings file. A quant_act checkpoint
-    is fused on its way into the stage fused. Raises CheckpointError that lists every variable which does not fit.
+    is fused on its way into the stage fused. Raises CheckpointError that lists every variable which does not fit, and
+    for a checkpoint of another dat.json, unless it is `to_train` in the stage quant_w.
     """
     from gti import fusion
     from gti.model import base
 
     network = base.load_network(args.net, chip=args.chip, image_size=_image_size(args, source), nets_dir=args.nets_dir)
+    if not (to_train and stage is Stage.QUANT_W):
+        refuse_change_of_network(source, network)
     arrays = dict(source.arrays) if source else {}
     cap_names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
     caps: dict[str, float] = {}

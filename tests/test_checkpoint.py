@@ -144,6 +144,8 @@ def test_any_flipped_byte_of_an_index_is_refused_or_harmless(tmp_path):
         ({"classes": "3"}, "classes is wrong"),
         ({"accuracy": 7}, "accuracy is wrong"),
         ({"net": None}, "net is wrong"),
+        ({"network": "SamplingMethod 0"}, "network is wrong; expected a list of texts"),
+        ({"network": [0]}, "network is wrong"),
     ],
 )
 def test_wrong_metadata_is_refused(change, message):
@@ -189,6 +191,12 @@ def test_optional_variables_may_be_absent_and_scalars_may_have_one_element():
 def test_another_net_is_named():
     with pytest.raises(CheckpointError, match="expected digits for 2801, received tiny for 2801"):
         checkpoint.check_net(META, "digits", "2801", "a")
+
+
+def test_the_network_of_a_checkpoint_comes_back(tmp_path):
+    metadata = replace(META, network=("SamplingMethod 0", "major 1: coef_bits 3"))
+    checkpoint.save(tmp_path / "a", some_arrays(), metadata)
+    assert checkpoint.read_metadata(tmp_path / "a") == metadata
 
 
 def test_names_carry_the_stage():

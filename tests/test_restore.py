@@ -6,6 +6,7 @@ import re
 from argparse import Namespace
 from dataclasses import replace
 
+import converted_net
 import numpy as np
 import pytest
 import small_nets
@@ -162,6 +163,80 @@ def test_another_number_of_classes_is_listed_variable_by_variable(tmp_path, args
         restore.build_model(args, Stage.FLOAT, source, CLASSES)
     assert "digits/fc/weights has shape [1568, 7], the net's is [1568, 4]" in str(error.value)
     assert "digits/fc/biases has shape [7], the net's is [4]" in str(error.value)
+
+
+MAJORS = ((14, 3, 16, 1, 3, False), (14, 16, 32, 1, 1, True))
+
+
+@pytest.mark.parametrize(
+    ("layers", "options", "was", "now"),
+    [
+        (MAJORS, {}, "", ""),
+        (MAJORS, {"sampling_method": 1}, "SamplingMethod 0", "SamplingMethod 1"),
+        (MAJORS, {"activation_bit_mode": 1}, "ActivationBitMode 0", "ActivationBitMode 1"),
+        (
+            ((14, 3, 16, 1, 1, False), MAJORS[1]),
+            {},
+            "major 1: coef_bits 3, pooling off, upsampling off",
+            "major 1: coef_bits 1, pooling off, upsampling off",
+        ),
+        (
+            (MAJORS[0], (14, 16, 32, 1, 1, False)),
+            {},
+            "major 2: coef_bits 1, pooling on, upsampling off",
+            "major 2: coef_bits 1, pooling off, upsampling off",
+        ),
+        (MAJORS[:1], {}, "major 2: coef_bits 1, pooling on, upsampling off", "1 major layers"),
+    ],
+)
+def test_another_network_under_the_same_name_is_noticed(layers, options, was, now):
+    source = restore.Source("a", {}, replace(META, stage=Stage.QUANT_ACT, network=restore.traits(NETWORK)))
+    network = small_nets.small_network(*layers, **options)
+    change = restore.change_of_network(source, network)
+    assert change == (f"a: was trained for another dat.json of the net; expected {was}, received {now}." if was else "")
+    for silent in (None, restore.Source("a", {}, None), restore.Source("a", {}, META)):  # as of earlier versions
+        assert restore.change_of_network(silent, network) == ""
+
+
+def test_a_changed_network_is_refused_except_where_its_weights_are_trained(tmp_path, args):
+    source = opened(saved(tmp_path, Stage.QUANT_W)[0])
+    source = replace(source, metadata=replace(source.metadata, network=restore.traits(NETWORK)))
+    restore.build_model(args, Stage.QUANT_W, source, CLASSES)
+    small_nets.write_json(replace(NETWORK, sampling_method=1), tmp_path / "nets")
+    with pytest.raises(
+        CheckpointError, match=r"another dat\.json .* Fix: put the values back, or train --quant_w again"
+    ):
+        restore.build_model(args, Stage.QUANT_W, source, CLASSES)
+    restore.build_model(args, Stage.QUANT_W, source, CLASSES, to_train=True)
+    with pytest.raises(CheckpointError, match=r"another dat\.json"):
+        restore.build_model(args, Stage.QUANT_ACT, source, CLASSES, to_train=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        ("convert_to_chip.py", ("--output_dir", "OUT")),
+        ("addon/convert_full.py", ("--labels_file", "LABELS", "--output_dir", "OUT")),
+        ("chip_infer.py", ("--val_data_dir", "DATA")),
+        ("eval.py", ("--quant_w", "--quant_act", "--val_data_dir", "DATA")),
+    ],
+)
+def test_scripts_refuse_another_network(tmp_path, script, flags):
+    net = converted_net.make(tmp_path, Stage.QUANT_ACT)
+    arrays, metadata = checkpoint.load(net.checkpoint)
+    prefix = tmp_path / "digits-2801-qw-qa-epoch-2"
+    other = replace(converted_net.NETWORK, sampling_method=1)
+    checkpoint.save(prefix, arrays, replace(metadata, network=restore.traits(other)))
+    places = {"OUT": tmp_path, "LABELS": tmp_path / "data" / "labels.txt", "DATA": tmp_path / "data" / "val"}
+    flags = [places.get(flag, flag) for flag in flags]
+    common = (*converted_net.COMMON, "--nets_dir", tmp_path, "--checkpoint", prefix)
+    with pytest.raises(CheckpointError, match="expected SamplingMethod 1, received SamplingMethod 0"):
+        converted_net.run_script(script, *common, *flags)
+
+
+def test_scales_and_sizes_are_no_change_of_the_network():
+    layers = tuple(replace(layer, scaling=(5,), image_size=28) for layer in NETWORK.layers)
+    assert restore.traits(replace(NETWORK, layers=layers)) == restore.traits(NETWORK)
 
 
 def test_classes_come_from_the_checkpoint_the_flag_or_the_label_file(tmp_path, args):
