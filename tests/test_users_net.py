@@ -78,6 +78,7 @@ def test_every_stage_and_equal_codes(kind, tmp_path):
     run_script("convert_to_chip.py", *common, "--checkpoint", best, "--fuse", "--output_dir", nets)
 
     source = restore.open_checkpoint(best, net="mine", chip="2801", stages=(Stage.FUSED,))
+    assert source.metadata.network == restore.traits(base.load_network("mine", nets_dir=nets))
     flags = [*map(str, common), "--checkpoint", source.prefix, "--quant_w", "--quant_act", "--fuse"]
     model = restore.build_model(parse(eval_parser(), flags), Stage.FUSED, source, 3)
     assert not [name for name in base.named_variables(model) if "batch_normalization" in name]
