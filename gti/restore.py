@@ -113,7 +113,7 @@ def traits(network: Network) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def change_of_network(source: Source | None, network: Network, fix: str = "") -> str:
+def change_of_network(source: Source | None, network: Network) -> str:
     """Return how `network` differs from the one that a checkpoint was trained for, one sentence.
 
     "" where it does not, and for checkpoints that do not tell: float ones, and those of earlier versions.
@@ -127,13 +127,13 @@ def change_of_network(source: Source | None, network: Network, fix: str = "") ->
         "was trained for another dat.json of the net",
         expected="; ".join(line for line in trained if line not in now) or f"{len(trained) - 2} major layers",
         received="; ".join(line for line in now if line not in trained) or f"{len(now) - 2} major layers",
-        fix=fix,
+        fix="put the values back, or train --quant_w with the new ones",
     )
 
 
 def refuse_change_of_network(source: Source | None, network: Network) -> None:
     """Raise CheckpointError where `network` differs from the one that a checkpoint was trained for."""
-    change = change_of_network(source, network, "put the values back, or train --quant_w again with the new ones")
+    change = change_of_network(source, network)
     if change:
         raise CheckpointError(change)
 

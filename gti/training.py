@@ -74,8 +74,15 @@ def make_strategy(num_gpus: int = 0) -> tf.distribute.Strategy:
     """
     available = tf.config.list_physical_devices("GPU")
     if num_gpus > len(available):
-        most, fix = f"at most {len(available)}", "leave it out to train on one device"
-        raise UsageError(sentence("--num_gpus", "there are fewer GPUs", expected=most, received=num_gpus, fix=fix))
+        raise UsageError(
+            sentence(
+                "--num_gpus",
+                "there are fewer GPUs",
+                expected=f"at most {len(available)}",
+                received=num_gpus,
+                fix="leave it out to train on one device",
+            )
+        )
     text = os.environ.get("TF_CONFIG", "")
     if text:
         try:
@@ -343,7 +350,7 @@ class _Saver:
             place = self._folder / checkpoint_folder.EARLIER
             them = f"{len(moved)} checkpoint{'s' if len(moved) > 1 else ''}"
             self._report(f"moved {them} of an earlier run to {place}: {', '.join(moved)}")
-        # The best one that `start` knows of may be gone: moved away just now, or in another folder.
+        # The best one that `start` knows of may be elsewhere by now.
         best = checkpoint_folder.best_accuracy(self._folder, start.net, start.chip, start.stage)
         return replace(start, best_accuracy=best)
 
