@@ -40,10 +40,11 @@ def load_image(
 ) -> np.ndarray:
     """Return the image file `path` as uint8 [size, size, channels], 0..255, in the chip's channel order.
 
-    Arrays (`.npy`, `.bin`) must have the network's shape; pictures are resized (bilinear, the whole picture, or as
-    `prepare` does it, [H,W,C] -> [size,size,C]), grey ones are repeated into three channels. Raises ImageError for
-    another type, shape or layout, for transparency, more than 8 bits and pictures of more than 100 million pixels,
-    FormatError when the file cannot be read.
+    Arrays (`.npy`, `.bin`) must have the network's size; pictures are resized (bilinear, the whole picture, or as
+    `prepare` does it, [H,W,C] -> [size,size,C]). The plane of grey pictures and `.npy` ([size, size] or
+    [size, size, 1]) is repeated into three channels. Raises ImageError for another type, shape or layout, for
+    transparency, more than 8 bits and pictures of more than 100 million pixels, FormatError when the file cannot be
+    read.
     """
     name = os.fspath(path)
     suffix = Path(name).suffix.lower()
@@ -62,6 +63,8 @@ def _from_npy(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray
     if dtype != np.uint8:
         fix = "store 8-bit values 0..255" + (", not 0..1" if dtype.kind == "f" else "")
         raise ImageError(sentence(name, "has the wrong type", expected=expected, received=received, fix=fix))
+    if shape[2] in (1, 3) and found in (shape[:2], (*shape[:2], 1)):
+        return np.repeat(npy.parse_npy(data, name).reshape(*shape[:2], 1), shape[2], axis=2)
     if found != shape:
         planar = found == (shape[2], *shape[:2])
         fix = "transpose it to height, width, channels" if planar else "resize it to the network's input"

@@ -39,6 +39,14 @@ def test_arrays_are_taken_as_they_are(tmp_path: Path) -> None:
     assert np.array_equal(load_image(planes, 28), PIXELS)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("array", [PIXELS[:, :, 0], PIXELS[:, :, :1]], ids=["plane", "one channel"])
+def test_the_plane_of_grey_arrays_is_repeated(array: np.ndarray, channels: int, tmp_path: Path) -> None:
+    loaded = load_image(save(tmp_path / "x.npy", npy_bytes(array)), 28, channels)
+    assert np.array_equal(loaded, np.repeat(PIXELS[:, :, :1], channels, axis=2))
+    assert loaded.flags.c_contiguous
+
+
 def test_pictures_become_bgr(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "x.png")
     assert np.array_equal(load_image(tmp_path / "x.png", 28), PIXELS[:, :, ::-1])
@@ -68,7 +76,8 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
         (PIXELS.transpose(2, 0, 1), "has its planes first"),
         (PIXELS[:14], "has the wrong shape"),
         (PIXELS[None], "has the wrong shape"),
-        (PIXELS[:, :, :1], "has the wrong shape"),
+        (PIXELS[:, :, :2], "has the wrong shape"),
+        (PIXELS[:14, :, 0], "has the wrong shape"),
         (PIXELS[:0], "has the wrong shape"),
     ],
 )
