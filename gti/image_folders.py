@@ -10,14 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from gti.errors import DataError, sentence
 from gti.tfrecords import IMAGE_SUFFIXES, ImageRecord, spread, write_shards
 
+_SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
 # Pillow's own limit against decompression bombs (Image.MAX_IMAGE_PIXELS); larger photographs are skipped by name.
 MAX_PIXELS = 89_478_485
 JPEG_QUALITY = 95
 _ORIENTATION = 0x0112
+_TURNED = range(2, 9)  # orientations that ask for a turn or a mirror
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+# Chunks of a PNG, type and keyword, in which Pillow finds an orientation.
+_PNG_ORIENTED = (b"eXIf", b"iTXtXML:com.adobe.xmp", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif")
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,54 @@ def unlisted_folders(folder: str | os.PathLike[str], folders: Sequence[str]) -> 
     return sorted(p.name for p in Path(folder).iterdir() if p.is_dir() and p.name not in listed and p.name[0] != ".")
 
 
+def other_files(folder: str | os.PathLike[str], folders: Sequence[str]) -> list[Path]:
+    """Return what lies in the class sub-folders and is no image by its name, without files that systems leave there."""
+    paths = (
+        path for sub in folders if (Path(folder) / sub).is_dir() for path in sorted((Path(folder) / sub).iterdir())
+    )
+    return [path for path in paths if not _is_image(path) and path.name[0] != "." and path.name not in _SYSTEM_FILES]
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+
+
+def seen_differently(file: BinaryIO) -> str | None:
+    """Return why TensorFlow decodes a JPEG or PNG file otherwise than inference reads it; None where it does not.
+
+    Only headers are read; of a file that is damaged nothing is said.
+    """
+    from PIL import Image
+
+    try:
+        # Without being needed, getexif would decode all pixels of a PNG.
+        oriented = _may_be_oriented(file)
+        file.seek(0)
+        image = Image.open(file, formats=("JPEG", "PNG"))
+        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+            return "transparency"
+        if image.mode.startswith("I"):
+            return "16 bits"
+        if image.mode == "CMYK":
+            return "CMYK"
+        orientation = image.getexif().get(_ORIENTATION, 1) if oriented else 1
+        return f"EXIF orientation {orientation}" if orientation in _TURNED else None
+    except Exception:  # Pillow reports damage in many classes
+        return None
+
+
+def _may_be_oriented(file: BinaryIO) -> bool:
+    # Any JPEG, and PNGs with a chunk for it, which may stand behind the pixels.
+    file.seek(0)
+    if file.read(len(_PNG_START)) != _PNG_START:
+        return True
+    position = len(_PNG_START)
+    while len(head := file.read(40)) >= 8:
+        if head[4:].startswith(_PNG_ORIENTED):
+            return True
+        position += 12 + int.from_bytes(head[:4], "big")  # length, type, data, checksum
+        file.seek(position)
+    return False
 
 
 def read_image(source: Source) -> ImageRecord:
@@ -88,9 +140,11 @@ def read_image(source: Source) -> ImageRecord:
     viewer (turned by EXIF, CMYK, palettes, alpha, 16 bits) is written anew. Raises ValueError with the reason for
     a file that is no image, is cut off, or is too large.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
+        if not source.path.is_file():  # a pipe would be waited for without end
+            raise ValueError("is not a regular file")
         data = source.path.read_bytes()
         image: Image.Image = Image.open(io.BytesIO(data))
         if image.width * image.height > MAX_PIXELS:
@@ -112,9 +166,13 @@ def read_image(source: Source) -> ImageRecord:
                 form = "JPEG"
                 image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
             data = buffer.getvalue()
+    except UnidentifiedImageError:
+        # Pillow's own sentence holds the address of an object.
+        raise ValueError("is no image that can be read") from None
     except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as problem:
         # Pillow reports damage in any of these classes.
-        raise ValueError(str(problem) or type(problem).__name__) from None
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise ValueError(reason or type(problem).__name__) from None
     return ImageRecord(data, str(form), image.height, image.width, source.label, source.text, source.path.name)
 
 

@@ -7,8 +7,8 @@
 
 `train/` and `val/` hold one folder of images per class, `labels.txt` one class name a line. Written are
 `data/flowers/{train,val}/flowers_00000-of-00005.tfrecord` and `data/flowers/flowers_labels.txt`. Label 0 is the
-background class: four classes in labels.txt make `--classes 5` in training. Images that cannot be read are named,
-counted and left out; the same seed gives the same files, whatever the number of threads.
+background class: four classes in labels.txt make `--classes 5` in training. Images that cannot be read and files of
+other types are named, counted and left out; the same seed gives the same files, whatever the number of threads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def check(args: argparse.Namespace) -> None:
 def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence[str]) -> None:
     """Write the training and validation sets of the classes `names` (index = label) in the sub-folders `folders`."""
     from gti.files import write_atomic
-    from gti.image_folders import build, find_images, unlisted_folders
+    from gti.image_folders import build, find_images, other_files, unlisted_folders
     from gti.labels import labels_text
     from gti.progress import progress_bar
     from gti.quiet import import_tensorflow
@@ -79,8 +79,17 @@ def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence
             )
         for extra in unlisted_folders(directory, folders):
             print(f"note: {Path(directory) / extra} is no class of {args.labels_file} and is left out", file=sys.stderr)
+    labels_file = output / f"{name}_labels.txt"
+    for folder in (output, *(output / part for part, _, _ in parts)):
+        _check_output(folder, "a folder")
+    _check_output(labels_file, "a file")
     import_tensorflow()
-    for part, _, shards in parts:
+    for part, directory, shards in parts:
+        others = other_files(directory, folders)
+        for path in others:
+            print(
+                sentence(str(path), "is skipped: it is no file whose name ends in .jpg, .jpeg or .png"), file=sys.stderr
+            )
         with progress_bar(len(found[part]), part, "image") as bar:
 
             def progress(skipped: str | None, bar: tqdm = bar) -> None:
@@ -97,9 +106,26 @@ def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence
                 seed=args.seed,
                 progress=progress,
             )
-        print(f"{output / part}: {report.written} images in {shards} shards, {len(report.skipped)} skipped")
-    write_atomic(output / f"{name}_labels.txt", labels_text(list(names)).encode())
+        print(
+            f"{output / part}: {report.written} images in {shards} shards, {len(report.skipped) + len(others)} skipped"
+        )
+    write_atomic(labels_file, labels_text(list(names)).encode())
     print(f"{output}: {len(names)} classes with the background: train with --classes {len(names)}")
+
+
+def _check_output(path: Path, expected: str) -> None:
+    # Before the images are read, which may take hours.
+    received = "a folder" if path.is_dir() else "a file"
+    if path.exists() and received != expected:
+        raise UsageError(
+            sentence(
+                str(path),
+                "is in the way of what is to be written",
+                expected=expected,
+                received=received,
+                fix="remove it or pass another --output_directory",
+            )
+        )
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import runpy
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from gti import data_utils, tfrecords
-from gti.errors import DataError
+from gti.errors import DataError, UsageError
 from gti.image_folders import Source, build, find_images, read_image
 from gti.labels import read_labels
 
@@ -62,12 +63,18 @@ def run_here(monkeypatch, folders: Path, *flags: str, script: str) -> None:
 
 def test_command_of_the_guide(folders):
     (folders / "train" / "daisy" / "broken.jpg").write_bytes((folders / "train" / "daisy" / "1.jpg").read_bytes()[:300])
+    (folders / "train" / "daisy" / "moving.gif").write_bytes(b"GIF89a")
+    for name in (".DS_Store", "Thumbs.db"):
+        (folders / "train" / "daisy" / name).write_bytes(b"")
     (folders / "train" / "rose").mkdir()
     result = run_script(folders)
     assert result.returncode == 0, result.stderr
-    assert "12 images in 3 shards, 1 skipped" in result.stdout
+    assert "12 images in 3 shards, 2 skipped" in result.stdout
     assert "train with --classes 3" in result.stdout
     assert "broken.jpg: is skipped" in result.stderr
+    assert "moving.gif: is skipped: it is no file whose name ends in .jpg, .jpeg or .png" in result.stderr
+    assert "DS_Store" not in result.stderr
+    assert "Thumbs.db" not in result.stderr
     assert "rose is no class" in result.stderr
     out = folders / "flowers"
     assert [p.name for p in tfrecords.find_shards(out / "train")] == [
@@ -100,6 +107,16 @@ def test_more_shards_than_images(folders):
     result = run_script(folders, "--validation_shards=5")
     assert result.returncode == 2
     assert "too few images for 5 shards; expected at least 5, received 4" in result.stderr
+
+
+@pytest.mark.parametrize(("place", "is_folder"), [("val", False), ("flowers_labels.txt", True)])
+def test_what_is_in_the_way_is_found_before_the_work(folders, monkeypatch, place, is_folder):
+    (folders / "flowers").mkdir()
+    path = folders / "flowers" / place
+    path.mkdir() if is_folder else path.write_text("notes")
+    with pytest.raises(UsageError, match=f"{place}: is in the way"):
+        run_here(monkeypatch, folders, script="build_image_data.py")
+    assert not (folders / "flowers" / "train").exists()
 
 
 def test_imagenet_names_come_from_the_metadata(folders, monkeypatch):
@@ -205,9 +222,9 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (b"", "cannot identify"),
-        (b"GIF89a", "cannot identify"),
-        (b"\x89PNG\r\n\x1a\nxxxx", "cannot identify|broken"),
+        (b"", "^is no image that can be read$"),
+        (b"GIF89a", "^is no image that can be read$"),
+        (b"\x89PNG\r\n\x1a\nxxxx", "no image|broken"),
         (bomb(), "pixels"),
     ],
     ids=["empty", "gif", "png", "bomb"],
@@ -226,3 +243,9 @@ def test_files_cut_off_anywhere_are_a_reason(tmp_path, name):
         (tmp_path / name).write_bytes(data[:cut])
         with pytest.raises(ValueError):
             record_of(tmp_path / name)
+
+
+def test_pipe_named_like_an_image_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        record_of(tmp_path / "a.png")
