@@ -60,7 +60,8 @@ def open_checkpoint(
 def check_inputs(args: Namespace, *data_dirs: str | os.PathLike[str]) -> None:
     """Check the net and the data folders of a command line, before anything that takes time or depends on them.
 
-    Raises UsageError and NetworkError for the net, DataError for what `data_check.inspect` finds.
+    Raises UsageError and NetworkError for the net, DataError for what `data_check.inspect` and
+    `data_check.check_same_classes` find.
     """
     from gti import data_check
     from gti.model import base
@@ -68,6 +69,7 @@ def check_inputs(args: Namespace, *data_dirs: str | os.PathLike[str]) -> None:
     base.load_network(args.net, chip=args.chip, image_size=args.image_size, nets_dir=args.nets_dir)
     for folder in data_dirs:
         data_check.inspect(folder)
+    data_check.check_same_classes(*data_dirs)
 
 
 def number_of_classes(args: Namespace, source: Source | None, data_dir: str | os.PathLike[str] | None) -> int:

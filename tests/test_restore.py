@@ -10,10 +10,11 @@ import converted_net
 import numpy as np
 import pytest
 import small_nets
+from PIL import Image
 
 from gti import checkpoint, files, restore
 from gti.checkpoint import Metadata
-from gti.errors import CheckpointError, FormatError, UsageError
+from gti.errors import CheckpointError, DataError, FormatError, UsageError
 from gti.stage import Stage
 
 NETWORK = small_nets.small_network((14, 3, 16, 1, 3, False), (14, 16, 32, 1, 1, True))
@@ -238,6 +239,15 @@ def test_scripts_refuse_another_network(tmp_path, script, flags):
 def test_scales_and_sizes_are_no_change_of_the_network():
     layers = tuple(replace(layer, scaling=(5,), image_size=28) for layer in NETWORK.layers)
     assert restore.traits(replace(NETWORK, layers=layers)) == restore.traits(NETWORK)
+
+
+def test_class_folders_that_are_numbered_otherwise_than_those_of_training_are_refused(tmp_path, args):
+    for place in ("train/ant", "train/bee", "val/bee"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (14, 14)).save(tmp_path / place / "1.png")
+    for folders in (("train", "val"), ("val",)):
+        with pytest.raises(DataError, match=r"numbers its classes otherwise than .*received no ant"):
+            restore.check_inputs(args, *(tmp_path / folder for folder in folders))
 
 
 def test_classes_come_from_the_checkpoint_the_flag_or_the_label_file(tmp_path, args):
