@@ -23,7 +23,7 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import checkpoint, converter, fusion, restore, stage
+    from gti import checkpoint, converter, files, fusion, restore, stage
     from gti.model import base
 
     if converter.debug_conversion():
@@ -43,6 +43,8 @@ def main() -> None:
     if args.ten_bit_act:
         base.check_ten_bit(args.net, network)
     restore.refuse_change_of_network(source, network)
+    for folder in filter(None, (args.output_dir, args.report)):
+        files.make_writable_folder(folder)
     conversion = converter.convert(network, source.arrays, net=args.net)
     for warning in filter(None, (*conversion.warnings, converter.fc_readout_problem(network, args.net))):
         print(f"warning: {warning}", file=sys.stderr)

@@ -172,6 +172,8 @@ def main() -> None:
     if problem:
         raise UsageError(problem)
     restore.refuse_change_of_network(source, network)
+    for folder in filter(None, (args.output_dir, args.report)):
+        files.make_writable_folder(folder)
     conversion = converter.convert(network, source.arrays, net=args.net)
     for warning in conversion.warnings:
         print(f"warning: {warning}", file=sys.stderr)

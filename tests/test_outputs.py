@@ -6,7 +6,7 @@ import converted_net
 import pytest
 from converted_net import COMMON, run_script
 
-from gti import checkpoint, checkpoint_folder, files, pretrained, restore, training
+from gti import checkpoint, checkpoint_folder, converter, files, pretrained, restore, training
 from gti.errors import CheckpointError, UsageError
 from gti.stage import Stage
 
@@ -125,3 +125,16 @@ def test_what_is_said_after_ctrl_c_exists(net, tmp_path, monkeypatch, capsys, ca
         run_script("train.py", *COMMON, "--nets_dir", net.folder, *flags)
     expected = message.replace("FOLDER", str(folder)).replace("SOURCE", str(net.checkpoint))
     assert capsys.readouterr().err.splitlines()[-1] == expected
+
+
+@pytest.mark.parametrize("script", ["convert_to_chip.py", "addon/convert_full.py"])
+def test_conversion_makes_its_folders_or_says_at_once_that_it_cannot(net, script, tmp_path, monkeypatch):
+    labels = ("--labels_file", net.folder / "data" / "labels.txt") if "full" in script else ()
+    run_script(script, *net.flags, *labels, "--output_dir", tmp_path / "new" / "folder")
+    assert (tmp_path / "new" / "folder" / "2801_digits.dat").is_file()
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(converter, "convert", lambda *args, **kwargs: pytest.fail("the work has begun"))
+    for flag in ("--output_dir", "--report"):
+        with pytest.raises(UsageError, match=r"file: cannot be made a folder \(File exists\)"):
+            run_script(script, *net.flags, *labels, "--output_dir", tmp_path, flag, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
