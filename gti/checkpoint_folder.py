@@ -114,8 +114,9 @@ def best_accuracy(folder: str | os.PathLike[str], net: str, chip: str, stage: St
     """
     base = Path(folder)
     any_epoch = file_name(net, chip, stage, 0)
-    for name in reversed(_family(base / BEST / any_epoch)):
-        return _accuracy(base / BEST / name)
+    published = _family(base / BEST / any_epoch)
+    if published:
+        return _accuracy(base / BEST / published[-1])
     found = [(accuracy, name) for name in _family(base / any_epoch) if (accuracy := _accuracy(base / name)) is not None]
     for accuracy, name in sorted(found, reverse=True, key=lambda one: one[0]):
         if is_sound(base / name):
