@@ -40,15 +40,18 @@ def main() -> None:
     import numpy as np
     import tensorflow as tf
 
-    from gti import converter, data_check, data_utils, restore
-    from gti.chip import preprocessing, protocol
-    from gti.chip.chain import open_model
-    from gti.chip.engine_model import EngineModel
+    from gti import converter, data_utils
+    from gti.chip.formats.splitting import split
+    from gti.chip.host import preprocessing
     from gti.chip.loaded_model import load_chips
-    from gti.chip.splitting import split
-    from gti.inference import classify, save_layer_outputs
+    from gti.chip.runtime.chain import open_model
+    from gti.chip.runtime.engine_model import EngineModel
+    from gti.chip.wire import protocol
+    from gti.compare.inference import classify, save_layer_outputs
+    from gti.data import data_check
     from gti.model import base
     from gti.progress import progress_bar
+    from gti.training import restore
 
     restore.check_inputs(args, args.val_data_dir)
     model_file = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")

@@ -23,8 +23,9 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import checkpoint, converter, files, fusion, restore, stage
+    from gti import converter, files, fusion, stage
     from gti.model import base
+    from gti.training import checkpoint, restore
 
     if converter.debug_conversion():
         logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)

@@ -16,9 +16,10 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import data_utils, restore
-    from gti.evaluation import evaluate
+    from gti import data_utils
     from gti.model.exact import ExactModel
+    from gti.training import restore
+    from gti.training.evaluation import evaluate
 
     restore.check_inputs(args, args.val_data_dir)
     if args.report:

@@ -20,7 +20,8 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import calibration, checkpoint, data_utils, restore
+    from gti import data_utils
+    from gti.training import calibration, checkpoint, restore
 
     restore.check_inputs(args, args.train_data_dir)
     path = settings_file(args)

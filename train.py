@@ -33,8 +33,10 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import checkpoint, checkpoint_folder, data_utils, files, restore, training
-    from gti.checkpoint import Metadata
+    from gti import data_utils, files
+    from gti.training import checkpoint, checkpoint_folder, restore
+    from gti.training import loop as training
+    from gti.training.checkpoint import Metadata
 
     training.make_deterministic(args.seed)
     strategy = training.make_strategy(args.num_gpus)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gti.chip.preprocessing import Preprocessing
+    from gti.chip.host.preprocessing import Preprocessing
 
 WINDOW = "GTI"
 _ESCAPE = 27
@@ -103,7 +103,7 @@ def main() -> None:
         raise UsageError(sentence("--frames", "leaves nothing to do", expected="at least 1", received=args.frames))
     cv2 = opencv()
 
-    from gti.chip.classifier import Classifier, Rate
+    from gti.chip.runtime.classifier import Classifier, Rate
 
     with Classifier(args.model, args.device.split(",")) as model:
         for description in model.device_descriptions:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gti.chip.preprocessing import Preprocessing
+    from gti.chip.host.preprocessing import Preprocessing
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".gif", ".tif", ".tiff", ".webp", ".npy", ".bin")
 
@@ -103,7 +103,7 @@ def main() -> int:
         raise UsageError(sentence("--top", "prints nothing", expected="at least 1", received=args.top))
     paths = find_images(args.images)
 
-    from gti.chip.classifier import Classifier
+    from gti.chip.runtime.classifier import Classifier
 
     with Classifier(args.model, args.device.split(","), record=args.record) as model:
         for description in model.device_descriptions:

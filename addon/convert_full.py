@@ -45,7 +45,7 @@ def host_entries(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> list[t
     The first fully connected layer takes the chip's result as [C,H,W]; in TensorFlow it takes [H,W,C], so its inputs
     are reordered (user guide, section 5.4). Raises UsageError for layers that a .MODEL does not know.
     """
-    from gti.chip.blobs import encode_fc
+    from gti.chip.formats.blobs import encode_fc
     from gti.model import base
 
     host = base.host_model(model)
@@ -104,8 +104,8 @@ def full_model(
     of the file names, `<chip>_<net>`.
     """
     from gti import converter
-    from gti.chip.model_file import compose
-    from gti.chip.protocol import Mode
+    from gti.chip.formats.model_file import compose
+    from gti.chip.wire.protocol import Mode
 
     data = {f"{stem}.dat": dat}
     chip = converter.chip_layer(chip_json, f"{stem}_model.json")
@@ -132,11 +132,13 @@ def main() -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import checkpoint, converter, files, fusion, restore, stage
-    from gti.chip import known_answer, preprocessing
-    from gti.labels import find_labels, read_labels
+    from gti import converter, files, fusion, stage
+    from gti.chip.host import preprocessing
+    from gti.chip.runtime import known_answer
+    from gti.data.labels import find_labels, read_labels
     from gti.model import base
     from gti.stage import Stage
+    from gti.training import checkpoint, restore
 
     wanted = Stage.FUSED if args.fuse else Stage.QUANT_ACT
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, preferred=wanted)

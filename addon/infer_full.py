@@ -30,9 +30,9 @@ def parser() -> param_parser.Parser:
 def main() -> None:
     args = parser().parse_args()
 
-    from gti.chip import preprocessing
-    from gti.chip.canonical_json import canonical
     from gti.chip.driver import GtiModel
+    from gti.chip.formats.canonical_json import canonical
+    from gti.chip.host import preprocessing
 
     with GtiModel(args.model, device=args.device) as model:
         print(model.device_description, file=sys.stderr)

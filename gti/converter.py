@@ -15,9 +15,13 @@ from typing import Any
 import numpy as np
 
 from gti import files, fusion
-from gti.chip import dat, known_answer, model_file, preprocessing, registers, spec, splitting
-from gti.chip.network import Convolution, ConvolutionWeights, Network
-from gti.chip.preprocessing import Preprocessing
+from gti.chip import spec
+from gti.chip.formats import dat, model_file, splitting
+from gti.chip.host import preprocessing
+from gti.chip.host.preprocessing import Preprocessing
+from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.chip.runtime import known_answer
+from gti.chip.wire import registers
 from gti.errors import FormatError, QuantizationError, sentence
 
 log = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ class Conversion:
         return dat.encode(self.network, self.weights)
 
     def known_answer(self, data: bytes, stage: str = "", parent: str = "") -> dict[str, Any]:
-        """Return what a .MODEL with the .DAT `data` carries to be checked by; see `gti.chip.known_answer`."""
+        """Return what a .MODEL with the .DAT `data` carries to be checked by; see `gti.chip.runtime.known_answer`."""
         return known_answer.make(self.network, self.weights, data, stage=stage, parent=parent).to_entry()
 
 

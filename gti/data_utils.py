@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from gti import tfrecords
-from gti.chip.emulator import usable_cores
+from gti.chip.emulator.emulator import usable_cores
 from gti.chip.spec import MAX_CODE
-from gti.data_check import Inspection, inspect
+from gti.data import tfrecords
+from gti.data.data_check import Inspection, inspect
 from gti.errors import DataError, FormatError, sentence
 from gti.files import read_json
 
@@ -142,8 +142,8 @@ def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
 
 def to_codes(pixels: tf.Tensor) -> tf.Tensor:
     """Return float32 codes 0..31 of uint8 pixels of any shape: the 5-bit transform of user guide section 5."""
-    # The rule lives in gti.chip.arithmetic: ((x >> 2) + 1) >> 1 is floor((x + 4) / 8). A table of it takes six times as
-    # long as these exact float32 operations.
+    # The rule lives in gti.chip.emulator.arithmetic: ((x >> 2) + 1) >> 1 is floor((x + 4) / 8). A table of it takes
+    # six times as long as these exact float32 operations.
     return tf.minimum(tf.floor((tf.cast(pixels, tf.float32) + 4.0) * 0.125), float(MAX_CODE))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from gti.chip import spec
-from gti.chip.network import Network
+from gti.chip.network.types import Network
 from gti.errors import QuantizationError, sentence
 
 Arrays = dict[str, np.ndarray]

@@ -53,9 +53,9 @@ def check(args: argparse.Namespace) -> None:
 
 def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence[str]) -> None:
     """Write the training and validation sets of the classes `names` (index = label) in the sub-folders `folders`."""
+    from gti.data.image_folders import build, find_images, other_files, unlisted_folders
+    from gti.data.labels import labels_text
     from gti.files import write_atomic
-    from gti.image_folders import build, find_images, other_files, unlisted_folders
-    from gti.labels import labels_text
     from gti.progress import progress_bar
     from gti.quiet import import_tensorflow
 
@@ -131,7 +131,7 @@ def _check_output(path: Path, expected: str) -> None:
 def main() -> None:
     args = parser("Turn folders of JPEG and PNG images into TFRecords.").parse_args()
     check(args)
-    from gti.labels import read_labels
+    from gti.data.labels import read_labels
 
     names = read_labels(args.labels_file)
     build_sets(args, names, names)

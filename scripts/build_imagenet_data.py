@@ -53,7 +53,7 @@ def main() -> None:
     flags.add_argument("--imagenet_metadata_file", help="SYNSET<TAB>NAME lines; without it synsets name the classes")
     args = flags.parse_args()
     check(args)
-    from gti.labels import read_labels
+    from gti.data.labels import read_labels
 
     synsets = read_labels(args.labels_file)
     names = synsets

@@ -28,7 +28,7 @@ from gti.param_parser import Parser, count, net_file, net_name
 def main() -> int:
     args = _arguments()
 
-    from gti import feasibility
+    from gti.importing import feasibility
 
     if args.net:
         path = net_file(Path(args.nets_dir) / f"{CHIP}_{args.net}_dat.json")

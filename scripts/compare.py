@@ -26,12 +26,12 @@ from gti.errors import CheckpointError, UsageError, sentence
 from gti.stage import Stage
 
 if TYPE_CHECKING:
-    from gti.chip.dat import Dat
-    from gti.chip.network import Network
-    from gti.compare import Comparison, Pair
+    from gti.chip.formats.dat import Dat
+    from gti.chip.network.types import Network
+    from gti.compare.stages import Comparison, Pair
+    from gti.compare.sublayer_maps import Source
     from gti.converter import Conversion
-    from gti.restore import Source as Checkpoint
-    from gti.sublayer_maps import Source
+    from gti.training.restore import Source as Checkpoint
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Stages:
 
 def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
     """Return the checkpoint of each stage: the one that its flag names, or the best one in --checkpoint_dir."""
-    from gti import restore
+    from gti.training import restore
 
     folder = Path("checkpoints" if args.checkpoint_dir is None else args.checkpoint_dir)
     if args.checkpoint_dir is not None and not folder.is_dir():
@@ -82,7 +82,7 @@ def best_checkpoint(folder: Path, net: str, chip: str, stage: Stage) -> str | No
 
     That in best/ comes first where accuracies are equal; without accuracies, the newest does.
     """
-    from gti import checkpoint, checkpoint_folder
+    from gti.training import checkpoint, checkpoint_folder
 
     candidates = []
     for home in (folder / checkpoint_folder.BEST, folder):
@@ -100,8 +100,10 @@ def keras_stages(args: argparse.Namespace, checkpoints: dict[Stage, Checkpoint],
     """Return the stages that run in TensorFlow; `parent`: digest of the checkpoint that the .MODEL was made of."""
     import numpy as np
 
-    from gti import checkpoint, converter, param_parser, restore, sublayer_maps
+    from gti import converter, param_parser
+    from gti.compare import sublayer_maps
     from gti.model import base
+    from gti.training import checkpoint, restore
 
     newest = next((checkpoints[stage] for stage in reversed(Stage) if stage in checkpoints), None)
     size = args.image_size or (newest.metadata.image_size if newest and newest.metadata else None)
@@ -137,7 +139,7 @@ def keras_stages(args: argparse.Namespace, checkpoints: dict[Stage, Checkpoint],
 
 def converted_checkpoint(checkpoints: dict[Stage, Checkpoint], parent: str) -> Checkpoint | None:
     """Return the checkpoint that the .MODEL was made of where its digest tells, else the fused or quant_act one."""
-    from gti import checkpoint
+    from gti.training import checkpoint
 
     candidates = [checkpoints[stage] for stage in (Stage.FUSED, Stage.QUANT_ACT) if stage in checkpoints]
     made_of = [source for source in candidates if checkpoint.digest(source.prefix) == parent]
@@ -146,7 +148,7 @@ def converted_checkpoint(checkpoints: dict[Stage, Checkpoint], parent: str) -> C
 
 def classes(args: argparse.Namespace, source: Checkpoint) -> int:
     """Return the number of classes of a checkpoint."""
-    from gti import restore
+    from gti.training import restore
 
     return restore.number_of_classes(args, source, args.val_data_dir)
 
@@ -155,7 +157,7 @@ def read_file(path: str, network: Network) -> tuple[Dat, bytes]:
     """Return the .DAT of the .model or .dat `path`, which must be of the same network but for its shifts."""
     from dataclasses import replace
 
-    from gti.chip import dat, model_folder
+    from gti.chip.formats import dat, model_folder
     from gti.files import read_bytes
 
     data, name = model_folder.chip_data(read_bytes(path, limit=dat.MAX_FILE_BYTES), path)
@@ -176,7 +178,8 @@ def read_file(path: str, network: Network) -> tuple[Dat, bytes]:
 
 def parent_of(path: str) -> str:
     """Return the digest of the checkpoint that a .model was made of, "" where it does not tell."""
-    from gti.chip import known_answer, model_file
+    from gti.chip.formats import model_file
+    from gti.chip.runtime import known_answer
     from gti.errors import ModelFileError
 
     try:
@@ -187,11 +190,12 @@ def parent_of(path: str) -> str:
 
 def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
     """Compare what the flags name."""
-    from gti import data_utils, diagnosis, sublayer_maps
-    from gti.chip import file_diff
+    from gti import data_utils
     from gti.chip.driver import GtiModel
-    from gti.chip.emulator import Emulator
-    from gti.compare import Limits, compare
+    from gti.chip.emulator.emulator import Emulator
+    from gti.chip.formats import file_diff
+    from gti.compare import diagnosis, sublayer_maps
+    from gti.compare.stages import Limits, compare
     from gti.progress import progress_bar
 
     path = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")

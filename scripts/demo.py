@@ -129,11 +129,12 @@ def compare_codes(checkpoint: Path, where: Folders, device: str, images: int) ->
     import_tensorflow()
     import numpy as np
 
-    from gti import data_utils, param_parser, restore
+    from gti import data_utils, param_parser
     from gti.chip.driver import GtiModel
     from gti.model.exact import ExactModel
     from gti.progress import progress_bar
     from gti.stage import Stage
+    from gti.training import restore
 
     source = restore.open_checkpoint(checkpoint, net=NET, chip=CHIP, stages=(Stage.FUSED,))
     flags = [*COMMON, "--checkpoint", source.prefix, *map(str, where.nets_flags), *FLAGS["fused"]]
@@ -168,9 +169,10 @@ def finish_report(checkpoint: Path, where: Folders, report: dict[str, Any]) -> P
 
     Returns the page.
     """
-    from gti import data_utils, param_parser, restore
+    from gti import data_utils, param_parser
     from gti.report import steps
     from gti.stage import Stage
+    from gti.training import restore
 
     source = restore.open_checkpoint(checkpoint, net=NET, chip=CHIP, stages=(Stage.QUANT_ACT,))
     flags = [*COMMON, "--checkpoint", source.prefix, *map(str, where.nets_flags), *FLAGS["quant_act"]]

@@ -21,11 +21,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gti.chip import dat, devices, eusb_disks, usb_bus
 from gti.chip.driver import GtiModel
-from gti.chip.emulator import Emulator
-from gti.chip.network import ConvolutionWeights, MajorLayer, Network
-from gti.chip.transport import Settings, parse_device, parse_settings, select
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
+from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
+from gti.chip.usb import devices, eusb_disks, usb_bus
+from gti.chip.usb.transport import Settings, parse_device, parse_settings, select
 from gti.cli import run
 from gti.errors import DeviceError, UsageError, sentence
 

@@ -67,11 +67,11 @@ def main() -> int | None:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    from gti.data.labels import labels_text
+    from gti.data.tfrecords import ImageRecord, spread, write_shards
     from gti.files import write_atomic, write_json
-    from gti.labels import labels_text
     from gti.progress import progress_bar
     from gti.quiet import import_tensorflow
-    from gti.tfrecords import ImageRecord, spread, write_shards
 
     import_tensorflow()
     digits = load_digits()

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     args = parser.parse_args()
 
-    from gti import architecture, templates
+    from gti.importing import architecture, templates
 
     model = architecture.load(args.model)
     values = templates.templates(model, net=args.net, chip=args.chip)

@@ -30,7 +30,7 @@ from gti.errors import UsageError, sentence
 from gti.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
-    from gti.chip.known_answer import Part
+    from gti.chip.runtime.known_answer import Part
 
 MAX_FILE_BYTES = 1 << 30
 ENGINES = ("auto", "numpy", "numba")
@@ -95,8 +95,8 @@ def parser() -> argparse.ArgumentParser:
 
 def info_verb(arguments: argparse.Namespace) -> int:
     """Print what is in a file."""
-    from gti.chip import describe
-    from gti.chip.model_folder import is_container
+    from gti.chip.formats import describe
+    from gti.chip.formats.model_folder import is_container
 
     data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
     container = is_container(data, arguments.file)
@@ -107,7 +107,7 @@ def info_verb(arguments: argparse.Namespace) -> int:
 
 def extract_verb(arguments: argparse.Namespace) -> int:
     """Take a file apart."""
-    from gti.chip import model_folder
+    from gti.chip.formats import model_folder
 
     data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
     for remark in model_folder.extract(data, arguments.folder, arguments.file):
@@ -120,7 +120,7 @@ def extract_verb(arguments: argparse.Namespace) -> int:
 
 def build_verb(arguments: argparse.Namespace) -> int:
     """Put a folder together."""
-    from gti.chip import model_folder
+    from gti.chip.formats import model_folder
 
     data = model_folder.build(arguments.folder, arguments.file)
     write_atomic(arguments.file, data)
@@ -130,8 +130,8 @@ def build_verb(arguments: argparse.Namespace) -> int:
 
 def diff_verb(arguments: argparse.Namespace) -> int:
     """Name the first differences of two files; exit status 1 when there are any."""
-    from gti.chip import file_diff
-    from gti.chip.model_folder import is_container
+    from gti.chip.formats import file_diff
+    from gti.chip.formats.model_folder import is_container
 
     names = (arguments.first, arguments.second)
     first, second = (read_bytes(name, limit=MAX_FILE_BYTES) for name in names)
@@ -147,11 +147,11 @@ def diff_verb(arguments: argparse.Namespace) -> int:
 
 def run_verb(arguments: argparse.Namespace) -> int:
     """Compute the maps that a read-out mode delivers."""
-    from gti.chip import npy
-    from gti.chip.dat import decode
-    from gti.chip.emulator import Emulator
-    from gti.chip.image import load_image
-    from gti.chip.model_folder import chip_data
+    from gti.chip.emulator.emulator import Emulator
+    from gti.chip.formats import npy
+    from gti.chip.formats.dat import decode
+    from gti.chip.formats.model_folder import chip_data
+    from gti.chip.host.image import load_image
 
     data, name = chip_data(read_bytes(arguments.file, limit=MAX_FILE_BYTES), arguments.file)
     decoded = decode(data, name=name)
@@ -177,8 +177,9 @@ def run_verb(arguments: argparse.Namespace) -> int:
 
 def verify_verb(arguments: argparse.Namespace) -> int:
     """Check the known answer of a .MODEL; exit status 1 where a file, the emulator or a stick gives another."""
-    from gti.chip import known_answer, model_file
-    from gti.chip.model_folder import is_container
+    from gti.chip.formats import model_file
+    from gti.chip.formats.model_folder import is_container
+    from gti.chip.runtime import known_answer
 
     name = arguments.file
     data = read_bytes(name, limit=MAX_FILE_BYTES)

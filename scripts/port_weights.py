@@ -20,7 +20,7 @@ from gti import param_parser
 from gti.chip.spec import CHIP
 from gti.cli import run
 from gti.errors import UsageError, sentence
-from gti.porting import IMAGENET_MEAN, ORDERS
+from gti.importing.porting import IMAGENET_MEAN, ORDERS
 
 
 def parser() -> param_parser.Parser:
@@ -78,10 +78,12 @@ def main() -> None:
     import_tensorflow()
     import keras
 
-    from gti import checkpoint, checkpoint_folder, files, porting, pretrained
-    from gti.checkpoint import Metadata
+    from gti import files
+    from gti.importing import porting, pretrained
     from gti.model import base
     from gti.stage import Stage
+    from gti.training import checkpoint, checkpoint_folder
+    from gti.training.checkpoint import Metadata
 
     prefix = Path(args.checkpoint_dir) / checkpoint.file_name(args.net, args.chip, Stage.FLOAT, 0)
     checkpoint.refuse_existing(prefix)

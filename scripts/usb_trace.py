@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gti.chip.loaded_model import LoadedModel
-    from gti.chip.protocol import Framing, WordMachine
+    from gti.chip.wire.protocol import Framing, WordMachine
 
 MAX_FILE_BYTES = 1 << 30
 FTDI_CHUNK = 2048
@@ -93,7 +93,7 @@ def product_id(text: str) -> int:
 def encode_verb(arguments: argparse.Namespace) -> None:
     """Write load.bin and one frame<k>.bin for each image."""
     from gti.chip.loaded_model import load_model
-    from gti.chip.protocol import FrameEncoder, encode_load
+    from gti.chip.wire.protocol import FrameEncoder, encode_load
 
     model = load_model(Path(arguments.model))
     mode, framing = _mode(arguments, model), _framing(arguments)
@@ -123,7 +123,7 @@ def decode_verb(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from gti.chip.loaded_model import load_model
-    from gti.chip.protocol import read_out, strip_words, tensor
+    from gti.chip.wire.protocol import read_out, strip_words, tensor
 
     model = load_model(Path(arguments.model))
     selection, settings = read_out(model.header, _mode(arguments, model)), _settings(model)
@@ -157,10 +157,10 @@ def decode_verb(arguments: argparse.Namespace) -> None:
 
 def show_verb(arguments: argparse.Namespace) -> None:
     """List written streams, one after another, as one session, and recordings."""
-    from gti.chip import trace
-    from gti.chip.protocol import WordMachine
-    from gti.chip.stream_listing import listing, session
-    from gti.chip.words import word_width
+    from gti.chip.usb import trace
+    from gti.chip.usb.stream_listing import listing, session
+    from gti.chip.wire.protocol import WordMachine
+    from gti.chip.wire.words import word_width
 
     machine: WordMachine | None = None
     for path in arguments.file:
@@ -198,13 +198,13 @@ def _settings(model: LoadedModel) -> dict[str, Any]:
 
 
 def _mode(arguments: argparse.Namespace, model: LoadedModel) -> int:
-    from gti.chip.protocol import parse_mode
+    from gti.chip.wire.protocol import parse_mode
 
     return parse_mode(model.mode if arguments.mode is None else arguments.mode)
 
 
 def _framing(arguments: argparse.Namespace) -> Framing:
-    from gti.chip.protocol import EUSB, FT600, FT601
+    from gti.chip.wire.protocol import EUSB, FT600, FT601
 
     if arguments.transport == "eusb":
         return EUSB
@@ -212,13 +212,13 @@ def _framing(arguments: argparse.Namespace) -> Framing:
 
 
 def _planes(path: str, model: LoadedModel) -> np.ndarray:
-    from gti.chip.tiles import check_image
+    from gti.chip.wire.tiles import check_image
 
     if Path(path).suffix == ".npy":
         # As many planes as the array has: the header of a foreign file need not say how many its host sent.
         image = _load_npy(path)
     else:
-        from gti.chip.image import load_image
+        from gti.chip.host.image import load_image
 
         image = load_image(path, model.size, model.planes)
     if image.ndim != 3:
@@ -231,7 +231,7 @@ def _planes(path: str, model: LoadedModel) -> np.ndarray:
 
 
 def _load_npy(path: str) -> np.ndarray:
-    from gti.chip.npy import parse_npy
+    from gti.chip.formats.npy import parse_npy
 
     data = read_bytes(path, limit=MAX_FILE_BYTES, error=FormatError)
     try:

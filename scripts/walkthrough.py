@@ -28,8 +28,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gti import cli
-from gti.chip import network as networks
-from gti.chip.network import Network
+from gti.chip.network import json_form as networks
+from gti.chip.network.types import Network
 from gti.chip.spec import CHIP
 from gti.errors import FormatError, UsageError, sentence
 
@@ -150,7 +150,7 @@ def network_of(net: str) -> Network:
 
 def check_results(folder: Path, net: str) -> None:
     """Print what the walk left, and raise FormatError where the .MODEL files do not hold the network of `net`."""
-    from gti.chip import dat
+    from gti.chip.formats import dat
     from gti.chip.loaded_model import load_model
 
     network = network_of(net)

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from gti import cli
 
-ROOT = Path(__file__).resolve().parents[1]
 # Python leaves what could not be written in its buffers, but only where it has buffers.
 BUFFERED = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
 ENVIRONMENTS = [BUFFERED, BUFFERED | {"PYTHONUNBUFFERED": "1"}]
@@ -89,8 +89,8 @@ MISSING = [
     ("sklearn", "import sklearn.datasets", "scikit-learn", ".[train]"),
     ("jinja2", "from gti.report import page", "jinja2", ".[train]"),
     ("PIL", "from PIL import Image", "pillow", ".[images]"),
-    ("numba", "from gti.chip import engine_numba", "numba", "numba"),
-    ("usb", "from gti.chip import usb_bus\nusb_bus.libusb()", "pyusb", "pyusb"),
+    ("numba", "from gti.chip.emulator import engine_numba", "numba", "numba"),
+    ("usb", "from gti.chip.usb import usb_bus\nusb_bus.libusb()", "pyusb", "pyusb"),
 ]
 
 

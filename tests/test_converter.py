@@ -13,19 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import ROOT
 from small_nets import NETWORKS, TWO_MAJORS, assign, build, images, randomise, small_network, some_caps
 
-from gti import checkpoint, converter, files, fusion
-from gti.checkpoint import Metadata
-from gti.chip import dat, model_file
-from gti.chip.emulator import Emulator
-from gti.chip.network import Network
+from gti import converter, files, fusion
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat, model_file
+from gti.chip.network.types import Network
 from gti.errors import FormatError, GtiError, QuantizationError
 from gti.model import exact
 from gti.stage import Stage
+from gti.training import checkpoint
+from gti.training.checkpoint import Metadata
 
 F = np.float32
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def trained(network: Network, folder: Path, seed: int = 0, net: str = "digits") -> dict[str, np.ndarray]:

@@ -11,9 +11,10 @@ import tensorflow as tf
 from PIL import Image
 from small_data import png, random_images, record, refusal, write
 
-from gti import data_check, data_utils, tfrecords
+from gti import data_utils
+from gti.data import data_check, tfrecords
+from gti.data.labels import find_labels, labels_text, read_labels
 from gti.errors import DataError
-from gti.labels import find_labels, labels_text, read_labels
 
 
 def five_bit(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sentences of errors: their form, the exact words of every rule of the chip, and the page that lists all of them."""
+"""Sentences of errors: their form, the exact words of every rule of the chip."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gti.chip import network, network_rules
-from gti.chip.network import MajorLayer, Network
+from gti.chip.network import json_form as network
+from gti.chip.network import rules as network_rules
+from gti.chip.network.types import MajorLayer, Network
 from gti.errors import listing, printable, sentence
-from scripts import make_errors_page
 
 FIRST = MajorLayer(28, 3, 16, 2, 3, (4, 5), pooling=True)
 SECOND = MajorLayer(14, 16, 32, 1, 1, (6,))
@@ -273,27 +273,3 @@ def test_sentences_are_printable(subject: str, problem: str, expected: str, rece
     text = sentence(subject, problem, expected=expected, received=received, fix=fix)
     assert text.isprintable()
     assert len(text) < 25_000
-
-
-# Page
-
-
-def test_the_page_lists_every_sentence() -> None:
-    text = make_errors_page.PAGE.read_text(encoding="utf-8")
-    assert text == make_errors_page.page(), "run scripts/make_errors_page.py"
-
-
-def test_the_page_knows_every_form_of_a_sentence() -> None:
-    source = """
-sentence(name, "is short", expected=92, received=f"{len(data)} bytes", fix="copy it.")
-Violation(major_path(i), "rule", "is wide" if wide else "is narrow", 1, None, "use " + other)
-raise DataError(f"{path}: holds {count} doubles. Fix: keep one.")
-raise FormatError(sentence(*parts))
-raise DataError(str(problem))
-raise ValueError("no-sentence")
-"""
-    assert [(shape.text, shape.fix) for shape in make_errors_page.shapes(source)] == [
-        ("{name}: is short; expected 92, received {len(data)} bytes.", "copy it"),
-        ("major {m}: is wide | is narrow; expected 1.", "use {other}"),
-        ("{path}: holds {count} doubles.", "keep one."),
-    ]

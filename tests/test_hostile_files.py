@@ -17,20 +17,21 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from places import ROOT
 
 from addon import infer_full
 from gti import files
-from gti.chip import dat, model_file, model_folder, trace
-from gti.chip.blobs import MAX_LABELS, parse_labels
-from gti.chip.image import load_image
+from gti.chip.formats import dat, model_file, model_folder
+from gti.chip.formats.blobs import MAX_LABELS, parse_labels
+from gti.chip.formats.npy import parse_npz
+from gti.chip.host.image import load_image
 from gti.chip.loaded_model import load_model
-from gti.chip.npy import parse_npz
+from gti.chip.usb import trace
 from gti.errors import DatError, FormatError, GtiError, ImageError, ModelFileError
-from scripts import fuzz, make_corpus
-from scripts.fuzzing import mutations, seeds, targets
-from scripts.fuzzing.targets import TARGETS
+from scripts.dev import fuzz, make_corpus
+from scripts.dev.fuzzing import mutations, seeds, targets
+from scripts.dev.fuzzing.targets import TARGETS
 
-ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "tests" / "corpus"
 ANSWERS = json.loads((CORPUS / make_corpus.INDEX).read_text(encoding="utf-8"))
 LIGHT = [target for target in TARGETS.values() if not target.heavy]
@@ -249,7 +250,7 @@ def _numbers(rng: random.Random) -> bytes:
 def test_memory_of_json(make, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(make(random.Random(0)))
-    code = "from gti.chip import network\ndef use(): network.load(sys.argv[1])"
+    code = "from gti.chip.network import json_form as network\ndef use(): network.load(sys.argv[1])"
     assert memory_of(code, path) < 10 * path.stat().st_size + 64 * 2**20
 
 
@@ -259,13 +260,13 @@ def test_memory_of_archives_and_recordings(tmp_path: Path) -> None:
         header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (29000000,)}\n"
         text = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
         archive.writestr("x.npy", text + bytes(29_000_000))
-    code = "from gti.chip.npy import parse_npz\ndef use(): parse_npz(open(sys.argv[1], 'rb').read(), 'x')"
+    code = "from gti.chip.formats.npy import parse_npz\ndef use(): parse_npz(open(sys.argv[1], 'rb').read(), 'x')"
     assert memory_of(code, bomb) < 10 * bomb.stat().st_size + 64 * 2**20
     session = tmp_path / "x.gz"
     first = json.dumps({"format": trace.FORMAT, "device": "usb", "settings": {}}).encode() + b"\n"
     for body in (bytes(200_000_000), b'{"call":"close_device","args":[],"result":0}\n' * 4_000_000):
         session.write_bytes(gzip.compress(first + body, 1))
-        code = "from gti.chip import trace\ndef use(): trace.ReplayBackend(sys.argv[1])"
+        code = "from gti.chip.usb import trace\ndef use(): trace.ReplayBackend(sys.argv[1])"
         assert memory_of(code, session) < 10 * session.stat().st_size + 64 * 2**20
 
 
@@ -284,7 +285,10 @@ def test_memory_of_pictures(suffix: str, side: int, options: dict, tmp_path: Pat
     exif = Image.Exif()
     exif[0x0112] = options.pop("orientation", 1)
     Image.new("RGB", (side, side), (10, 20, 30)).save(path, exif=exif, **options)
-    code = "import numpy, PIL.ImageOps\nfrom gti.chip.image import load_image\ndef use(): load_image(sys.argv[1], 224)"
+    code = (
+        "import numpy, PIL.ImageOps\nfrom gti.chip.host.image import load_image\n"
+        "def use(): load_image(sys.argv[1], 224)"
+    )
     assert memory_of(code, path) < 10 * path.stat().st_size + 64 * 2**20
     assert np.abs(load_image(path, 224).astype(int) - (30, 20, 10)).max() <= 2
 
@@ -364,11 +368,11 @@ def test_finite_values_of_a_large_fc_layer_are_counted_in_little_memory(tmp_path
     values = np.full(2_000_000 + 1000, np.nan, "<f4")
     path = tmp_path / "fc.bin"
     path.write_bytes(np.array([2000, 1000], "<i4").tobytes() + values.tobytes())
-    code = "from gti.chip.blobs import decode_fc\ndef use(): decode_fc(open(sys.argv[1], 'rb').read())"
+    code = "from gti.chip.formats.blobs import decode_fc\ndef use(): decode_fc(open(sys.argv[1], 'rb').read())"
     assert memory_of(code, path) < 5 * path.stat().st_size
 
 
 def test_help_of_the_guided_fuzzer_needs_no_atheris() -> None:
-    command = [sys.executable, "scripts/fuzz_atheris.py", "--help"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    command = [sys.executable, "scripts/dev/fuzz_atheris.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pip install atheris" in done.stdout

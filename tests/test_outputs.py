@@ -6,9 +6,12 @@ import converted_net
 import pytest
 from converted_net import COMMON, run_script
 
-from gti import checkpoint, checkpoint_folder, converter, files, pretrained, restore, training
+from gti import converter, files
 from gti.errors import CheckpointError, UsageError
+from gti.importing import pretrained
 from gti.stage import Stage
+from gti.training import checkpoint, checkpoint_folder, restore
+from gti.training import loop as training
 
 
 @pytest.fixture(scope="module")

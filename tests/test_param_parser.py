@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from gti import param_parser
 from gti.errors import UsageError
 from gti.stage import Stage
 
-ROOT = Path(__file__).resolve().parents[1]
 NET = ["--net", "vgg16", "--chip", "2801"]
 PARSERS = {
     "train.py": param_parser.train_parser,

@@ -19,16 +19,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip import devices, protocol, ten_bit
-from gti.chip.link import Frame, Link
 from gti.chip.loaded_model import LoadedModel, load_model
-from gti.chip.lock import DeviceLock
 from gti.chip.spec import MAX_CODE, MAX_CODE_TEN_BIT
-from gti.chip.transport import VIRTUAL_SETTINGS, DeviceInfo, Selection, Settings, TransferError, Transport, parse_device
+from gti.chip.usb import devices
+from gti.chip.usb.link import Frame, Link
+from gti.chip.usb.lock import DeviceLock
+from gti.chip.usb.transport import (
+    VIRTUAL_SETTINGS,
+    DeviceInfo,
+    Selection,
+    Settings,
+    TransferError,
+    Transport,
+    parse_device,
+)
+from gti.chip.wire import protocol, ten_bit
 from gti.errors import DeviceError, FormatError, GtiError, UsageError, sentence
 
 if TYPE_CHECKING:
-    from gti.chip.trace import RecordingBackend
+    from gti.chip.usb.trace import RecordingBackend
 
 log = logging.getLogger(__name__)
 
@@ -96,15 +105,15 @@ class GtiModel:
         """Return `backend`, with a recorder around it where one is asked for."""
         if self._record is None:
             return backend
-        from gti.chip.trace import RecordingBackend
-        from gti.chip.usb_bus import libusb
+        from gti.chip.usb.trace import RecordingBackend
+        from gti.chip.usb.usb_bus import libusb
 
         session = {"device": device, "settings": asdict(settings)}
         self._recorder = RecordingBackend(libusb() if backend is None else backend, self._record, session)
         return self._recorder
 
     def _attach_replay(self, path: str) -> None:
-        from gti.chip.trace import ReplayBackend
+        from gti.chip.usb.trace import ReplayBackend
 
         replay = ReplayBackend(path)
         try:

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip import protocol
-from gti.chip.dat_header import INPUT_CODES, output_code
+from gti.chip.formats.dat_header import INPUT_CODES, output_code
 from gti.chip.spec import HEADER_BYTES, IMAGE_SIZES
-from gti.chip.transport import Settings
+from gti.chip.usb.transport import Settings
+from gti.chip.wire import protocol
 from gti.errors import FormatError, ImageError, ModelFileError, sentence
 from gti.files import read_bytes
 
-_MAX_FILE_BYTES = 2**30  # of gti/chip/model_file.py, whose import waits for a container
+_MAX_FILE_BYTES = 2**30  # of gti/chip/formats/model_file.py, whose import waits for a container
 # Input channel code of the global register, bits 16..19 (docs/dat_format.md section 2.2); RGB has no code of its own.
 _PLANES = {0: 3} | {code: planes for planes, code in INPUT_CODES.items()}
 _UPSAMPLE_BIT = 24  # of major layer 1 in the global register
@@ -39,7 +39,7 @@ class LoadedModel:
     device: dict[str, Any] = field(default_factory=dict)  # the "device" object of the GTICNN layer
     container: Any = None  # the ModelFile, where the file is one
     _network: Any = None
-    _host: Any = None  # gti.chip.host_layers.HostLayers, once it is needed
+    _host: Any = None  # gti.chip.host.host_layers.HostLayers, once it is needed
 
     @property
     def size(self) -> int:
@@ -75,7 +75,7 @@ class LoadedModel:
         last = self.header.layers[-1]
         if last.sublayers != 1 or not _counts_twice(self.header.words[1] & 7, last):
             return False
-        from gti.chip import dat
+        from gti.chip.formats import dat
 
         try:
             return dat.read_network(self.dat).activation_bit_mode == 1
@@ -93,7 +93,7 @@ class LoadedModel:
 
     def emulate(self, planes: npt.NDArray[np.uint8], mode: int, ten_bit_layout: str) -> bytes:
         """Return the chip bytes that the emulator answers to planes [C,H,W]; GtiError where it cannot."""
-        from gti.chip import virtual_network
+        from gti.chip.virtual import memory as virtual_network
 
         header = protocol.Header.from_registers(*protocol.registers(self.header, mode), self.name)
         if self._network is None:
@@ -114,7 +114,7 @@ class LoadedModel:
                 )
             )
         if self._host is None:
-            from gti.chip.host_layers import HostLayers
+            from gti.chip.host.host_layers import HostLayers
 
             self._host = HostLayers(self.container.layers, self.name)
         return self._host
@@ -139,7 +139,7 @@ def _image_problem(image: Any, shape: tuple[int, int, int]) -> tuple[str, str] |
     """Return what is wrong with an image, and the fix; None for a good one."""
     height, width, channels = shape
     if not isinstance(image, np.ndarray):
-        return "is no NumPy array", "use gti.chip.image.load_image for files, numpy.asarray for lists"
+        return "is no NumPy array", "use gti.chip.host.image.load_image for files, numpy.asarray for lists"
     if image.dtype.kind == "f":
         scaled = image.size > 0 and float(np.nanmin(image)) >= 0.0 and float(np.nanmax(image)) <= 1.0
         fix = "pass 8-bit pixels: (image * 255).round().astype(numpy.uint8)" if scaled else "pass 8-bit pixels 0..255"
@@ -174,7 +174,7 @@ def load_model(path: Path) -> LoadedModel:
                 "holds a network for several chips in a row",
                 expected="one GTICNN layer",
                 received=len(parts),
-                fix="open it with gti.chip.chain.open_model",
+                fix="open it with gti.chip.runtime.chain.open_model",
             )
         )
     return parts[0]
@@ -193,7 +193,7 @@ def load_chips(path: Path) -> list[LoadedModel]:
 
 
 def _from_container(data: bytes, name: str) -> list[LoadedModel]:
-    from gti.chip import model_file
+    from gti.chip.formats import model_file
 
     container = model_file.parse(data, name)
     chips = [layer for layer in container.layers if layer.operation == "GTICNN"]

@@ -21,9 +21,9 @@ from typing import Any
 import keras
 
 from gti import files
-from gti.chip import network as networks
 from gti.chip import spec
-from gti.chip.network import Convolution, Network
+from gti.chip.network import json_form as networks
+from gti.chip.network.types import Convolution, Network
 from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
 from gti.layers import ChipConv2D, ChipPooling
 from gti.param_parser import net_file

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from gti import quantize
 from gti.chip import spec
-from gti.chip.network import Convolution
+from gti.chip.network.types import Convolution
 from gti.errors import UsageError, sentence
 from gti.layers import pooled, upsampled
 from gti.model import base

@@ -84,8 +84,8 @@ def measure(
     """
     import tensorflow as tf
 
-    from gti.evaluation import float32_convolutions
     from gti.model import base
+    from gti.training.evaluation import float32_convolutions
 
     convolutions = model.network.convolutions
     outputs = type(model)(model.input, [layer.output for layer in base.chip_layers(model)])

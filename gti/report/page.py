@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 
 import gti
-from gti.chip import budget, spec
-from gti.chip import network as networks
+from gti.chip import spec
+from gti.chip.network import budget
+from gti.chip.network import json_form as networks
 from gti.report import charts
 from gti.report.advice import warnings
 from gti.report.charts import Row

@@ -15,9 +15,9 @@ def measure(model: keras.Model, dataset: tf.data.Dataset, *, progress: bool = Fa
     `dataset` of (images, labels) is evaluated once as it is, and once for each sublayer without its quantizers and cap.
     The model is left as it was.
     """
-    from gti.evaluation import evaluate
     from gti.model import base
     from gti.progress import progress_bar
+    from gti.training.evaluation import evaluate
 
     layers = base.chip_layers(model)
     with progress_bar(len(layers) + 1, "sensitivity" if progress else "", "layer") as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gti.chip import network as networks
+from gti.chip.network import json_form as networks
 from gti.report import activations, sensitivity, store, weights
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from gti.chip import spec
-from gti.chip.arithmetic import requantization
-from gti.chip.network import Convolution, ConvolutionWeights, Network
+from gti.chip.emulator.arithmetic import requantization
+from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 
 LEVELS = (-4, -2, -1, 0, 1, 2, 4)
 

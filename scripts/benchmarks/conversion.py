@@ -39,9 +39,9 @@ CHECKPOINT = "checkpoint"
 def write_checkpoint(folder: str, net: str) -> Actions:
     """Return the action that writes a quant_act checkpoint of a net's chip part and one host layer."""
     start_tensorflow()
-    from gti import checkpoint
-    from gti.checkpoint import Metadata
     from gti.stage import Stage
+    from gti.training import checkpoint
+    from gti.training.checkpoint import Metadata
 
     network = networks.of_net(net)
 
@@ -69,9 +69,16 @@ def script_side(folder: str, net: str) -> Actions:
     # What the script imports on its way.
     import numba  # noqa: F401
 
-    from gti import checkpoint, converter, quantize, restore  # noqa: F401
-    from gti.chip import emulator, engine_numba  # noqa: F401
+    from gti import converter, quantize  # noqa: F401
+    from gti.chip.emulator import (
+        emulator,  # noqa: F401
+        engine_numba,  # noqa: F401
+    )
     from gti.model import base  # noqa: F401
+    from gti.training import (
+        checkpoint,  # noqa: F401
+        restore,  # noqa: F401
+    )
 
     network = networks.of_net(net)
     flags = [
@@ -102,7 +109,7 @@ def script_side(folder: str, net: str) -> Actions:
 
 def codec_side(folder: str, net: str) -> Actions:
     """Return encoding and decoding of the .DAT, and np.save and np.load of the same integers."""
-    from gti.chip import dat
+    from gti.chip.formats import dat
 
     network = networks.of_net(net)
     weights = networks.random_weights(network)

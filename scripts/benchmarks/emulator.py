@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gti.chip.network import Network
+from gti.chip.network.types import Network
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
 from scripts.benchmarks.measure import Actions, Spread, Worker, paired, start_tensorflow
@@ -27,7 +27,7 @@ Cases = Mapping[str, tuple[Network, int]]  # network and batch size
 
 def emulator_side(cases: Cases) -> Actions:
     """Return a forward pass of the emulator for every case."""
-    from gti.chip.emulator import Emulator
+    from gti.chip.emulator.emulator import Emulator
 
     return {
         name: partial(emulator.output, networks.random_images(network, batch))

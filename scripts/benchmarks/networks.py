@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gti.chip import network as networks
 from gti.chip import spec
-from gti.chip.network import ConvolutionWeights, MajorLayer, Network
+from gti.chip.network import json_form as networks
+from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 
 NETS = Path(__file__).resolve().parents[2] / "nets"
 SHIFT = 12

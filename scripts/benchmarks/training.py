@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gti import files
-from gti.chip import network as network_files
-from gti.chip.network import Network
+from gti.chip.network import json_form as network_files
+from gti.chip.network.types import Network
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
 from scripts.benchmarks.measure import Actions, Worker, paired, start_tensorflow
@@ -66,7 +66,7 @@ def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> 
 def epoch_side(net: str, network: Network, batch: int, steps: int, stages: tuple[str, ...]) -> Actions:
     """Return an epoch of `steps` training steps of every stage, out of the kit's own trainer."""
     start_tensorflow()
-    from gti.training import Settings, Trainer
+    from gti.training.loop import Settings, Trainer
 
     def epoch(trainer: Trainer) -> None:
         trainer.train_epoch(batches, seed=0)
@@ -99,8 +99,8 @@ def calibration_side(net: str, network: Network, batch: int, batches: int) -> Ac
     import keras
     import tensorflow as tf
 
-    from gti import calibration
     from gti.model.base import chip_layers
+    from gti.training import calibration
 
     model = build(net, network, "quant_w")
     images = data(network, batch, batches)
@@ -147,7 +147,7 @@ def evaluation_side(folder: str, network: Network, batch: int, stages: tuple[str
     import tensorflow as tf
 
     from gti import data_utils
-    from gti.evaluation import evaluate
+    from gti.training.evaluation import evaluate
 
     size, _, channels = network.input_shape
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": 2}

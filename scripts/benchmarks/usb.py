@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gti.chip import dat, protocol, spec
+from gti.chip import spec
 from gti.chip.driver import GtiModel
-from gti.chip.engine_model import EngineModel
-from gti.chip.network import Network
-from gti.chip.pool import GtiPool
+from gti.chip.formats import dat
+from gti.chip.network.types import Network
+from gti.chip.runtime.engine_model import EngineModel
+from gti.chip.runtime.pool import GtiPool
+from gti.chip.wire import protocol
 from scripts.benchmarks import networks
 from scripts.benchmarks.figures import Figure, Scale, compared
 from scripts.benchmarks.measure import Actions, Worker, paired

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from sticks import dat_bytes, images, lively_weights, open_model, small_network, tiny_network
 
-from gti.chip import devices, usb_bus
 from gti.chip.driver import GtiModel
-from gti.chip.emulator import Emulator
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats.model_file import compose
 from gti.chip.loaded_model import load_model
-from gti.chip.lock import DeviceLock
-from gti.chip.model_file import compose
-from gti.chip.network import ConvolutionWeights, MajorLayer, Network
-from gti.chip.transport import Settings
+from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
+from gti.chip.usb import devices, usb_bus
+from gti.chip.usb.lock import DeviceLock
+from gti.chip.usb.transport import Settings
 from gti.errors import DatError, DeviceError, FormatError, ImageError, ModelFileError, UsageError
 
 NETWORK = small_network()
@@ -209,7 +209,7 @@ def test_ten_bit_is_refused_on_a_stick_unless_a_layout_is_forced(tmp_path: Path,
 
 
 def test_a_dead_network_is_accepted_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    from gti.chip import dat
+    from gti.chip.formats import dat
 
     network = tiny_network()
     dead = [ConvolutionWeights(np.zeros((16, 1, 3, 3), np.int16), np.full(16, -5, np.int32), 4)]
@@ -274,7 +274,7 @@ def test_a_stick_in_use_names_its_holder(path: Path, runtime: Path):
         [
             sys.executable,
             "-c",
-            "import sys; from gti.chip.lock import DeviceLock; lock = DeviceLock('FT601 serial VIRTUAL0001');"
+            "import sys; from gti.chip.usb.lock import DeviceLock; lock = DeviceLock('FT601 serial VIRTUAL0001');"
             "print('held', flush=True); sys.stdin.read()",
         ],
         stdin=subprocess.PIPE,
@@ -364,7 +364,7 @@ def test_importing_the_driver_is_light():
 
 
 def test_attempts_are_logged(path: Path, caplog: pytest.LogCaptureFixture):
-    from gti.chip.virtual_faults import Fault
+    from gti.chip.virtual.faults import Fault
 
     caplog.set_level(logging.WARNING)
     with open_model(path, "ft601", (Fault("read", 1, "io"),))[1] as model:

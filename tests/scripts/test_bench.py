@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 
-from gti.chip import dat  # noqa: E402
-from gti.chip.emulator import Emulator  # noqa: E402
-from gti.errors import FormatError, UsageError  # noqa: E402
-from scripts import bench  # noqa: E402
-from scripts.benchmarks import emulator, figures, measure, networks, usb  # noqa: E402
-from scripts.benchmarks.figures import Figure, Scale  # noqa: E402
-from scripts.benchmarks.measure import Paired, Sample, Spread, Worker  # noqa: E402
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
+from gti.errors import FormatError, UsageError
+from scripts import bench
+from scripts.benchmarks import emulator, figures, measure, networks, usb
+from scripts.benchmarks.figures import Figure, Scale
+from scripts.benchmarks.measure import Paired, Sample, Spread, Worker
 
 TINY = Scale(
     rounds=1,

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from places import ROOT
 
-from gti import data_utils, tfrecords
+from gti import data_utils
+from gti.data import tfrecords
+from gti.data.image_folders import Source, build, find_images, read_image
+from gti.data.labels import read_labels
 from gti.errors import DataError, UsageError
-from gti.image_folders import Source, build, find_images, read_image
-from gti.labels import read_labels
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> Image.Image:

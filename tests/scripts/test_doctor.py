@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from places import ROOT
 
-from gti.chip import devices, protocol, usb_bus
-from gti.chip.transport import VIRTUAL_SETTINGS, Settings, parse_settings
-from gti.chip.virtual import VirtualBackend
-from gti.chip.virtual_bridge import VirtualFt60x
-from gti.chip.virtual_chip import VirtualChip
-from gti.chip.virtual_faults import Fault, FaultPlan
+from gti.chip.usb import devices, usb_bus
+from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, parse_settings
+from gti.chip.virtual.bridge import VirtualFt60x
+from gti.chip.virtual.bus import VirtualBackend
+from gti.chip.virtual.chip import VirtualChip
+from gti.chip.virtual.faults import Fault, FaultPlan
+from gti.chip.wire import protocol
 from gti.errors import UsageError
 from scripts import doctor
 
-ROOT = Path(__file__).resolve().parents[2]
 FAST = VIRTUAL_SETTINGS.changed(retries=0, read_timeout_ms=1.0)
 
 

@@ -9,21 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
-from gti import checkpoint, checkpoint_folder
-from gti.checkpoint import Metadata
 from gti.stage import Stage
-
-ROOT = Path(__file__).resolve().parents[2]
+from gti.training import checkpoint, checkpoint_folder
+from gti.training.checkpoint import Metadata
 
 
 @pytest.fixture(scope="module")
 def script():
-    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.path.insert(0, str(ROOT / "scripts" / "dev"))
     try:
         import kill_test
     finally:
-        sys.path.remove(str(ROOT / "scripts"))
+        sys.path.remove(str(ROOT / "scripts" / "dev"))
     return kill_test
 
 
@@ -100,7 +99,7 @@ def test_two_kills(tmp_path):
     report = tmp_path / "counts.json"
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "kill_test.py"),
+        str(ROOT / "scripts" / "dev" / "kill_test.py"),
         "--trials",
         "2",
         "--starting",

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 from sklearn.datasets import load_digits
 
 from gti import data_utils
-from gti.data_check import inspect
-from gti.labels import read_labels
-
-ROOT = Path(__file__).resolve().parents[2]
+from gti.data.data_check import inspect
+from gti.data.labels import read_labels
 
 
 def make(folder: Path, *flags: str) -> subprocess.CompletedProcess:

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import generators
+from places import ROOT
 
-from gti.chip import dat, known_answer, model_file, npy
-from gti.chip.emulator import Emulator
-from gti.chip.network import ConvolutionWeights, MajorLayer, Network
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat, model_file, npy
+from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
+from gti.chip.runtime import known_answer
 from gti.errors import GtiError
 from scripts import model_tool
 
-ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "model_cases.json").read_text())
 NETWORK = Network(
     (

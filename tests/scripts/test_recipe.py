@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 BASH = shutil.which("bash")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from golden import captures
 
-from gti.chip import trace
+from gti.chip.usb import trace
 from gti.errors import DatError, FormatError, GtiError, ImageError, UsageError
 from scripts import usb_trace
 

@@ -1,0 +1,272 @@
+"""The chip in software: exact integer codes of every sublayer, and what each read-out mode delivers.
+
+Two engines compute the same codes: `engine_numpy` is the reference, `engine_numba` the fast one. docs/emulator.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gti.chip import spec
+from gti.chip.emulator import arithmetic
+from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.errors import GtiError, ImageError, NetworkError, UsageError, sentence
+
+MODES = ("fc", "learn", "single", "sublast", "lastmajor")
+ENGINES = ("auto", "numpy", "numba")
+FILLS = ("repeat", "zero")
+
+# Images computed together are limited so that memory stays bounded, whatever the size of the data set: this many
+# bytes for the largest activation map of a group.
+_GROUP_BYTES = 32 << 20
+
+
+class Engine(Protocol):
+    """What computes sublayers; codes are [N, H, W, C]."""
+
+    description: str
+
+    def sublayers(self, codes: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield the codes of each sublayer before pooling; each array stays valid."""
+
+    def forward(self, codes: np.ndarray) -> np.ndarray:
+        """Return the codes after the last sublayer, pooling included; the array stays valid."""
+
+
+class Emulator:
+    """A network with its integer weights, ready to run on 8-bit images.
+
+    `engine`: "numba", "numpy" or "auto" (numba where it is installed). `threads`: of the numba engine, default one per
+    core that this process may use. `upsample_fill`: "repeat" or "zero" in place of the network's own `upsample_mode`.
+    Raises NetworkError where weights and network do not belong together or the chip's arithmetic is unknown.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        weights: Sequence[ConvolutionWeights],
+        engine: str = "auto",
+        threads: int | None = None,
+        upsample_fill: str | None = None,
+    ) -> None:
+        problems = _problems(network, weights)
+        if problems:
+            raise NetworkError("\n".join(problems), problems)
+        if upsample_fill not in (None, *FILLS):
+            raise UsageError(
+                sentence("upsample_fill", "is unknown", expected=" or ".join(FILLS), received=upsample_fill)
+            )
+        if threads is not None and threads < 1:
+            raise UsageError(sentence("threads", "must be positive", expected="1 or more", received=threads))
+        self.network = network
+        fills = [
+            (upsample_fill or network.layers[conv.major - 1].upsample_mode) if conv.upsampled else ""
+            for conv in network.convolutions
+        ]
+        self._engine = _engine(engine, network, weights, fills, threads)
+        largest = max(conv.size**2 * max(conv.output_channels, conv.input_channels) for conv in network.convolutions)
+        self.images_together = max(1, _GROUP_BYTES // largest)  # of a larger batch, so that memory stays bounded
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine at work, for example `numba, 2 threads`."""
+        return self._engine.description
+
+    def sublayers(self, images: np.ndarray) -> Iterator[tuple[Convolution, np.ndarray]]:
+        """Yield (sublayer, codes [N, C, H, W] before pooling) of every sublayer in network order.
+
+        `images`: uint8 [N, H, W, C], 8-bit pixels in the chip's channel order. Codes are uint8 0..31, or uint16
+        0..1023 of a ten-bit last layer. Raises ImageError for other images.
+        """
+        codes = self._codes(images)
+        for conv, result in zip(self.network.convolutions, self._engine.sublayers(codes), strict=True):
+            yield conv, result.transpose(0, 3, 1, 2)
+
+    def output(self, images: np.ndarray) -> np.ndarray:
+        """Return the codes [N, C, H, W] after the last sublayer, pooling included; see `sublayers`."""
+        codes = self._codes(images)
+        step = self.images_together
+        groups = [self._engine.forward(codes[i : i + step]) for i in range(0, len(codes), step)]
+        result = groups[0] if len(groups) == 1 else np.concatenate(groups)
+        return np.ascontiguousarray(result.transpose(0, 3, 1, 2))
+
+    def read_out(self, image: np.ndarray, mode: str) -> list[np.ndarray]:
+        """Return the maps [C, H, W] of one image, uint8 [H, W, C], in the order in which `mode` delivers them.
+
+        fc: the last layer after pooling, 7x7; learn: every sublayer; single: the last sublayer of the last layer;
+        sublast: the last sublayer of every major layer; lastmajor: every sublayer of the last layer; all but fc
+        before pooling (docs/usb_protocol.md, result). Raises GtiError where fc meets a result that is not 7x7.
+        """
+        if mode not in MODES:
+            raise UsageError(sentence("read-out mode", "is unknown", expected=", ".join(MODES), received=mode))
+        image = np.asarray(image)
+        if image.ndim != 3:
+            raise ImageError(
+                sentence("image", "has the wrong number of axes", expected="[H, W, C]", received=list(image.shape))
+            )
+        if mode == "fc":
+            _, height, width = self.network.output_shape
+            if (height, width) != (spec.FC_READOUT_SIZE, spec.FC_READOUT_SIZE):
+                raise GtiError(
+                    sentence(
+                        "read-out mode fc",
+                        "reads a 7x7 result only",
+                        expected="7x7 after the last layer",
+                        received=f"{height}x{width}",
+                        fix="choose the mode single, or pool the last layer down to 7x7",
+                    )
+                )
+            return [self.output(image[None])[0]]
+        chosen = {conv.index for conv in self.network.convolutions if self._delivers(conv, mode)}
+        return [codes[0] for conv, codes in self.sublayers(image[None]) if conv.index in chosen]
+
+    def _delivers(self, conv: Convolution, mode: str) -> bool:
+        in_last_layer = conv.major == len(self.network.layers)
+        ends_its_layer = conv.sub == self.network.layers[conv.major - 1].sublayer_number
+        return {
+            "learn": True,
+            "single": in_last_layer and ends_its_layer,
+            "sublast": ends_its_layer,
+            "lastmajor": in_last_layer,
+        }[mode]
+
+    def _codes(self, images: np.ndarray) -> np.ndarray:
+        images = np.asarray(images)
+        height, width, channels = self.network.input_shape
+        if images.dtype != np.uint8:
+            fix = "pass 8-bit pixels 0..255, not floats or codes"
+            raise ImageError(
+                sentence("images", "have the wrong type", expected="uint8", received=images.dtype, fix=fix)
+            )
+        if images.ndim != 4 or images.shape[1:] != (height, width, channels) or not len(images):
+            raise ImageError(
+                sentence(
+                    "images",
+                    "have the wrong shape",
+                    expected=f"[N, {height}, {width}, {channels}]",
+                    received=list(images.shape),
+                    fix="resize them to the network's input and put the channels last",
+                )
+            )
+        return arithmetic.five_bit(images)
+
+
+def _engine(
+    name: str, network: Network, weights: Sequence[ConvolutionWeights], fills: Sequence[str], threads: int | None
+) -> Engine:
+    if name not in ENGINES:
+        raise UsageError(sentence("engine", "is unknown", expected=", ".join(ENGINES), received=name))
+    if name != "numpy":
+        try:
+            from gti.chip.emulator.engine_numba import NumbaEngine
+        except ImportError as problem:
+            if name == "numba":
+                fix = "pip install numba, or choose the engine numpy"
+                raise UsageError(sentence("engine numba", f"cannot be imported ({problem})", fix=fix)) from None
+        else:
+            return NumbaEngine(network, weights, fills, threads or usable_cores())
+    from gti.chip.emulator.engine_numpy import NumpyEngine
+
+    return NumpyEngine(network, weights, fills)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[str]:
+    """Return a sentence for each reason why these weights cannot be emulated on this network."""
+    convolutions = network.convolutions
+    if len(weights) != len(convolutions) or not convolutions:
+        return [
+            sentence(
+                "weights",
+                "do not belong to this network",
+                expected=f"{len(convolutions)} sublayers (at least one)",
+                received=f"{len(weights)}",
+            )
+        ]
+    problems = []
+    _, size, channels = network.input_shape
+    for number, layer in enumerate(network.layers, 1):
+        if layer.image_size != size or layer.input_channels != channels:
+            problems.append(
+                sentence(
+                    f"major {number}",
+                    "does not take what the layer before it gives",
+                    expected=f"image_size {size}, input_channels {channels}",
+                    received=f"{layer.image_size}, {layer.input_channels}",
+                )
+            )
+        if layer.pooling and layer.working_size % 2:
+            problems.append(
+                sentence(f"major {number}", "pools an odd size", expected="an even size", received=layer.working_size)
+            )
+        if layer.shortcuts:
+            problems.append(
+                sentence(
+                    f"major {number}",
+                    "has shortcuts, whose arithmetic on the chip is unknown",
+                    fix="remove resnet_shortcut_start_layers; such a network can be encoded, not emulated",
+                )
+            )
+        if layer.upsample_enable and layer.upsample_mode not in FILLS:
+            problems.append(
+                sentence(
+                    f"major {number}",
+                    "has an unknown upsample_mode",
+                    expected=" or ".join(FILLS),
+                    received=layer.upsample_mode,
+                )
+            )
+        size, channels = layer.output_size, layer.output_channels
+    for conv, layer_weights in zip(convolutions, weights, strict=True):
+        problems += _weight_problems(conv, layer_weights)
+    return problems
+
+
+def _weight_problems(conv: Convolution, layer: ConvolutionWeights) -> list[str]:
+    shape = (conv.output_channels, conv.input_channels, 3, 3)
+    if layer.filters.shape != shape or layer.filters.dtype != np.int16:
+        return [
+            sentence(
+                conv.path,
+                "has filters of the wrong shape or type",
+                expected=f"int16 {list(shape)}",
+                received=f"{layer.filters.dtype} {list(layer.filters.shape)}",
+            )
+        ]
+    if layer.biases.shape != shape[:1] or layer.biases.dtype != np.int32:
+        return [
+            sentence(
+                conv.path,
+                "has biases of the wrong shape or type",
+                expected=f"int32 [{shape[0]}]",
+                received=f"{layer.biases.dtype} {list(layer.biases.shape)}",
+            )
+        ]
+    problems = []
+    if layer.shift != conv.shift or not 0 <= layer.shift <= spec.MAX_SHIFT_STORED:
+        problems.append(
+            sentence(
+                conv.path,
+                "has weights of another shift than the network's scaling says",
+                expected=f"{conv.shift} (0..{spec.MAX_SHIFT_STORED})",
+                received=layer.shift,
+                fix="take network and weights from the same file",
+            )
+        )
+    if conv.one_coef and np.any(layer.filters.reshape(*shape[:2], 9)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]]):
+        problems.append(
+            sentence(
+                conv.path,
+                "is one_coef and has weights beside the centre, whose effect on the chip is unknown",
+                fix="set all weights but the centre of each 3x3 kernel to zero, or remove one_coef",
+            )
+        )
+    return problems

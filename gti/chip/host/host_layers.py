@@ -1,0 +1,290 @@
+"""The host's part of a full .MODEL in NumPy: image reader, pooling, fully connected layers, softmax, labels.
+
+Everything comes from the container: no TensorFlow, no checkpoint (docs/model_format.md, layer parameters). Tensors are
+planar, [C,H,W], as on the chip; a fully connected layer flattens them in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gti.chip.formats.blobs import decode_fc, parse_labels
+from gti.chip.formats.canonical_json import canonical
+from gti.chip.formats.model_file import ModelLayer, layer_path
+from gti.chip.wire import readout
+from gti.errors import ImageError, ModelFileError, sentence
+
+Image = npt.NDArray[np.uint8]
+Tensor = npt.NDArray[Any]
+Chip = Callable[[Image], Sequence[Image]]
+Step = Callable[[Any], Any]
+
+PLANES_BGR = "CS_BGR24_PLANAR"
+PLANES_RGB = "CS_RGB24_PLANAR"
+POOLING_MODES = ("max", "average", "sample", "center", "top_left")
+_DEFAULT_POOLING = "center"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a full model makes of one image."""
+
+    tensors: dict[str, Tensor]  # result of each layer by its name, [C,H,W] or flat
+    result: dict[str, Any]  # {"result": [{"index", "label", "probability"}, ...]}, most probable first
+
+    def text(self) -> str:
+        """Return the result as the compact JSON text of docs/model_format.md."""
+        return canonical(self.result)
+
+
+class HostLayers:
+    """The layers of one .MODEL, decoded and checked once, ready for many images.
+
+    `layers`: of the container, chip layer included; `name`: of the file, for messages. Raises ModelFileError that
+    names the layer for kinds, modes and data that cannot be executed, and for a model without host layers.
+    """
+
+    def __init__(self, layers: Sequence[ModelLayer], name: str) -> None:
+        kinds = [layer.operation for layer in layers]
+        if kinds.count("GTICNN") != 1:
+            raise ModelFileError(
+                sentence(name, "cannot be run as a whole", expected="one GTICNN layer", received=kinds.count("GTICNN"))
+            )
+        if "LABEL" not in kinds:
+            raise ModelFileError(
+                sentence(
+                    name,
+                    "holds no host layers that end in labels",
+                    expected="GTICNN, FC, SOFTMAX and LABEL layers",
+                    received=", ".join(kinds),
+                    fix="make a full model with addon/convert_full.py, or use chip_infer.py",
+                )
+            )
+        if kinds[-1] != "LABEL" or kinds.count("LABEL") != 1:
+            raise ModelFileError(sentence(name, "goes on behind its labels", expected="LABEL as the last layer"))
+        first = kinds.index("GTICNN")
+        places = [f"{name}, {layer_path(index, layer.entry)}" for index, layer in enumerate(layers)]
+        self._readers = [
+            _reader(layer, place) if layer.operation == "IMAGEREADER" else _refuse(layer, place)
+            for layer, place in zip(layers[:first], places[:first], strict=True)
+        ]
+        self._chip_name = _name(layers[first], first)
+        self._chip_tensor = _chip(layers[first], places[first])
+        self._steps: list[tuple[str, Step]] = []
+        for index in range(first + 1, len(layers)):
+            make = _STEPS.get(layers[index].operation, _refuse)
+            self._steps.append((_name(layers[index], index), make(layers[index], places[index])))
+
+    @property
+    def input_order(self) -> str:
+        """Channel order of the images that `run` takes: "BGR", or "RGB" where a reader turns the planes round."""
+        return "RGB" if sum(reader.swaps for reader in self._readers) % 2 else "BGR"
+
+    def run(self, image: Image, chip: Chip) -> Outcome:
+        """Return the outcome of `image`, uint8 [H,W,C] in `input_order`.
+
+        `chip`: image in the chip's channel order -> maps uint8 [C,H,W] as the stick delivers them (FC mode: 8-bit).
+        Raises ImageError for an image of another size, ModelFileError where sizes do not fit together.
+        """
+        return self.outcome(chip(self.chip_image(image)))
+
+    def chip_image(self, image: Image) -> Image:
+        """Return what the readers make of `image`: what goes to the chip. Errors as `run`."""
+        for reader in self._readers:
+            image = reader(image)
+        return image
+
+    def outcome(self, maps: Sequence[Image]) -> Outcome:
+        """Return the outcome of the maps that the chip delivered. Errors as `run`."""
+        value: Any = self._chip_tensor(list(maps))
+        tensors: dict[str, Tensor] = {self._chip_name: value}
+        for name, step in self._steps:
+            value = step(value)
+            if isinstance(value, np.ndarray):
+                tensors[name] = value
+        return Outcome(tensors, value)
+
+
+def _name(layer: ModelLayer, index: int) -> str:
+    name = layer.entry.get("name")
+    return name if isinstance(name, str) else f"layer {index + 1}"
+
+
+def _refuse(layer: ModelLayer, where: str) -> Any:
+    raise ModelFileError(
+        sentence(
+            where,
+            "is a layer that cannot be run at this place",
+            expected="IMAGEREADER, then GTICNN, then " + ", ".join(_STEPS),
+            received=layer.operation or "no operation",
+        )
+    )
+
+
+def _text(layer: ModelLayer, key: str, default: str, allowed: Sequence[str], where: str) -> str:
+    value = layer.entry.get(key)
+    if value is None:
+        return default
+    if value not in allowed:
+        raise ModelFileError(sentence(where, f'"{key}" is unknown', expected=" or ".join(allowed), received=value))
+    return str(value)
+
+
+def _whole(entry: Mapping[str, Any], key: str, where: str) -> int | None:
+    value = entry.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ModelFileError(sentence(where, f'"{key}" has the wrong type', expected="a whole number", received=value))
+    return value
+
+
+class _Reader:
+    """Checks the image's size and turns the planes round where the two formats differ."""
+
+    def __init__(self, swaps: bool, shape: tuple[int | None, int | None, int | None], where: str) -> None:
+        self.swaps = swaps
+        self._shape = shape  # (height, width, channels)
+        self._where = where
+
+    def __call__(self, image: Image) -> Image:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+            received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise ImageError(sentence("image", "is no picture", expected="uint8 [H,W,C]", received=received))
+        if any(want is not None and want != have for want, have in zip(self._shape, image.shape, strict=True)):
+            raise ImageError(
+                sentence(
+                    "image",
+                    f"has another size than {self._where} takes, which does not resize",
+                    expected=list(self._shape),
+                    received=list(image.shape),
+                    fix="resize the image",
+                )
+            )
+        return np.ascontiguousarray(image[:, :, ::-1]) if self.swaps else image
+
+
+def _reader(layer: ModelLayer, where: str) -> _Reader:
+    formats = [layer.entry.get(key) for key in ("input format", "output format")]
+    # Only this pair of names is acted on; others pass the data unchanged.
+    swaps = formats in ([PLANES_BGR, PLANES_RGB], [PLANES_RGB, PLANES_BGR])
+    height, width, channels = (_whole(layer.entry, f"output {key}", where) for key in ("height", "width", "channels"))
+    return _Reader(swaps, (height, width, channels), where)
+
+
+def _chip(layer: ModelLayer, where: str) -> Callable[[list[Image]], Tensor]:
+    scaledown = _whole(layer.entry, "output scaledown", where) or 0
+    if layer.entry.get("output type") not in (None, "float"):
+        raise ModelFileError(
+            sentence(
+                where,
+                "delivers bytes, which host layers cannot take",
+                expected='"output type": "float"',
+                received=layer.entry["output type"],
+            )
+        )
+
+    def tensor(maps: list[Image]) -> Tensor:
+        flat = readout.tensor(maps, scaledown)
+        return flat.reshape(maps[0].shape) if len(maps) == 1 else flat
+
+    return tensor
+
+
+def _fc(layer: ModelLayer, where: str) -> Step:
+    relu = _text(layer, "activation", "", ("relu",), where) == "relu"
+    weights, biases = decode_fc(_blob(layer, where), where)
+
+    def step(x: Tensor) -> Tensor:
+        if x.size != weights.shape[1]:
+            raise ModelFileError(
+                sentence(where, "does not fit the layer before", expected=f"{weights.shape[1]} inputs", received=x.size)
+            )
+        y = weights @ x.reshape(-1).astype(np.float32, copy=False) + biases
+        return np.maximum(y, np.float32(0)) if relu else y
+
+    return step
+
+
+def _pooling(layer: ModelLayer, where: str) -> Step:
+    mode = _text(layer, "mode", _DEFAULT_POOLING, POOLING_MODES, where)
+    for key in ("output width", "output height"):
+        if _whole(layer.entry, key, where) not in (None, 1):
+            raise ModelFileError(
+                sentence(
+                    where, "pools to more than one value a channel", expected=f'"{key}": 1', received=layer.entry[key]
+                )
+            )
+
+    def step(x: Tensor) -> Tensor:
+        least = 2 if mode == "top_left" else 1
+        if x.ndim != 3 or min(x.shape[1:]) < least:
+            raise ModelFileError(
+                sentence(
+                    where,
+                    f"mode {mode} has nothing to pool",
+                    expected=f"a tensor [C,H,W] of at least {least}x{least}",
+                    received=list(x.shape),
+                )
+            )
+        pooled = {
+            "max": lambda: x.max(axis=(1, 2)),
+            "average": lambda: x.mean(axis=(1, 2), dtype=np.float32),
+            "sample": lambda: x[:, 0, 0],
+            "center": lambda: x[:, x.shape[1] // 2, x.shape[2] // 2],
+            "top_left": lambda: x[:, 1, 1],
+        }[mode]()
+        return pooled[:, None, None]
+
+    return step
+
+
+def _softmax(layer: ModelLayer, where: str) -> Step:
+    def step(x: Tensor) -> Tensor:
+        powers = np.exp(x.astype(np.float32, copy=False) - x.max())
+        return powers / powers.sum()
+
+    return step
+
+
+def _label(layer: ModelLayer, where: str) -> Step:
+    labels = parse_labels(_blob(layer, where), where)
+    most = _whole(layer.entry, "output channels", where)
+    if most is not None and most < 1:
+        raise ModelFileError(sentence(where, "returns no labels", expected='"output channels" >= 1', received=most))
+
+    def step(x: Tensor) -> dict[str, Any]:
+        probabilities = x.reshape(-1)
+        if len(probabilities) > len(labels):
+            raise ModelFileError(
+                sentence(
+                    where,
+                    "names too few classes",
+                    expected=f"{len(probabilities)} lines, as many as the layer before has outputs",
+                    received=len(labels),
+                    fix="pass the label file that the network was trained with",
+                )
+            )
+        order = np.argsort(-probabilities, kind="stable")[:most]
+        return {
+            "result": [{"index": int(i), "label": labels[i], "probability": float(probabilities[i])} for i in order]
+        }
+
+    return step
+
+
+def _blob(layer: ModelLayer, where: str) -> memoryview:
+    if layer.blob is None:
+        raise ModelFileError(sentence(where, "has no data", fix="make the model again with addon/convert_full.py"))
+    return layer.blob
+
+
+_STEPS: dict[str, Callable[[ModelLayer, str], Step]] = {
+    "FC": _fc,
+    "POOLING": _pooling,
+    "SOFTMAX": _softmax,
+    "LABEL": _label,
+}

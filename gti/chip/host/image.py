@@ -1,0 +1,209 @@
+"""Image files -> what the chip takes: uint8 [H, W, C], 8-bit values in the chip's channel order (B, G, R).
+
+Three kinds of files: `.npy` (uint8 [H, W, C], already in the chip's order), `.bin` (uint8 planes [C, H, W], ditto), and
+pictures that Pillow reads, which are turned upright, resized to the network's size and converted to BGR.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gti import files
+from gti.chip.formats import npy
+from gti.errors import FormatError, ImageError, sentence
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+MAX_PIXELS = 100_000_000
+# Few bytes must not unpack to much more memory than this and 10 times their number.
+_FREE_BYTES = 64_000_000
+_MEMORY_RATIO = 10
+_FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "TIFF", "WEBP")
+# Modes of more than eight bits: cutting them down is the user's decision.
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def load_image(
+    path: str | os.PathLike[str],
+    size: int,
+    channels: int = 3,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Return the image file `path` as uint8 [size, size, channels], 0..255, in the chip's channel order.
+
+    Arrays (`.npy`, `.bin`) must have the network's size; pictures are resized (bilinear, the whole picture, or as
+    `prepare` does it, [H,W,C] -> [size,size,C]). The plane of grey pictures and `.npy` ([size, size] or
+    [size, size, 1]) is repeated into three channels. Raises ImageError for another type, shape or layout, for
+    transparency, more than 8 bits and pictures of more than 100 million pixels, FormatError when the file cannot be
+    read.
+    """
+    name = os.fspath(path)
+    suffix = Path(name).suffix.lower()
+    shape = (size, size, channels)
+    if suffix == ".npy":
+        return _from_npy(files.read_bytes(path, limit=size * size * channels * 8 + npy.MAX_HEADER_BYTES), shape, name)
+    if suffix == ".bin":
+        return _from_planes(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name)
+    return _from_picture(files.read_bytes(path, limit=MAX_FILE_BYTES), shape, name, prepare)
+
+
+def _from_npy(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    found, dtype, _, _ = npy.read_layout(data, name)
+    expected = f"uint8 {list(shape)} (height, width, channels)"
+    received = f"{dtype} {list(found)}"
+    if dtype != np.uint8:
+        fix = "store 8-bit values 0..255" + (", not 0..1" if dtype.kind == "f" else "")
+        raise ImageError(sentence(name, "has the wrong type", expected=expected, received=received, fix=fix))
+    if shape[2] in (1, 3) and found in (shape[:2], (*shape[:2], 1)):
+        return np.repeat(npy.parse_npy(data, name).reshape(*shape[:2], 1), shape[2], axis=2)
+    if found != shape:
+        planar = found == (shape[2], *shape[:2])
+        fix = "transpose it to height, width, channels" if planar else "resize it to the network's input"
+        problem = "has its planes first" if planar else "has the wrong shape"
+        raise ImageError(sentence(name, problem, expected=expected, received=received, fix=fix))
+    return npy.parse_npy(data, name)
+
+
+def _from_planes(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    height, width, channels = shape
+    if len(data) != height * width * channels:
+        raise ImageError(
+            sentence(
+                name,
+                "has the wrong length for raw planes",
+                expected=f"{height * width * channels} bytes ({channels} planes of {height} x {width})",
+                received=f"{len(data)} bytes",
+                fix="write uint8 planes in the chip's channel order",
+            )
+        )
+    planes = np.frombuffer(data, np.uint8).reshape(channels, height, width)
+    return np.ascontiguousarray(planes.transpose(1, 2, 0))
+
+
+def _from_picture(
+    data: bytes, shape: tuple[int, int, int], name: str, prepare: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError:
+        raise ImageError(
+            sentence(
+                name,
+                "needs Pillow to be read",
+                fix="install the extra `images` of this package (or pillow itself), or pass a .npy or .bin file",
+            )
+        ) from None
+    if shape[2] not in (1, 3):
+        raise ImageError(
+            sentence(
+                name,
+                f"is a picture, but the network takes {shape[2]} channels",
+                expected="a .npy file of uint8 [H, W, C]",
+                received="a picture of 1 or 3 channels",
+            )
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the size is judged here, by an error instead of a warning
+            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
+            _check_picture(picture, len(data), name)
+            picture.load()
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _convert(picture, shape, name, prepare)
+    except UnidentifiedImageError:
+        raise FormatError(
+            sentence(name, "is no image that can be read", expected=", ".join((*_FORMATS, ".npy", ".bin")))
+        ) from None
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError(sentence(name, "is too large", expected=f"at most {MAX_PIXELS} pixels")) from None
+    except Exception as problem:  # decoders of damaged files raise many kinds
+        reason = str(problem).split("\n")[0][:120] or type(problem).__name__
+        raise FormatError(sentence(name, f"cannot be decoded ({reason})", fix="check the file")) from None
+
+
+def _check_picture(picture: Image.Image, length: int, name: str) -> None:
+    """Refuse what would have to be guessed, and bombs, before any pixel is decoded; `length` of the file in bytes.
+
+    A JPEG of many pixels for its length is set to be decoded at half, a quarter or an eighth of its size.
+    """
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            sentence(name, "is too large", expected=f"at most {MAX_PIXELS} pixels", received=f"{width} x {height}")
+        )
+    most = (_FREE_BYTES + _MEMORY_RATIO * length) / (width * height)  # bytes a pixel
+    scales = [scale for scale in (1, 2, 4, 8) if _memory_per_pixel(picture, scale) <= most]
+    if not scales or (scales[0] > 1 and picture.format != "JPEG"):
+        pixels = int(width * height * most / _memory_per_pixel(picture, 1))
+        raise ImageError(
+            sentence(
+                name,
+                "has very many pixels for its length",
+                expected=f"at most {pixels} pixels in {length} bytes",
+                received=f"{width} x {height}",
+                fix="make the picture smaller first",
+            )
+        )
+    if scales[0] > 1:
+        picture.draft(None, (width // scales[0], height // scales[0]))
+    if picture.mode in _DEEP_MODES:
+        raise ImageError(
+            sentence(
+                name,
+                "has more than 8 bits a channel",
+                expected="8 bits a channel",
+                received=f"mode {picture.mode}",
+                fix="convert it to 8 bits first",
+            )
+        )
+
+
+def _memory_per_pixel(picture: Image.Image, scale: int) -> float:
+    """Return the bytes that decoding, turning and converting at 1/`scale` takes, as measured with Pillow 12."""
+    if picture.format == "WEBP":
+        return 16
+    if picture.mode not in ("L", "RGB"):
+        return 12
+    # A progressive JPEG keeps the coefficients of the whole picture.
+    return 8 / scale**2 + (6 if "progressive" in picture.info else 0)
+
+
+def _convert(
+    picture: Image.Image, shape: tuple[int, int, int], name: str, prepare: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    """Return uint8 [H, W, C] of an upright picture: opaque, resized, BGR or grey."""
+    from PIL import Image
+
+    if picture.has_transparency_data:
+        alpha = (picture if picture.mode == "RGBA" else picture.convert("RGBA")).getchannel("A")
+        least = int(np.asarray(alpha).min())
+        if least < 255:
+            raise ImageError(
+                sentence(
+                    name,
+                    "is transparent in places",
+                    expected="an opaque picture",
+                    received=f"alpha from {least} on",
+                    fix="lay it on a background first",
+                )
+            )
+    height, width, channels = shape
+    mode = "L" if channels == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)
+    if prepare is None and picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+    if prepare is not None:
+        pixels = prepare(pixels)
+    return np.ascontiguousarray(pixels[:, :, ::-1])  # RGB -> BGR

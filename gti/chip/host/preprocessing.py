@@ -1,0 +1,228 @@
+"""What must happen to a picture before the chip sees it, as a contract that travels in the .MODEL.
+
+The header's key "preprocessing" (docs/runtime.md) says how the network was trained: size, channels, channel order,
+crop, resizing. Readers that do not know the key pass it through. Here it is written, read, checked against the network,
+and applied with NumPy alone, to the same pixels as in training (`gti.data_utils.prepare_image`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gti.chip.host.image import load_image
+from gti.chip.spec import IMAGE_SIZES
+from gti.errors import ImageError, ModelFileError, UsageError, sentence
+
+if TYPE_CHECKING:
+    from gti.chip.loaded_model import LoadedModel
+
+KEY = "preprocessing"
+ORDERS = ("BGR", "RGB")
+RESIZE = "bilinear"  # averaging where it shrinks, rounded half up
+VALUES = "uint8"
+_STRIP = 4096
+_KEYS = {"width", "height", "channels", "channel order", "crop fraction", "resize", "values"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The way of a picture to the pixels for the chip, uint8 [size, size, channels] in `order`.
+
+    `crop_fraction` of the shorter side is the side of the square that is cut out of the middle; None takes the whole
+    picture, whatever its proportions, which is what happens for a file without a contract.
+    """
+
+    size: int
+    channels: int
+    order: str = "BGR"
+    crop_fraction: float | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """Return the value of "preprocessing" in a .MODEL's header."""
+        return {
+            "width": self.size,
+            "height": self.size,
+            "channels": self.channels,
+            "channel order": self.order,
+            "crop fraction": self.crop_fraction,
+            "resize": RESIZE,
+            "values": VALUES,
+        }
+
+    def load(self, path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
+        """Return the pixels of an image file, ready for the chip.
+
+        Pictures are turned upright, cropped and resized; `.npy` and `.bin` must already be as the chip takes them.
+        Raises ImageError and FormatError as `gti.chip.host.image.load_image`.
+        """
+        prepare = None if self.crop_fraction is None else self._crop_and_resize
+        image = load_image(path, self.size, self.channels, prepare)
+        is_array = os.fspath(path).lower().endswith((".npy", ".bin"))
+        return image if is_array or self.order == "BGR" else np.ascontiguousarray(image[:, :, ::-1])
+
+    def apply(self, image: npt.NDArray[np.uint8], order: str) -> npt.NDArray[np.uint8]:
+        """Return the pixels for the chip of a picture in memory, uint8 [H,W,C] (or [H,W], grey) of any size.
+
+        `order` declares the image's channel order, "BGR" (OpenCV) or "RGB" (Pillow); where the network wants the other
+        one, the planes are turned round. Raises ImageError for anything that would have to be guessed: other types
+        (floats 0..1, 16 bits), planes first, an alpha channel, empty images; UsageError for an unknown order.
+        """
+        if order not in ORDERS:
+            raise UsageError(
+                sentence("channel order", "is unknown", expected=" or ".join(ORDERS), received=repr(order))
+            )
+        pixels = _checked(image, self.channels)
+        whole = self.crop_fraction is None
+        pixels = resized(pixels, self.size) if whole else self._crop_and_resize(pixels)
+        turned = pixels[:, :, ::-1] if self.channels == 3 and order != self.order else pixels
+        return np.ascontiguousarray(turned)
+
+    def _crop_and_resize(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return resized(center_square(pixels, self.crop_fraction or 1.0), self.size)
+
+
+def center_square(pixels: npt.NDArray[np.uint8], fraction: float) -> npt.NDArray[np.uint8]:
+    """Return the middle square [S,S,C] of `pixels` [H,W,C] whose side is `fraction` of the shorter one, rounded."""
+    height, width = pixels.shape[:2]
+    side = max(1, int(np.floor(np.float32(min(height, width)) * np.float32(fraction) + np.float32(0.5))))
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
+
+
+def resized(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
+    """Return `pixels` [H,W,C] as uint8 [size, size, C]: linear interpolation, averaging where it shrinks.
+
+    The triangle filter of tf.image.resize(antialias=True), rows and columns one after the other.
+    """
+    height, width, channels = pixels.shape
+    if (height, width) == (size, size):
+        return np.ascontiguousarray(pixels)
+    flat, weights = pixels.reshape(height, -1), _triangle(height, size)
+    # In strips: the picture as floats takes four times the memory of the picture.
+    strips = [weights @ flat[:, start : start + _STRIP].astype(np.float32) for start in range(0, flat.shape[1], _STRIP)]
+    planes = np.concatenate(strips, axis=1).reshape(size, width, channels).transpose(0, 2, 1)
+    values = planes @ _triangle(width, size).T
+    rounded = np.clip(np.floor(values + np.float32(0.5)), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(rounded.transpose(0, 2, 1))
+
+
+@lru_cache(maxsize=16)
+def _triangle(length: int, size: int) -> npt.NDArray[np.float32]:
+    """Return the weights [size, length] of each source sample in each of `size` evenly spread ones."""
+    step = length / size
+    centres = (np.arange(size)[:, None] + 0.5) * step
+    distances = np.abs(np.arange(length)[None, :] + 0.5 - centres) / max(step, 1.0)
+    weights = np.maximum(0.0, 1.0 - distances)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _checked(image: Any, channels: int) -> npt.NDArray[np.uint8]:
+    """Return `image` as [H,W,C] of the network's channels, or say what is wrong with it."""
+    expected = f"uint8 [height, width, {channels}], values 0..255"
+
+    def refusal(problem: str, fix: str) -> ImageError:
+        received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        return ImageError(sentence("image", problem, expected=expected, received=received, fix=fix))
+
+    if not isinstance(image, np.ndarray):
+        raise refusal("is no NumPy array", "pass numpy.asarray(picture)")
+    if image.dtype.kind == "f":
+        raise refusal("holds floating-point numbers", "pass 8-bit pixels: (image * 255).round().astype(numpy.uint8)")
+    if image.dtype != np.uint8:
+        raise refusal("has the wrong type", "pass 8-bit pixels; of 16-bit ones, the high bytes")
+    if image.ndim == 4:
+        raise refusal("is a batch", "pass one image at a time")
+    if image.ndim not in (2, 3) or not image.size:
+        raise refusal("is no picture", "pass height, width, channels")
+    pixels = image[:, :, None] if image.ndim == 2 else image
+    if pixels.shape[2] == channels:
+        return pixels
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, channels, axis=2)
+    if pixels.shape[0] in (1, 3) and pixels.shape[2] > 4:
+        raise refusal("has its planes first", "put the channels last: image.transpose(1, 2, 0)")
+    if pixels.shape[2] == 4 and channels == 3:
+        raise refusal("has four channels", "remove the alpha channel: image[:, :, :3]")
+    raise refusal("has another number of channels than the network", f"make it {channels} channels")
+
+
+def from_header(header: Mapping[str, Any], name: str) -> Preprocessing | None:
+    """Return the contract of a .MODEL's header, None where there is none; `name`: of the file.
+
+    Raises ModelFileError for a contract that is damaged or asks for something this kit does not do.
+    """
+    value = header.get(KEY)
+    if value is None:
+        return None
+    where = f'{name}, "{KEY}"'
+
+    def field(key: str, good: bool, expected: str) -> None:
+        if not good:
+            raise ModelFileError(
+                sentence(
+                    where,
+                    f'"{key}" is impossible',
+                    expected=expected,
+                    received=value.get(key),
+                    fix="convert the model again",
+                )
+            )
+
+    if not isinstance(value, dict) or not set(value) >= _KEYS:
+        raise ModelFileError(sentence(where, "is incomplete", expected=", ".join(sorted(_KEYS))))
+    for key in ("width", "height"):
+        field(key, _whole(value[key]) and value[key] in IMAGE_SIZES, "one of " + ", ".join(map(str, IMAGE_SIZES)))
+    field("height", value["height"] == value["width"], "the width, the chip takes squares")
+    field("channels", _whole(value["channels"]) and 1 <= value["channels"] <= 1024, "1..1024")
+    field("channel order", value["channel order"] in ORDERS, " or ".join(ORDERS))
+    field("resize", value["resize"] == RESIZE, RESIZE)
+    field("values", value["values"] == VALUES, VALUES)
+    crop = value["crop fraction"]
+    number = isinstance(crop, (int, float)) and not isinstance(crop, bool)
+    field("crop fraction", crop is None or (number and 0 < crop <= 1), "a number above 0 and at most 1")
+    return Preprocessing(
+        value["width"], value["channels"], value["channel order"], float(crop) if crop is not None else None
+    )
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def of_model(model: LoadedModel) -> Preprocessing:
+    """Return the contract of a full .MODEL; without one in the file: the whole picture, in the order its reader takes.
+
+    Raises ModelFileError where the contract and the network disagree, or the file holds no host layers.
+    """
+    name, order = model.name, model.host_layers().input_order
+    found = from_header(model.container.header, name)
+    if found is None:
+        return Preprocessing(model.size, model.planes, order)
+    if (found.size, found.channels) != (model.size, model.planes):
+        raise ModelFileError(
+            sentence(
+                f'{name}, "{KEY}"',
+                "does not fit the network",
+                expected=f"{model.size}x{model.size}x{model.planes}",
+                received=f"{found.size}x{found.size}x{found.channels}",
+                fix="convert the model again",
+            )
+        )
+    if model.planes == 3 and found.order != order:
+        raise ModelFileError(
+            sentence(
+                f'{name}, "{KEY}"',
+                "declares another channel order than the image reader takes",
+                expected=order,
+                received=found.order,
+                fix="correct the formats of the IMAGEREADER layer, then convert the model again",
+            )
+        )
+    return found

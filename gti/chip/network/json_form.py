@@ -1,0 +1,278 @@
+"""dat.json <-> Network: what runs on the chip, and every rule of the chip checked in one place.
+
+The types live in `network_types`, the rules in `network_rules`, the memory plan in `memory_plan`; this module reads
+and writes the JSON form (docs/dat_format.md section 5) and offers all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from gti import files
+from gti.chip.network.memory_plan import Placement, address_plan
+from gti.chip.network.rules import (
+    MAX_EXAMINED,
+    Violation,
+    major_path,
+    violations,
+    violations_of_layers,
+    violations_of_memory,
+    violations_of_model,
+    violations_of_ten_bit,
+)
+from gti.chip.network.types import Convolution, ConvolutionWeights, MajorLayer, Network
+from gti.errors import NetworkError, listing
+
+__all__ = [
+    "Convolution",
+    "ConvolutionWeights",
+    "MajorLayer",
+    "Network",
+    "Placement",
+    "Violation",
+    "address_plan",
+    "check",
+    "examine",
+    "from_json",
+    "load",
+    "to_json",
+    "violations",
+]
+
+
+def check(network: Network, name: str = "network") -> None:
+    """Raise NetworkError, naming `name` and every broken rule, unless `network` runs on the chip."""
+    _raise_if(violations(network), name)
+
+
+def load(path: str | os.PathLike[str]) -> Network:
+    """Return the network of the dat.json `path`.
+
+    Raises FormatError when the file cannot be read or is not JSON, NetworkError listing everything that is wrong.
+    """
+    return from_json(files.read_json(path), os.fspath(path))
+
+
+def from_json(value: object, name: str) -> Network:
+    """Return the network of the JSON `value` of a dat.json; `name` is the file named in errors.
+
+    Keys without effect on the file are kept in `extra`. Raises NetworkError listing missing keys, wrong types and
+    broken rules together.
+    """
+    network, found = examine(value)
+    _raise_if(found, name)
+    return network
+
+
+def examine(value: object) -> tuple[Network, list[Violation]]:
+    """Return the network of the JSON `value` of a dat.json and all that is wrong with it, without raising.
+
+    Where rules named `json-...` are broken, the network holds defaults for what could not be read.
+    """
+    found: list[Violation] = []
+    top = _Reader(value, "file", found)
+    entries = top.take("layer", list, [], required=True)
+    models = top.take("model", list, [], required=True)
+    if len(models) != 1 and "model" not in top.unread:
+        found.append(Violation("model", "model-entries", '"model" must hold one object', 1, len(models), "keep one"))
+    layers, unread = _layers(entries, found)
+    model = _Reader(models[0], "model", found) if len(models) == 1 else _Reader({}, "model", [])
+    network = Network(
+        layers=layers,
+        chip_type=model.take("ChipType", int, 2801, required=True),
+        sampling_method=model.take("SamplingMethod", int, 0),
+        activation_bit_mode=model.take("ActivationBitMode", int, 0),
+        extra={"file": top.rest(), "model": model.rest("MajorLayerNumber")},
+    )
+    counted = model.take("MajorLayerNumber", int, len(entries), required=True)
+    if counted != len(entries) and "layer" not in top.unread and "MajorLayerNumber" not in model.unread:
+        found.append(
+            Violation(
+                "model",
+                "major-layer-number",
+                "MajorLayerNumber differs from the number of layers listed",
+                len(entries),
+                counted,
+                f"set MajorLayerNumber to {len(entries)}",
+            )
+        )
+    if "layer" not in top.unread:
+        found.extend(violations_of_model(network))
+    found.extend(violations_of_layers(layers, unread))
+    if layers and not unread[-1]:
+        found.extend(violations_of_ten_bit(network))
+    if not found:
+        found.extend(violations_of_memory(network))
+    return network, found
+
+
+def to_json(network: Network) -> dict[str, object]:
+    """Return the dat.json value of `network`: `from_json` of it gives an equal network."""
+    file_extra, model_extra = (network.extra.get(part, {}) for part in ("file", "model"))
+    model: dict[str, object] = {
+        "MajorLayerNumber": len(network.layers),
+        "ChipType": network.chip_type,
+        "SamplingMethod": network.sampling_method,
+    }
+    if network.activation_bit_mode:
+        model["ActivationBitMode"] = network.activation_bit_mode
+    if isinstance(model_extra, dict):
+        model |= {key: value for key, value in model_extra.items() if key not in model}
+    result: dict[str, object] = {
+        "layer": [_layer_to_json(m, layer) for m, layer in enumerate(network.layers, 1)],
+        "model": [model],
+    }
+    if isinstance(file_extra, dict):
+        result |= {key: value for key, value in file_extra.items() if key not in result}
+    return result
+
+
+def _layer_to_json(major: int, layer: MajorLayer) -> dict[str, object]:
+    result: dict[str, object] = {
+        "major_layer": major,
+        "image_size": layer.image_size,
+        "input_channels": layer.input_channels,
+        "output_channels": layer.output_channels,
+        "sublayer_number": layer.sublayer_number,
+        "scaling": list(layer.scaling),
+    }
+    if layer.one_coef:
+        result["one_coef"] = list(layer.one_coef)
+    if layer.shortcuts:
+        result["resnet_shortcut_start_layers"] = list(layer.shortcuts)
+    result |= {"learning": layer.learning, "last_layer_out": layer.last_layer_out, "pooling": layer.pooling}
+    if layer.upsample_enable:
+        result |= {"upsample_enable": True, "upsample_mode": layer.upsample_mode}
+    result["coef_bits"] = layer.coef_bits
+    if layer.in_address is not None:
+        result["in_addr"] = layer.in_address
+    if layer.out_address is not None:
+        result["out_addr"] = layer.out_address
+    return result | {key: value for key, value in layer.extra.items() if key not in result}
+
+
+def _layers(entries: Sequence[object], found: list[Violation]) -> tuple[tuple[MajorLayer, ...], list[frozenset[str]]]:
+    layers: list[MajorLayer] = []
+    unread: list[frozenset[str]] = []
+    for m, entry in enumerate(entries, 1):
+        # Far beyond the limit only the count matters, which the rule "major-layers" judges.
+        reader = _Reader(entry, major_path(m), found if m <= MAX_EXAMINED else [])
+        layers.append(_layer(reader))
+        unread.append(frozenset(reader.unread))
+        if m > MAX_EXAMINED:
+            layers.extend(layers[-1:] * (len(entries) - m))
+            unread.extend(unread[-1:] * (len(entries) - m))
+            break
+    return tuple(layers), unread
+
+
+def _layer(reader: _Reader) -> MajorLayer:
+    reader.take("major_layer", int, 0, required=True)  # must exist; the order of the list is what counts
+    for flag in ("depth_enable", "ten_bits_enable"):
+        reader.take(flag, bool, False)
+    return MajorLayer(
+        image_size=reader.take("image_size", int, 224, required=True),
+        input_channels=reader.take("input_channels", int, 16, required=True),
+        output_channels=reader.take("output_channels", int, 16, required=True),
+        sublayer_number=reader.take("sublayer_number", int, 1, required=True),
+        coef_bits=reader.take("coef_bits", int, 3, required=True),
+        scaling=reader.take_integers("scaling", "scaling", required=True),
+        pooling=reader.take("pooling", bool, False),
+        learning=reader.take("learning", bool, False),
+        last_layer_out=reader.take("last_layer_out", bool, False),
+        upsample_enable=reader.take("upsample_enable", bool, False),
+        upsample_mode=reader.take("upsample_mode", str, "repeat"),
+        one_coef=reader.take_integers("one_coef", "one_coef"),
+        shortcuts=reader.take_integers("resnet_shortcut_start_layers", "shortcuts"),
+        in_address=reader.take("in_addr", int, None, field="in_address"),
+        out_address=reader.take("out_addr", int, None, field="out_address"),
+        extra=reader.rest("major_layer") | reader.given("depth_enable", "ten_bits_enable"),
+    )
+
+
+class _Reader:
+    """Takes typed values out of one JSON object; what is missing or of a wrong type becomes a violation."""
+
+    _NAMES = {int: "an integer", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
+
+    def __init__(self, value: object, layer: str, found: list[Violation]) -> None:
+        self._layer = layer
+        self._found = found
+        self._values: dict[str, object] = {}
+        self._taken: set[str] = set()
+        self.unread: set[str] = set()  # fields without a usable value
+        self._whole = isinstance(value, dict)
+        if isinstance(value, dict):
+            self._values = value
+        else:
+            found.append(
+                Violation(layer, "json-type", "is not a JSON object", "an object", _kind(value), "write { ... }")
+            )
+
+    def take(self, key: str, kind: type, default, *, required: bool = False, field: str = ""):
+        """Return the value of `key`, or `default` where it is absent (with a violation if `required`) or unusable."""
+        self._taken.add(key)
+        if key not in self._values:
+            if required:
+                self.unread.add(field or key)
+                if self._whole:
+                    self._miss(key, kind)
+            return default
+        value = self._values[key]
+        if isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
+            return value
+        self.unread.add(field or key)
+        self._wrong(key, self._NAMES[kind], value)
+        return default
+
+    def take_integers(self, key: str, field: str, *, required: bool = False) -> tuple[int, ...]:
+        """Return the integers of the list `key`; absent and optional: no integers."""
+        items = self.take(key, list, [], required=required, field=field)
+        for item in items:
+            if not isinstance(item, int) or isinstance(item, bool):
+                self.unread.add(field)
+                self._wrong(key, "a list of integers", item)
+                return ()
+        return tuple(items)
+
+    def given(self, *keys: str) -> dict[str, object]:
+        """Return those of `keys` that are present, with their values."""
+        return {key: self._values[key] for key in keys if key in self._values}
+
+    def rest(self, *but: str) -> dict[str, object]:
+        """Return the entries that nobody took."""
+        return {k: v for k, v in self._values.items() if k not in self._taken and k not in but}
+
+    def _miss(self, key: str, kind: type) -> None:
+        self._found.append(
+            Violation(
+                self._layer, "json-key", f'the key "{key}" is missing', self._NAMES[kind], "nothing", f'add "{key}"'
+            )
+        )
+
+    def _wrong(self, key: str, expected: str, value: object) -> None:
+        self._found.append(
+            Violation(
+                self._layer,
+                "json-type",
+                f'"{key}" has the wrong type',
+                expected,
+                _kind(value),
+                f"write {expected}",
+            )
+        )
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+    shown = repr(value) if isinstance(value, str) else str(value).lower()
+    return f"{shown[:60]} ({type(value).__name__})"
+
+
+def _raise_if(found: Sequence[Violation], name: str) -> None:
+    if found:
+        raise NetworkError(listing(name, found), found)

@@ -1,0 +1,103 @@
+"""EngineModel: a .model or .dat on the emulator alone, batch after batch; used like a `GtiModel`.
+
+A stick takes one frame at a time, and so does the one in software, which understands every word on the wire. Where only
+accuracy is asked for, nothing of that is needed: the emulator computes many images together, the same codes faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
+from gti.chip.formats.splitting import next_image
+from gti.chip.loaded_model import LoadedModel, load_chips
+from gti.chip.runtime import known_answer
+from gti.chip.spec import MAX_CODE, TOP_CODE
+from gti.chip.wire import protocol
+
+# Images computed together: the engine gains nothing from more, and progress is seen.
+_MOST_TOGETHER = 64
+# Modes that deliver maps of every chip in a row; the others concern the last one.
+_OF_EVERY_CHIP = ("learn", "sublast")
+
+
+class EngineModel:
+    """The networks of one file, for one chip or several in a row, on the emulator.
+
+    `engine`: as `Emulator`. Raises FormatError for the file, NetworkError where the chip's arithmetic is unknown.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], engine: str = "auto") -> None:
+        parts = load_chips(Path(path))
+        self._first = parts[0]
+        self._emulators = _emulators(parts, str(path), engine)
+        self._together = min(_MOST_TOGETHER, *(emulator.images_together for emulator in self._emulators))
+
+    @property
+    def device_description(self) -> str:
+        """What computes, and that nothing of USB takes part."""
+        return f"emulator in batches of {self._together}, no USB framing ({self._emulators[0].engine})"
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images."""
+        return self._emulators[0].network.input_shape
+
+    def evaluate_many(
+        self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield what `GtiModel.evaluate_many` yields: float32 [1,H,W,C], codes scaled to 0..`last_relu_cap`.
+
+        `images`: uint8 [H,W,C] each. They are read ahead, a batch at a time. Raises ImageError for other arrays.
+        """
+        last = self._emulators[-1]
+        scale = np.float32(last_relu_cap / TOP_CODE[last.network.convolutions[-1].ten_bit])
+        stream = iter(images)
+        while batch := list(itertools.islice(stream, self._together)):
+            pixels = np.stack([self._checked(image) for image in batch])
+            for emulator in self._emulators[:-1]:
+                pixels = np.stack([next_image(codes, pooled=False) for codes in emulator.output(pixels)])
+            for codes in last.output(pixels):
+                yield codes.transpose(1, 2, 0)[None].astype(np.float32) * scale
+
+    def layer_outputs(self, image: npt.NDArray[np.uint8], mode: str | int = "learn") -> list[npt.NDArray[Any]]:
+        """Return the maps of one image that a read-out mode delivers; as `GtiModel.layer_outputs`."""
+        number = protocol.parse_mode(mode)
+        name = next((known.name.lower() for known in protocol.Mode if known == number), str(number))
+        image = self._checked(image)
+        maps: list[npt.NDArray[Any]] = []
+        for emulator in self._emulators[:-1]:
+            maps += emulator.read_out(image, name) if name in _OF_EVERY_CHIP else []
+            image = next_image(emulator.output(image[None])[0], pooled=False)
+        return maps + self._emulators[-1].read_out(image, name)
+
+    def _checked(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return self._first.to_planes(image).transpose(1, 2, 0)
+
+    def __enter__(self) -> EngineModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _emulators(parts: Sequence[LoadedModel], path: str, engine: str) -> list[Emulator]:
+    container = parts[0].container
+    if container is not None and all(known_answer.KEY in layer.entry for layer in _chip_layers(container)):
+        # It knows what no bit of the .DAT tells: ten-bit outputs for sure, and the fill of upsampling.
+        found = known_answer.read(container, path)
+        return [known_answer.emulator_of(part.answer, part.data, part.name, engine) for part in found]
+    decoded = [dat.decode(part.dat, activation_bit_mode=int(part.ten_bit), name=part.name) for part in parts]
+    return [Emulator(one.network, one.weights, engine=engine) for one in decoded]
+
+
+def _chip_layers(container: Any) -> list[Any]:
+    return [layer for layer in container.layers if layer.operation == "GTICNN"]

@@ -1,0 +1,325 @@
+"""The known answer of a .MODEL: what its network makes of one image that everybody can compute again.
+
+The GTICNN layer of the header carries it under the key "known answer" (docs/compare.md): the seed of the image, SHA-256
+digests of the .DAT, of every sublayer's codes and of the output, and where the network comes from. A file, an
+emulator or a stick can be checked with it, without training data, checkpoint or TensorFlow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gti import __version__
+from gti.chip import spec
+from gti.chip.emulator import arithmetic
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
+from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.errors import DatError, ModelFileError, NetworkError, sentence
+
+if TYPE_CHECKING:
+    from gti.chip.driver import GtiModel
+    from gti.chip.formats.model_file import ModelFile
+
+KEY = "known answer"
+SEED = "known answer 1"
+_BLOCK = hashlib.sha256().digest_size
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_TEXT = 200
+_MAX_SUBLAYERS = spec.MAX_SUBLAYERS * spec.MAX_MAJOR_LAYERS
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """One known answer; digests are 64 hex digits of SHA-256."""
+
+    seed: str  # of the image
+    dat: str  # digest of the .DAT
+    sublayers: tuple[str, ...]  # digest of the codes of each, before pooling; none where they cannot be computed
+    output: str  # digest of the codes after the last pooling; "" like `sublayers`
+    activation_bit_mode: int  # 1 = ten-bit output
+    upsample_modes: tuple[str, ...]  # of the major layers; no bit of the .DAT holds them
+    kit_version: str
+    stage: str  # of the checkpoint: quant_act or fused, "" where unknown
+    parent: str  # digest of the checkpoint (`gti.training.checkpoint.digest`), "" where unknown
+
+    @property
+    def origin(self) -> str:
+        """Where the file comes from, in words."""
+        words = [self.stage and f"stage {self.stage}", self.parent and f"checkpoint {self.parent}"]
+        return ", ".join([*filter(None, words), f"kit {self.kit_version}"])
+
+    def to_entry(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            "seed": self.seed,
+            "dat": self.dat,
+            "sublayers": list(self.sublayers),
+            "output": self.output,
+            "activation bit mode": self.activation_bit_mode,
+            "upsample modes": list(self.upsample_modes),
+            "kit version": self.kit_version,
+            "stage": self.stage,
+            "parent checkpoint": self.parent,
+        }
+
+
+def known_image(seed: str, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the image of `seed`, uint8 of `shape` (height, width, channels).
+
+    Its bytes in the order [H,W,C] are the blocks SHA-256(seed as UTF-8, then the block's number as 8 bytes, most
+    significant first), numbers from 0: random-looking, and the same in every language and for all time.
+    """
+    count = int(np.prod(shape))
+    start = hashlib.sha256(seed.encode())
+    stream = bytearray()
+    for number in range(-(-count // _BLOCK)):
+        block = start.copy()
+        block.update(number.to_bytes(8, "big"))
+        stream += block.digest()
+    return np.frombuffer(bytes(stream[:count]), np.uint8).reshape(shape)
+
+
+def digest_of_codes(codes: npt.NDArray[Any]) -> str:
+    """Return the digest of codes [C,H,W]: their bytes in this order, two a code (low byte first) with ten bits."""
+    plain = np.ascontiguousarray(codes, "<u2" if codes.dtype.itemsize > 1 else np.uint8)
+    return hashlib.sha256(plain.data).hexdigest()
+
+
+def make(
+    network: Network, weights: Sequence[ConvolutionWeights], data: bytes, *, stage: str = "", parent: str = ""
+) -> KnownAnswer:
+    """Return the known answer of the .DAT `data`, which holds `network` with `weights`.
+
+    Networks whose arithmetic is unknown (shortcuts) get the digest of the file alone.
+    """
+    sublayers: list[str] = []
+    output = ""
+    try:
+        emulator = Emulator(network, weights)
+    except NetworkError:
+        pass
+    else:
+        sublayers, output = _digests(emulator, SEED)
+    return KnownAnswer(
+        seed=SEED,
+        dat=hashlib.sha256(data).hexdigest(),
+        sublayers=tuple(sublayers),
+        output=output,
+        activation_bit_mode=network.activation_bit_mode,
+        upsample_modes=tuple(layer.upsample_mode for layer in network.layers),
+        kit_version=__version__,
+        stage=stage,
+        parent=parent,
+    )
+
+
+class Part(NamedTuple):
+    """The network of one chip in a container; `name` is for messages."""
+
+    name: str
+    answer: KnownAnswer
+    data: bytes  # the .DAT
+
+
+def read(model: ModelFile, name: str) -> list[Part]:
+    """Return the known answer of each chip of a container, in the order of the GTICNN layers; one for most files.
+
+    Raises ModelFileError where there is none, or it is not in the form of `KnownAnswer.to_entry`.
+    """
+    layers = [layer for layer in model.layers if layer.operation == "GTICNN" and layer.blob is not None]
+    if not layers:
+        raise ModelFileError(sentence(name, "holds no network for the chip", expected="a GTICNN layer with data"))
+    parts = []
+    for number, layer in enumerate(layers, 1):
+        path = name if len(layers) == 1 else f"{name}, chip {number}"
+        if KEY not in layer.entry:
+            fix = "convert the checkpoint again: convert_to_chip.py writes one"
+            raise ModelFileError(sentence(path, f'carries no "{KEY}"', fix=fix))
+        parts.append(Part(path, _parse(layer.entry[KEY], path), bytes(layer.blob or b"")))
+    return parts
+
+
+def check_file(answer: KnownAnswer, data: bytes, name: str) -> list[str]:
+    """Return a sentence where the .DAT `data` is not the one that was converted."""
+    found = hashlib.sha256(data).hexdigest()
+    if found == answer.dat:
+        return []
+    return [
+        sentence(
+            name,
+            "its network data are not those that were converted",
+            expected=f"SHA-256 {answer.dat[:16]}...",
+            received=f"{found[:16]}...",
+            fix="copy or convert the file again",
+        )
+    ]
+
+
+def check_codes(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto") -> tuple[list[str], str]:
+    """Run the .DAT `data` on the emulator; return (sentences of what is wrong, who computed it).
+
+    The first sentence names the first sublayer whose codes are wrong; data that change no code of the known image
+    (a dead channel, padding) are told by their digest.
+    """
+    if not answer.sublayers:
+        return check_file(answer, data, name), "the file's digest alone (the chip's arithmetic is unknown here)"
+    try:
+        emulator = emulator_of(answer, data, name, engine)
+    except (DatError, NetworkError) as problem:
+        return [*check_file(answer, data, name), str(problem)], "no emulator"
+    network = emulator.network
+    problems = _same_sublayers(answer, network, name)
+    if not problems:
+        found, output = _digests(emulator, answer.seed)
+        problems = _wrong(answer, network.convolutions, found, output)
+    changed = check_file(answer, data, name)
+    if changed and not problems:
+        problems.append(f"{name}: every code of the known image is right, but:")
+    return problems + changed, f"emulator ({emulator.engine})"
+
+
+def check_stick(answer: KnownAnswer, data: bytes, stick: GtiModel, name: str) -> tuple[list[str], str]:
+    """Run the known image on a stick that holds the .DAT `data`; return as `check_codes` does.
+
+    Every sublayer comes through the read-out LEARN, a 7x7 output through FC; layers that double their input can be
+    read out through FC alone. Raises DeviceError.
+    """
+    who = stick.device_description
+    changed = check_file(answer, data, name)
+    if not answer.sublayers:
+        return changed, f"{who}, by the file's digest alone (the chip's arithmetic is unknown here)"
+    network = dat.read_network(data, activation_bit_mode=answer.activation_bit_mode, name=name)
+    problems = _same_sublayers(answer, network, name)
+    if problems:
+        return problems + changed, who
+    image = known_image(answer.seed, network.input_shape)
+    doubled = any(layer.upsample_enable for layer in network.layers)
+    found: tuple[str, ...] = ()
+    if doubled:
+        who += ", the output alone (maps of layers that double their input cannot be read out)"
+    else:
+        found = tuple(map(digest_of_codes, stick.layer_outputs(image, "learn")))
+    output = ""
+    if doubled or network.output_shape[1] == spec.FC_READOUT_SIZE:
+        output = digest_of_codes(stick.layer_outputs(image, "fc")[0])
+    problems = _wrong(answer, network.convolutions, found, output)
+    if problems and not changed:
+        problems.append(f"{name}: the file is intact, so it is the stick ({who}) that computes something else.")
+    return problems + changed, who
+
+
+def emulator_of(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto") -> Emulator:
+    """Return the emulator of the .DAT `data`; ten-bit output and fill of upsampling are as the answer says.
+
+    Raises DatError for the data, NetworkError where the chip's arithmetic is unknown.
+    """
+    decoded = dat.decode(data, activation_bit_mode=answer.activation_bit_mode, name=name)
+    layers = decoded.network.layers
+    if len(layers) == len(answer.upsample_modes):
+        layers = tuple(
+            replace(layer, upsample_mode=mode) for layer, mode in zip(layers, answer.upsample_modes, strict=True)
+        )
+    return Emulator(replace(decoded.network, layers=layers), decoded.weights, engine=engine)
+
+
+def _digests(emulator: Emulator, seed: str) -> tuple[list[str], str]:
+    image = known_image(seed, emulator.network.input_shape)
+    found = []
+    output = ""
+    for convolution, codes in emulator.sublayers(image[None]):
+        found.append(digest_of_codes(codes[0]))
+        if convolution.index == len(emulator.network.convolutions) - 1:
+            result = codes.transpose(0, 2, 3, 1)
+            if convolution.pooled:
+                result = arithmetic.pool(result, emulator.network.sampling_method)
+            output = digest_of_codes(result[0].transpose(2, 0, 1))
+    return found, output
+
+
+def _same_sublayers(answer: KnownAnswer, network: Network, name: str) -> list[str]:
+    if len(answer.sublayers) == len(network.convolutions):
+        return []
+    return [
+        sentence(
+            name,
+            "has another number of sublayers than its known answer",
+            expected=len(answer.sublayers),
+            received=len(network.convolutions),
+        )
+    ]
+
+
+def _wrong(answer: KnownAnswer, convolutions: Sequence[Convolution], found: Sequence[str], output: str) -> list[str]:
+    """Return a sentence for the first wrong sublayer, or else for a wrong output; `found` and `output` may be empty."""
+    wrong = [c for c, ours, theirs in zip(convolutions, answer.sublayers, found, strict=False) if ours != theirs]
+    if wrong:
+        first = wrong[0]
+        text = sentence(
+            first.path,
+            "is the first sublayer whose codes of the known image are wrong",
+            expected=f"SHA-256 {answer.sublayers[first.index][:16]}...",
+            received=f"{found[first.index][:16]}...",
+        )
+        return [f"{text} {len(wrong)} of {len(convolutions)} sublayers are wrong."]
+    if output and output != answer.output:
+        return [
+            sentence(
+                "output",
+                "its codes of the known image are wrong, after the pooling of the last layer",
+                expected=f"SHA-256 {answer.output[:16]}...",
+                received=f"{output[:16]}...",
+            )
+        ]
+    return []
+
+
+def _parse(value: object, name: str) -> KnownAnswer:
+    def refuse(key: str, expected: str) -> ModelFileError:
+        return ModelFileError(
+            sentence(f"{name}, {KEY}", f'"{key}" is wrong', expected=expected, fix="convert the checkpoint again")
+        )
+
+    if not isinstance(value, Mapping):
+        raise refuse(KEY, "a JSON object")
+
+    def text(key: str) -> str:
+        found = value.get(key)
+        if not isinstance(found, str) or len(found) > _MAX_TEXT or not found.isprintable():
+            raise refuse(key, f"a text of at most {_MAX_TEXT} characters")
+        return found
+
+    def digest(key: str, found: object) -> str:
+        if not isinstance(found, str) or not _DIGEST.fullmatch(found):
+            raise refuse(key, "64 hex digits")
+        return found
+
+    sublayers, modes, bits = value.get("sublayers"), value.get("upsample modes"), value.get("activation bit mode")
+    if not isinstance(sublayers, list) or len(sublayers) > _MAX_SUBLAYERS:
+        raise refuse("sublayers", "a digest for each sublayer")
+    if (
+        not isinstance(modes, list)
+        or len(modes) > spec.MAX_MAJOR_LAYERS
+        or not {*map(str, modes)} <= {"repeat", "zero"}
+    ):
+        raise refuse("upsample modes", '"repeat" or "zero" for each major layer')
+    if isinstance(bits, bool) or bits not in (0, 1):
+        raise refuse("activation bit mode", "0 or 1")
+    return KnownAnswer(
+        seed=text("seed"),
+        dat=digest("dat", value.get("dat")),
+        sublayers=tuple(digest("sublayers", found) for found in sublayers),
+        output=digest("output", value.get("output")) if sublayers else "",
+        activation_bit_mode=int(bits),
+        upsample_modes=tuple(map(str, modes)),
+        kit_version=text("kit version"),
+        stage=text("stage"),
+        parent=text("parent checkpoint"),
+    )

@@ -1,0 +1,229 @@
+"""GtiPool: several sticks fed from one queue, results in the order of the images.
+
+Each stick has a process of its own: the work of USB in Python does not share a core's time with that of another stick,
+and a stick that fails takes nothing else with it. A frame whose stick fails goes to the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gti.chip.loaded_model import LoadedModel, load_model
+from gti.chip.spec import MAX_CODE
+from gti.chip.usb.transport import Settings
+from gti.errors import DeviceError, UsageError, sentence
+
+log = logging.getLogger(__name__)
+
+# One image is in the chip, the next one is encoded meanwhile: more would only wait in memory.
+_AHEAD = 2
+# So that the process finds this package also where it is not installed.
+_ROOT = str(Path(__file__).resolve().parents[3])
+
+
+class _Worker:
+    """One process with one stick; images go in, results come out, both numbered."""
+
+    def __init__(self, path: str, device: str, options: dict[str, Any]) -> None:
+        ours, theirs = socket.socketpair()
+        self.device = device
+        self.description = device
+        self.waiting: deque[int] = deque()  # numbers of the images it has
+        # A program of its own, not a fork: forking a process with threads of numba or TensorFlow in it is unsound.
+        search = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gti.chip.runtime.pool_worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": search},
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.connection.send((path, device, options))
+
+    def started(self) -> None:
+        """Wait until the stick is open. Raises DeviceError when it cannot be."""
+        kind, value = self.receive()
+        if kind != "ready":
+            raise DeviceError(str(value))
+        self.description = str(value)
+
+    def receive(self) -> tuple[str, Any]:
+        """Return the next message: ("result", array), ("failed", text) or ("ready", text)."""
+        try:
+            message: tuple[str, Any] = self.connection.recv()
+        except (EOFError, OSError):
+            return "failed", sentence(self.device, "its process ended", fix="see the messages above")
+        return message
+
+    def send(self, number: int, image: npt.NDArray[np.uint8], cap: float) -> bool:
+        """Give it an image; False when it is gone."""
+        try:
+            self.connection.send((np.ascontiguousarray(image), cap))
+        except OSError:
+            return False
+        self.waiting.append(number)
+        return True
+
+    def close(self) -> None:
+        """End the process; it gives its stick back first, if it can."""
+        self.connection.close()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class _Work:
+    """The images of one call of `evaluate_many` on their way."""
+
+    def __init__(self, images: Iterable[npt.NDArray[np.uint8]], cap: float) -> None:
+        self.cap = cap
+        self.images: dict[int, npt.NDArray[np.uint8]] = {}  # sent, or to be sent again
+        self.results: dict[int, npt.NDArray[np.float32]] = {}
+        self.again: deque[int] = deque()  # lost with a stick
+        self.following = 0  # the number whose result comes next
+        self.exhausted = False
+        self._source = enumerate(images)
+        self._taken = 0
+
+    def next(self, limit: int, check: Callable[[npt.NDArray[np.uint8]], object]) -> int | None:
+        """Return the number of an image to be sent; None when there is none, or too many are ahead of the oldest."""
+        if self.again:
+            return self.again.popleft()
+        # A slow consumer, or one slow stick, must not fill the memory with results of the others.
+        if self.exhausted or self._taken - self.following >= limit:
+            return None
+        try:
+            number, image = next(self._source)
+        except StopIteration:
+            self.exhausted = True
+            return None
+        check(image)  # a wrong image is the caller's error, not a stick's
+        self.images[number] = image
+        self._taken = number + 1
+        return number
+
+
+class GtiPool:
+    """A model on several sticks.
+
+    `devices`: `--device` texts, one for each stick ("usb:0", "usb:1", or "virtual" any number of times). `options` go
+    to sticks in software: chip_time_ms, engine. Raises FormatError for the file, DeviceError when a stick cannot be
+    opened.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        devices: Sequence[str],
+        *,
+        mode: str | int | None = None,
+        settings: Settings | None = None,
+        **options: Any,
+    ) -> None:
+        if not devices:
+            raise UsageError(sentence("GtiPool", "has no devices", expected="at least one --device text"))
+        self._model = load_model(Path(path))
+        told = {"mode": mode, "settings": asdict(settings) if settings else None, "chip": options}
+        self._workers: list[_Worker] = []
+        try:
+            self._workers = [_Worker(os.fspath(path), device, told) for device in devices]
+            for worker in self._workers:
+                worker.started()
+        except BaseException:
+            self.release()
+            raise
+
+    @property
+    def device_descriptions(self) -> list[str]:
+        """What each stick at work is."""
+        return [worker.description for worker in self._workers]
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The file: its header, container and host layers."""
+        return self._model
+
+    def evaluate_many(
+        self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield `GtiModel.evaluate` of each image, in order. Raises DeviceError when the last stick has failed."""
+        work = _Work(images, last_relu_cap)
+        try:
+            while True:
+                self._feed(work)
+                while work.following in work.results:
+                    yield work.results.pop(work.following)
+                    work.following += 1
+                    self._feed(work)
+                if work.exhausted and not work.images:
+                    return
+                self._collect(work)
+        finally:
+            # What is still under way belongs to nobody any more.
+            for worker in [worker for worker in self._workers if worker.waiting]:
+                self._drain(worker)
+
+    def _feed(self, work: _Work) -> None:
+        """Give every worker something to do, as far as there is something."""
+        for _ in range(_AHEAD):
+            for worker in list(self._workers):
+                if len(worker.waiting) < _AHEAD:
+                    number = work.next(limit=2 * _AHEAD * len(self._workers), check=self._model.to_planes)
+                    if number is not None and not worker.send(number, work.images[number], work.cap):
+                        work.again.appendleft(number)
+
+    def _collect(self, work: _Work) -> None:
+        """Take in the results that are there; a worker that fails leaves, its images go to the others."""
+        ready = wait([worker.connection for worker in self._workers], timeout=0.5)
+        for worker in [worker for worker in self._workers if worker.connection in ready]:
+            kind, value = worker.receive()
+            if kind == "result":
+                number = worker.waiting.popleft()
+                del work.images[number]
+                work.results[number] = value
+                continue
+            log.warning("%s: left out from here on: %s", worker.description, value)
+            work.again.extendleft(reversed(worker.waiting))
+            self._workers.remove(worker)
+            worker.close()
+            if not self._workers:
+                raise DeviceError(sentence("GtiPool", f"no stick is left; the last one failed: {value}"))
+
+    def _drain(self, worker: _Worker) -> None:
+        while worker.waiting:
+            kind, _ = worker.receive()
+            if kind != "result":
+                self._workers.remove(worker)
+                worker.close()
+                return
+            worker.waiting.popleft()
+
+    def release(self) -> None:
+        """Give all sticks back."""
+        for worker in self._workers:
+            with contextlib.suppress(OSError):
+                worker.close()
+        self._workers = []
+
+    def __enter__(self) -> GtiPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,119 @@
+"""The network in a chip's memory: registers and coefficients become a `Dat` again, and answer images.
+
+The host replaces some bits of the header before it sends them (docs/usb_protocol.md section 6); the decoder of files
+wants them as a converter writes them.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+
+from gti.chip import spec
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat as dat_file
+from gti.chip.formats.dat_header import output_code
+from gti.chip.network.types import ConvolutionWeights
+from gti.chip.wire import protocol
+from gti.chip.wire.registers import MODE_BITS
+from gti.chip.wire.ten_bit import split_codes
+from gti.errors import DatError, ImageError, sentence
+
+_OLD_MARKER = 0xAAAA  # word 22 of files of an older converter, docs/dat_format.md section 2.5
+_NEW_FILE = 0x0C00  # G[11:10] of today's files; bit 11 is among the mode bits
+_POOLED_7X7 = 0x2000  # G[13]
+_POOLING = 1 << 30
+_LEARNING = 1 << 31
+_FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero
+
+
+def decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.Dat:
+    """Return the network that `header`, registers as sent, and `coefficients`, bytes from 92 on, stand for.
+
+    SINGLE hides the pooling of the last layer, and then five bits pooled look like ten bits unpooled; where the header
+    leaves it open, the filters tell. Raises DatError where the decoder of files does.
+    """
+    last = header.layers[-1]
+    poolings = (True,) if last.pooling else (False, True)
+    fits = {ten: [pooled for pooled in poolings if _code_fits(header, pooled, ten)] for ten in (0, 1)}
+    if last.sublayers != 1 or not fits[1]:
+        return _decode(header, fits[0], 0, coefficients)
+    if not fits[0]:
+        return _decode(header, fits[1], 1, coefficients)
+    try:
+        dat = _decode(header, fits[0], 0, coefficients)
+    except DatError:
+        return _decode(header, fits[1], 1, coefficients)  # rows are missing: they are those of half the channels
+    return _decode(header, fits[1], 1, coefficients) if _second_half_empty(dat.weights[-1]) else dat
+
+
+def _decode(header: protocol.Header, poolings: list[bool], ten_bit: int, coefficients: bytes) -> dat_file.Dat:
+    pooled = poolings[0] if poolings else header.layers[-1].pooling
+    return dat_file.decode(_as_file(header, pooled, coefficients), activation_bit_mode=ten_bit)
+
+
+def _code_fits(header: protocol.Header, pooled: bool, ten_bit: int) -> bool:
+    """Return whether the output size code of the global register allows this reading (docs/dat_format.md, 2.2)."""
+    last = header.layers[-1]
+    if last.image_size not in spec.IMAGE_SIZES or last.output_channels % (16 << ten_bit):
+        return False
+    return header.words[1] & 7 == output_code(last.image_size, last.output_channels >> ten_bit, pooled)
+
+
+def _second_half_empty(weights: ConvolutionWeights) -> bool:
+    half = len(weights.biases) // 2
+    return not (weights.filters[half:].any() or weights.biases[half:].any())
+
+
+def _as_file(header: protocol.Header, pooled: bool, coefficients: bytes) -> bytes:
+    words = list(header.words)
+    last = 2 + 3 * (len(header.layers) - 1)
+    words[1] &= ~MODE_BITS
+    if not (words[22] == _OLD_MARKER and not words[20] and not words[21]):
+        words[1] |= _NEW_FILE
+    for first in range(2, last + 1, 3):
+        words[first] &= ~_LEARNING
+    if pooled:
+        words[last] |= _POOLING
+        if header.layers[-1].image_size == spec.TILE:
+            words[1] |= _POOLED_7X7
+    return struct.pack(f"<{len(words)}I", *words) + coefficients
+
+
+class SoftwareNetwork:
+    """A decoded network with its emulator."""
+
+    def __init__(self, dat: dat_file.Dat, engine: str, ten_bit_layout: str) -> None:
+        self._emulator = Emulator(dat.network, dat.weights, engine=engine)
+        self._ten_bit_layout = ten_bit_layout
+        self._numbers = {(conv.major - 1, conv.sub - 1): conv.index for conv in dat.network.convolutions}
+
+    def result(self, image: protocol.Image) -> bytes:
+        """Return the chip bytes that answer `image`. Raises GtiError for what the chip cannot do."""
+        read_out = image.read_out
+        _, _, channels = self._emulator.network.input_shape
+        if image.channels < channels:
+            raise ImageError(sentence("image", "has too few planes", expected=channels, received=image.channels))
+        # Zeros behind a small image can pass for planes: the network knows how many there are.
+        pixels = np.ascontiguousarray(image.planes()[:channels].transpose(1, 2, 0))[None]
+        return read_out.pack([self._on_wire(codes, read_out.bits) for codes in self._maps(pixels, read_out)])
+
+    def _maps(self, pixels: np.ndarray, read_out: protocol.ReadOut) -> list[np.ndarray]:
+        if all(maps.pooled for maps in read_out.sets):
+            return [self._emulator.output(pixels)[0]] * len(read_out.sets)
+        wanted = []
+        for maps in read_out.sets:
+            if (maps.major, maps.sublayer) not in self._numbers:
+                raise DatError(sentence(f"major {maps.major + 1}", "has no such sublayer", received=maps.sublayer + 1))
+            wanted.append(self._numbers[maps.major, maps.sublayer])
+        computed = {}
+        for conv, codes in self._emulator.sublayers(pixels):
+            if conv.index in wanted:
+                computed[conv.index] = codes[0]
+        return [computed[index] for index in wanted]
+
+    def _on_wire(self, codes: np.ndarray, bits: int) -> np.ndarray:
+        if codes.dtype == np.uint16:
+            codes = split_codes(codes, self._ten_bit_layout)
+        return codes << _FC_SHIFT if bits == 8 else np.ascontiguousarray(codes)

@@ -1,0 +1,370 @@
+"""What a data folder holds, and whether it fits: found out before training starts."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from gti.data import tfrecords
+from gti.data.image_folders import seen_differently
+from gti.data.labels import find_labels, read_labels
+from gti.errors import DataError, sentence
+
+# Up to this size every record's checksum, label and image are looked at before training; beyond it only the
+# first records of every shard, because reading a large set through takes minutes.
+FULL_CHECK_BYTES = 1 << 30
+SAMPLED_RECORDS = 256
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a data folder holds."""
+
+    folder: str
+    files: tuple[str, ...]  # shards, or images
+    count: int  # images
+    label_min: int
+    label_max: int
+    complete: bool  # every record was looked at, not a sample
+    mean_bytes: int  # of an encoded image
+    labels: tuple[int, ...] = ()  # of image folders: one per file
+    present: tuple[int, ...] = ()  # the different labels of the images looked at
+    numbered: int | None = None  # class folders, where their order and no label file gives the labels
+
+
+def inspect(folder: str | os.PathLike[str], classes: int | None = None, *, training: bool = False) -> Inspection:
+    """Look through a data folder before it is used: what is in it, and whether it fits `classes`.
+
+    Small sets are read completely with their checksums; of large ones every length, and the first records of a shard.
+    Raises DataError: no folder, no images, missing shards, records that are cut off, damaged, without image or without
+    label, files that are no JPEG or PNG, pictures that TensorFlow would decode otherwise than inference, labels outside
+    0..classes-1, a label file of another number of classes, and, without a label file, class folders of another number
+    and, for training, classes that no image has.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise DataError(
+            sentence(
+                str(folder),
+                "no such data folder",
+                expected="a folder of TFRecord shards, or of one sub-folder of images per class",
+                fix="pass the folder, or build one with scripts/build_image_data.py",
+            )
+        )
+    with _naming_unreadable(path):
+        shards = tfrecords.find_shards(path)
+        found = _inspect_shards(path, shards) if shards else _inspect_folder(path)
+    _check_classes(found, classes, training)
+    return found
+
+
+@contextmanager
+def _naming_unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise DataError(sentence(str(problem.filename or path), f"cannot be read ({problem.strerror})")) from None
+
+
+def _check_classes(found: Inspection, classes: int | None, training: bool) -> None:
+    labels_file = find_labels(found.folder)
+    named = len(read_labels(labels_file)) if labels_file else None
+    rule = "labels 1 to N, 0 is the background, so N classes need --classes N+1"
+    if named is not None and found.label_max >= named:
+        raise DataError(
+            sentence(
+                str(labels_file),
+                f"names fewer classes than {found.folder} has",
+                expected=f"at least {found.label_max + 1} with the background",
+                received=named,
+                fix="use the label file that the records were built with",
+            )
+        )
+    if classes is None:
+        return
+    if named is not None and named != classes:
+        raise DataError(
+            sentence(
+                str(labels_file),
+                "does not fit --classes",
+                expected=f"{classes} classes, background included",
+                received=named,
+                fix=f"pass --classes {named}",
+            )
+        )
+    if found.label_max >= classes:
+        raise DataError(
+            sentence(
+                found.folder,
+                "labels do not fit --classes",
+                expected=f"labels 0 to {classes - 1}",
+                received=f"label {found.label_max}",
+                fix=f"pass --classes {found.label_max + 1} ({rule})",
+            )
+        )
+    if found.numbered is not None and found.numbered != classes - 1:
+        raise DataError(
+            sentence(
+                found.folder,
+                "has another number of class folders than --classes, and no label file says which label each one has",
+                expected=f"{classes - 1} folders for --classes {classes}",
+                received=found.numbered,
+                fix=f"name all classes in a label file beside it, or pass --classes {found.numbered + 1} ({rule})",
+            )
+        )
+    if training and named is None and found.complete and found.label_max + 1 < classes:
+        raise DataError(
+            sentence(
+                found.folder,
+                "has fewer classes than --classes",
+                expected=f"labels up to {classes - 1}",
+                received=f"none above {found.label_max}",
+                fix=f"pass --classes {found.label_max + 1} ({rule}), or name all classes in a label file",
+            )
+        )
+    absent = sorted(set(range(1, classes)) - set(found.present))
+    if training and named is None and found.complete and absent:
+        raise DataError(
+            sentence(
+                found.folder,
+                "has no image of some classes",
+                expected=f"images of every label from 1 to {classes - 1}",
+                received=f"none of {_first_few(absent)}",
+                fix="add images, or name all classes in a label file",
+            )
+        )
+
+
+def check_same_classes(*folders: str | os.PathLike[str]) -> None:
+    """Check that the data folders of one command give a class the same label; one alone is compared with its `train`.
+
+    Only folders of images without a label file can differ: their labels are the places of the sorted sub-folders.
+    Raises DataError with the classes that differ.
+    """
+    known = [(Path(folder), *_class_names(Path(folder))) for folder in folders]
+    if len(known) == 1 and known[0][2] and (beside := known[0][0].resolve().parent / "train").is_dir():
+        known.insert(0, (beside, *_class_names(beside)))
+    for path, other_names, other_by_order in known[1:]:
+        first, names, by_order = known[0]
+        if not (by_order or other_by_order) or not names or not other_names or names == other_names:
+            continue
+        lacking = [name for name in names if name not in other_names]
+        added = [name for name in other_names if name not in names]
+        differences = [f"{word} {_first_few(some)}" for word, some in (("no", lacking), ("also", added)) if some]
+        raise DataError(
+            sentence(
+                str(path),
+                f"numbers its classes otherwise than {first}, because labels follow the order of the class folders",
+                expected="the same classes, or a label file",
+                received=" and ".join(differences) or "another order",
+                fix="name all classes in a label file (labels.txt beside the folders), or make the folders the same",
+            )
+        )
+
+
+def _class_names(folder: Path) -> tuple[list[str], bool]:
+    # Names of the labels 1, 2, ... where they are known, and whether only the order of the folders gives them.
+    labels_file = find_labels(folder)
+    if labels_file:
+        return read_labels(labels_file)[1:], False
+    with _naming_unreadable(folder):
+        if tfrecords.find_shards(folder):
+            return [], False
+        return [path.name for path in _class_folders(folder)], True
+
+
+def _first_few(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+
+
+# --- TFRecords
+
+
+def _inspect_shards(folder: Path, shards: Sequence[Path]) -> Inspection:
+    stats = [path.stat() for path in shards]
+    states = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(shards, stats, strict=True))
+    return _inspect_states(str(folder), states, FULL_CHECK_BYTES)
+
+
+@lru_cache(maxsize=64)
+def _inspect_states(folder: str, states: tuple[tuple[str, int, int], ...], full_check_bytes: int) -> Inspection:
+    # Remembered as long as no file changes: training loads the same set anew in every epoch.
+    shards = [Path(name) for name, _, _ in states]
+    total = sum(size for _, size, _ in states)
+    complete = total <= full_check_bytes
+    count = 0
+    present: set[int] = set()
+    for path in shards:
+        records = tfrecords.count_records(path)
+        count += records
+        for labels in _labels_of_shard(path, None if complete else SAMPLED_RECORDS):
+            present.update(np.unique(labels).tolist())
+    if not present:
+        raise DataError(
+            sentence(
+                str(folder), "holds no images", received=f"{len(shards)} empty shards", fix="build the records again"
+            )
+        )
+    return Inspection(
+        folder,
+        tuple(map(str, shards)),
+        count,
+        min(present),
+        max(present),
+        complete,
+        total // max(count, 1),
+        present=tuple(sorted(present)),
+    )
+
+
+def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
+    dataset = tf.data.TFRecordDataset(str(path)).take(-1 if limit is None else limit).batch(1024)
+    features = {
+        tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64, -1),
+        tfrecords.ENCODED: tf.io.FixedLenFeature([], tf.string, ""),
+    }
+
+    def measure(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        parsed = tf.io.parse_example(batch, features)
+        return parsed[tfrecords.LABEL], tf.strings.length(parsed[tfrecords.ENCODED])
+
+    seen = 0
+    try:
+        for labels, sizes in dataset.map(measure).as_numpy_iterator():
+            if labels.min() < 0 or sizes.min() == 0:
+                offender = int(np.argmax((labels < 0) | (sizes == 0)))
+                missing = tfrecords.LABEL if labels[offender] < 0 else tfrecords.ENCODED
+                raise DataError(
+                    sentence(
+                        f"{path}, record {seen + offender}",
+                        f"has no usable {missing}",
+                        expected=f"an Example with {tfrecords.ENCODED} and {tfrecords.LABEL} >= 0",
+                        fix="build the records with scripts/build_image_data.py",
+                    )
+                )
+            seen += len(labels)
+            yield labels
+    except (tf.errors.OpError, UnicodeDecodeError):  # the latter where TensorFlow's message quotes raw bytes
+        raise _damaged_record(path, features) from None
+
+
+def _damaged_record(path: Path, features: dict) -> DataError:
+    seen = 0
+    problem = "is damaged"
+    try:
+        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+            tf.io.parse_single_example(record, features)
+            seen += 1
+    except tf.errors.DataLossError:
+        problem = "is damaged (its checksum is wrong)"
+    except (tf.errors.OpError, UnicodeDecodeError):
+        problem = "is no Example of an image"
+    return DataError(sentence(f"{path}, record {seen}", problem, fix="copy the file again or build the records again"))
+
+
+# --- image folders
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _inspect_folder(folder: Path) -> Inspection:
+    classes = _class_folders(folder)
+    if not classes:
+        raise DataError(
+            sentence(
+                str(folder),
+                "holds no images",
+                expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
+                fix="build records with scripts/build_image_data.py",
+            )
+        )
+    labels_file = find_labels(folder)
+    names = read_labels(labels_file) if labels_file else ["", *(path.name for path in classes)]
+    states: list[tuple[str, int, int]] = []
+    labels: list[int] = []
+    for path in classes:
+        if path.name not in names:
+            raise DataError(
+                sentence(
+                    str(path),
+                    "is no class of the label file",
+                    expected=f"a name of {labels_file}",
+                    received=path.name,
+                    fix="rename the folder or add the class to the label file",
+                )
+            )
+        for image in sorted(path.iterdir()):
+            if image.suffix.lower() in tfrecords.IMAGE_SUFFIXES and not image.name.startswith("."):
+                states.append(_state_of_image(image))
+                labels.append(names.index(path.name))
+    if not states:
+        raise DataError(
+            sentence(
+                str(folder), "holds no images", expected="JPEG or PNG files", fix="copy them into the class folders"
+            )
+        )
+    _check_images(tuple(states))
+    return Inspection(
+        str(folder),
+        tuple(name for name, _, _ in states),
+        len(states),
+        min(labels),
+        max(labels),
+        True,
+        sum(size for _, size, _ in states) // len(states),
+        tuple(labels),
+        tuple(sorted(set(labels))),
+        None if labels_file else len(classes),
+    )
+
+
+def _state_of_image(path: Path) -> tuple[str, int, int]:
+    info = path.stat()
+    # A pipe would be waited for without end.
+    if not stat.S_ISREG(info.st_mode):
+        raise DataError(
+            sentence(str(path), "is not a regular file", expected="a JPEG or PNG image", fix="replace or remove it")
+        )
+    return str(path), info.st_size, info.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _check_images(states: tuple[tuple[str, int, int], ...]) -> None:
+    # Remembered as long as no file changes, like the shards: headers of a large set take a while.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about damage and size: decoding decides
+        for name, _, _ in states:
+            _check_image(name)
+
+
+def _check_image(name: str) -> None:
+    with open(name, "rb") as file:
+        head = file.read(8)
+        if not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
+            raise DataError(
+                sentence(
+                    name, "is no JPEG or PNG image", received=f"first bytes {head.hex()}", fix="replace or remove it"
+                )
+            )
+        reason = seen_differently(file)
+    if reason:
+        raise DataError(
+            sentence(
+                name,
+                "would look different in training and in inference",
+                expected="an upright RGB or grey picture of 8 bits without transparency",
+                received=reason,
+                fix="build records of the folders with scripts/build_image_data.py, which writes such pictures anew",
+            )
+        )

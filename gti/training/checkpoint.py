@@ -1,0 +1,386 @@
+"""Name-based checkpoints `<folder>/<net>-<chip>[-qw][-qa][-fs]-epoch-<n>`, written so that a kill never costs one.
+
+A checkpoint is a TensorFlow V2 bundle (`.index` and `.data-*`) of variables under the names of the user guide
+(`vgg16/conv1_1/filters`). Beside them it carries `gti/metadata` (JSON: net, stage, epoch, ...) and the optimizer's
+variables under `gti/optimizer/`. Checkpoints of the old TF 1 kit have neither and load all the same.
+
+A prefix is never overwritten: a bundle is written in a hidden folder beside, flushed and renamed, the index last.
+Which bundles a folder keeps is the matter of `gti.training.checkpoint_folder`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gti import __version__, files
+from gti.errors import CheckpointError, printable, sentence
+from gti.stage import Stage
+
+METADATA_NAME = "gti/metadata"
+OPTIMIZER_PREFIX = "gti/optimizer/"
+SAVING = ".saving-"
+MAX_METADATA_BYTES = 64 * 1024
+MAX_INDEX_BYTES = 16 * 1024 * 1024
+# TensorFlow takes the prefix that it reads for a pattern of file names.
+_PATTERN = re.compile(r"[][*?\\]")
+# Variables that TF 1 savers add: counters and the slots of its optimizers.
+TF1_EXTRAS = re.compile(r"(^|/)(global_step|Momentum|Adam(_1)?|beta[12]_power|ExponentialMovingAverage)$")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint knows about itself."""
+
+    net: str
+    chip: str
+    stage: Stage
+    epoch: int  # epochs trained in this stage
+    step: int  # batches trained in this stage
+    classes: int
+    image_size: int
+    ten_bit: bool = False
+    accuracy: float | None = None  # top-1 of the validation set
+    best_accuracy: float | None = None  # best so far in this stage
+    optimizer: str = ""
+    seed: int = 0
+    parent: str = ""  # digest of the checkpoint that the stage began from
+    network: tuple[str, ...] = ()  # what of the dat.json it was trained for, from quant_w on; () where not known
+    kit_version: str = __version__
+
+    def to_json(self) -> str:
+        return json.dumps({**asdict(self), "stage": self.stage.label}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: bytes, prefix: str) -> Metadata:
+        """Parse the text of `gti/metadata`. Raises CheckpointError."""
+        name = f"{prefix} ({METADATA_NAME})"
+        value = files.parse_json(text, name, error=_JsonError)
+        if not isinstance(value, dict):
+            raise CheckpointError(sentence(name, "is not a JSON object"))
+        known = {}
+        for field in fields(cls):
+            if field.name in value:
+                known[field.name] = _checked(field.name, str(field.type), value[field.name], name)
+        missing = [f.name for f in fields(cls)[:7] if f.name not in known]
+        if missing:
+            raise CheckpointError(sentence(name, f"lacks {', '.join(missing)}", fix="train the checkpoint again"))
+        return cls(**known)
+
+
+_KINDS = {
+    "str": "a text",
+    "bool": "true or false",
+    "int": "a whole number of at least 0",
+    "float | None": "a number 0..1 or null",
+    "tuple[str, ...]": "a list of texts",
+    "Stage": "one of " + ", ".join(stage.label for stage in Stage),
+}
+
+
+class _JsonError(files.FormatError, CheckpointError):
+    """Metadata that is no JSON."""
+
+
+def _checked(key: str, kind: str, value: Any, name: str) -> Any:
+    if key == "stage":
+        if isinstance(value, str):
+            with suppress(ValueError):
+                return Stage.from_label(value)
+    elif kind == "tuple[str, ...]":
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif (
+        (kind == "str" and isinstance(value, str))
+        or (kind == "bool" and isinstance(value, bool))
+        or (kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53)
+        or (kind == "float | None" and (value is None or (isinstance(value, int | float) and 0 <= value <= 1)))
+    ):
+        return value
+    raise CheckpointError(sentence(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80]))
+
+
+def file_name(net: str, chip: str, stage: Stage, epoch: int) -> str:
+    """Return the last part of a prefix, for example `vgg16-2801-qw-epoch-3`."""
+    return f"{net}-{chip}{stage.suffix}-epoch-{epoch}"
+
+
+def save(
+    prefix: str | os.PathLike[str],
+    arrays: Mapping[str, np.ndarray],
+    metadata: Metadata,
+    optimizer: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write a checkpoint of `arrays` (by variable name) at `prefix`, whole or not at all.
+
+    Raises CheckpointError when the prefix exists (it is never overwritten), a value is not finite, or the disk refuses;
+    older checkpoints stay as they were.
+    """
+    import tensorflow as tf
+
+    target = Path(prefix)
+    refuse_existing(target)
+    _refuse_not_finite(arrays, str(target))
+    tensors: dict[str, Any] = {METADATA_NAME: metadata.to_json(), **arrays}
+    tensors.update({OPTIMIZER_PREFIX + name: value for name, value in (optimizer or {}).items()})
+    folder: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{SAVING}{target.name}-", dir=target.parent))
+        with tf.device("CPU"):
+            tf.raw_ops.SaveV2(
+                prefix=str(folder / target.name),
+                tensor_names=list(tensors),
+                shape_and_slices=[""] * len(tensors),
+                tensors=[tf.constant(value) for value in tensors.values()],
+            )
+        written = [*sorted(folder.glob("*.data-*")), folder / index_path(target).name]
+        for path in written:
+            flush(path)
+        for path in written:  # data first: an index says that the bundle is complete
+            os.replace(path, target.parent / path.name)
+        flush(target.parent)
+    except (OSError, tf.errors.OpError) as problem:
+        reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
+        raise CheckpointError(
+            sentence(
+                str(target),
+                f"cannot be written ({reason})",
+                fix="free space on the disk or pass another --checkpoint_dir; earlier checkpoints are intact",
+            )
+        ) from problem
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_existing(prefix: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where `prefix` is a checkpoint already, which `save` would not overwrite."""
+    if index_path(prefix).exists():
+        raise CheckpointError(
+            sentence(
+                os.fspath(prefix),
+                "exists already, and a checkpoint is never overwritten",
+                fix="pass another --checkpoint_dir, or move the old checkpoint away",
+            )
+        )
+
+
+def load(
+    prefix: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda name: True
+) -> tuple[dict[str, np.ndarray], Metadata | None]:
+    """Return the variables of a checkpoint by name, and its metadata (None for one of the old TF 1 kit).
+
+    Variables whose name is not `wanted` are not read. Raises CheckpointError when the checkpoint is missing or damaged
+    (every value that is read is checked against its checksum).
+    """
+    reader = _Reader(prefix)
+    metadata = reader.metadata()
+    names = [name for name in reader.names if not name.startswith("gti/") and wanted(name)]
+    return {name: reader.array(name) for name in names}, metadata
+
+
+def load_optimizer(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Return the optimizer's variables of a checkpoint by name; empty where it carries none."""
+    reader = _Reader(prefix)
+    names = [name for name in reader.names if name.startswith(OPTIMIZER_PREFIX)]
+    return {name.removeprefix(OPTIMIZER_PREFIX): reader.array(name) for name in names}
+
+
+def read_metadata(prefix: str | os.PathLike[str]) -> Metadata | None:
+    """Return the metadata of a checkpoint without reading its variables; None for one of the old kit."""
+    return _Reader(prefix).metadata()
+
+
+def digest(prefix: str | os.PathLike[str]) -> str:
+    """Return 16 hex digits that name a checkpoint's content: the index holds a checksum of every variable."""
+    data = files.read_bytes(index_path(prefix), limit=MAX_INDEX_BYTES)
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def select(
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    prefix: str | os.PathLike[str],
+    optional: Collection[str] = (),
+) -> dict[str, np.ndarray]:
+    """Return the array of each variable in `shapes`, float32; names in `optional` may be absent.
+
+    Raises CheckpointError that lists every variable which is missing, of another shape, or left over (the optimizer
+    slots and counters of TF 1 aside).
+    """
+    problems = []
+    result = {}
+    for name, shape in shapes.items():
+        array = arrays.get(name)
+        if array is None:
+            if name not in optional:
+                problems.append(f"{name} is missing")
+        elif array.shape != shape and not (array.size == 1 and np.prod(shape) == 1):
+            problems.append(f"{name} has shape {list(array.shape)}, the net's is {list(shape)}")
+        else:
+            result[name] = np.asarray(array, np.float32).reshape(shape)
+    left_over = [n for n in arrays if n not in shapes and n not in optional and not TF1_EXTRAS.search(n)]
+    problems += [f"{name} is no variable of the net" for name in left_over]
+    if problems:
+        differ = f"{len(problems)} variables differ" if len(problems) > 1 else "1 variable differs"
+        raise CheckpointError(
+            f"{printable(str(prefix))}: does not fit the net; {differ}: {_some(problems)}. "
+            "Fix: pass a checkpoint of this net, stage and number of classes."
+        )
+    _refuse_not_finite(result, str(prefix))
+    return result
+
+
+def check_net(metadata: Metadata | None, net: str, chip: str, prefix: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError when the checkpoint is one of another net or chip."""
+    if metadata and (metadata.net, metadata.chip) != (net, chip):
+        raise CheckpointError(
+            sentence(
+                str(prefix),
+                "is a checkpoint of another net",
+                expected=f"{net} for {chip}",
+                received=f"{metadata.net} for {metadata.chip}",
+                fix="pass the --net that it was trained as, or another checkpoint",
+            )
+        )
+
+
+def damage(prefix: str | os.PathLike[str]) -> str:
+    """Return why a checkpoint cannot be read, one sentence; "" where every value is there and matches its checksum."""
+    try:
+        reader = _Reader(prefix)
+        reader.metadata()
+        for name in reader.names:
+            reader.array(name)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def is_sound(prefix: str | os.PathLike[str]) -> bool:
+    """Return whether every value of a checkpoint can be read and matches its checksum."""
+    return not damage(prefix)
+
+
+class _Reader:
+    """Reads one bundle; what the C++ reader raises becomes a CheckpointError."""
+
+    def __init__(self, prefix: str | os.PathLike[str]) -> None:
+        import tensorflow as tf
+
+        self.prefix = os.fspath(prefix)
+        # Truncated and altered bundles surface as any of these.
+        self._errors = (
+            *(tf.errors.OpError, IndexError, ValueError, RuntimeError, KeyError, OverflowError, TypeError),
+            MemoryError,  # sizes in the index are believed by the reader, which asks for them before it reads
+        )
+        if not index_path(self.prefix).is_file():
+            raise CheckpointError(sentence(self.prefix, "is no checkpoint", fix="check the path"))
+        try:
+            for path in bundle(self.prefix):
+                path.open("rb").close()
+            self._plain = self._plain_prefix()
+        except OSError as problem:
+            raise CheckpointError(
+                sentence(self.prefix, f"cannot be read ({problem.strerror})", fix="check the permissions of its files")
+            ) from problem
+        with self._noticing_damage():
+            self._reader = tf.train.load_checkpoint(self._plain)
+            shapes = self._reader.get_variable_to_shape_map()
+            self._dtypes = self._reader.get_variable_to_dtype_map()
+        self.names = sorted(shapes)
+        # Sizes are claims of the index: compare them with the file before anything is allocated.
+        claimed = sum(int(np.prod(s, dtype=object)) * max(self._dtypes[n].size or 1, 1) for n, s in shapes.items())
+        stored = sum(path.stat().st_size for path in bundle(self.prefix)[:-1])
+        if claimed > stored + len(shapes):
+            raise self._damaged(f"its variables need {claimed} bytes, its data has {stored}")
+
+    def _plain_prefix(self) -> str:
+        # A prefix without the letters of patterns, of links where its own has some; they live as long as the reader.
+        if not _PATTERN.search(self.prefix):
+            return self.prefix
+        folder = Path(tempfile.mkdtemp(prefix="gti-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        for path in bundle(self.prefix):
+            (folder / f"link{path.name.removeprefix(Path(self.prefix).name)}").symlink_to(path.resolve())
+        return str(folder / "link")
+
+    def array(self, name: str) -> np.ndarray:
+        with self._noticing_damage():
+            return np.asarray(self._reader.get_tensor(name))
+
+    def metadata(self) -> Metadata | None:
+        if METADATA_NAME not in self.names:
+            return None
+        with self._noticing_damage():
+            text = self._reader.get_tensor(METADATA_NAME)
+        if not isinstance(text, bytes) or len(text) > MAX_METADATA_BYTES:
+            raise self._damaged("its metadata is no text")
+        return Metadata.from_json(text, self.prefix)
+
+    @contextmanager
+    def _noticing_damage(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as problem:
+            text = str(problem).replace(self._plain, self.prefix)
+            raise self._damaged(text.splitlines()[0] if text else "unreadable") from problem
+
+    def _damaged(self, reason: str) -> CheckpointError:
+        return CheckpointError(
+            sentence(self.prefix, f"is damaged ({reason})", fix="resume from an earlier or the best checkpoint")
+        )
+
+
+def index_path(prefix: str | os.PathLike[str]) -> Path:
+    """Return the path of a prefix's index file."""
+    return Path(f"{os.fspath(prefix)}.index")
+
+
+def bundle(prefix: str | os.PathLike[str]) -> list[Path]:
+    """Return the existing files of a checkpoint: data, then the index."""
+    base = Path(prefix)
+    data = re.compile(re.escape(base.name) + r"\.data-\d{5}-of-\d{5}")
+    paths = sorted(p for p in base.parent.iterdir() if data.fullmatch(p.name)) if base.parent.is_dir() else []
+    return [*paths, *(p for p in [index_path(base)] if p.exists())]
+
+
+def flush(path: Path) -> None:
+    """Make a file or folder survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _some(problems: Collection[str], most: int = 40) -> str:
+    """Return the first problems as one text; names in them come from a file."""
+    shown = [printable(problem) for problem in list(problems)[:most]]
+    return "; ".join(shown) + (f"; and {len(problems) - most} more" if len(problems) > most else "")
+
+
+def _refuse_not_finite(arrays: Mapping[str, np.ndarray], prefix: str) -> None:
+    bad = [name for name, value in arrays.items() if not np.all(np.isfinite(value))]
+    if bad:
+        raise CheckpointError(
+            sentence(
+                prefix,
+                f"values that are not finite in {', '.join(bad[:8])}",
+                expected="numbers",
+                fix="go back to an earlier checkpoint and lower --learning_rate",
+            )
+        )

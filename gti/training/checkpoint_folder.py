@@ -1,0 +1,258 @@
+"""The checkpoints of a folder: which is newest, which are kept, which is best, what a killed run left.
+
+<folder>/checkpoint                     state file: the newest, last moved
+<folder>/<net>-<chip>...-epoch-<n>.*    the last ones of each net and stage
+<folder>/best/                          the best one of each net and stage
+<folder>/earlier/                       what a run found under names that it writes itself
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from gti import files
+from gti.errors import CheckpointError, FormatError, listing, sentence
+from gti.stage import Stage
+from gti.training.checkpoint import SAVING, bundle, damage, file_name, flush, index_path, is_sound, read_metadata
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "checkpoint"
+BEST = "best"
+EARLIER = "earlier"
+MAX_STATE_BYTES = 1024 * 1024
+_EPOCH = re.compile(r"(.*)-epoch-(\d{1,9})")
+_STATE_LINE = re.compile(r'(all_)?model_checkpoint_paths?: "([^"/\\]{1,255})"')
+
+
+def resolve(
+    path: str | os.PathLike[str],
+    *,
+    net: str,
+    chip: str,
+    stages: Collection[Stage] = tuple(Stage),
+    preferred: Stage | None = None,
+) -> str:
+    """Return the prefix that a user means: a prefix, its .index file, or a folder.
+
+    Of a folder, the newest sound one of `stages`; one of the stage `preferred` comes before all others. Damaged ones
+    that would have come first are logged as warnings.
+
+    Raises CheckpointError where there is none.
+    """
+    given = Path(path)
+    if given.name.endswith(".index"):
+        given = given.with_name(given.name.removesuffix(".index"))
+    if index_path(given).is_file():
+        return str(given)
+    if given.is_dir():
+        return _resolve_folder(given, net, chip, stages, preferred)
+    raise CheckpointError(
+        sentence(
+            str(path),
+            "is no checkpoint",
+            expected=f"a prefix such as checkpoints/{file_name(net, chip, Stage.FLOAT, 10)}, or a folder",
+            fix="check the path",
+        )
+    )
+
+
+def latest(
+    folder: str | os.PathLike[str], *, net: str, chip: str, stages: Collection[Stage] = tuple(Stage)
+) -> str | None:
+    """Return the prefix of the newest sound checkpoint of net, chip and stages in `folder`, or None.
+
+    The state file decides what is newest; without a sound one there, the time of writing does. Damaged ones that
+    would have come first are logged as warnings.
+    """
+    unsound: dict[str, str] = {}
+    prefix = _newest(Path(folder), net, chip, stages, unsound)
+    _tell(unsound)
+    return prefix
+
+
+def publish(prefix: str | os.PathLike[str], keep: int) -> None:
+    """Make `prefix` the newest of its folder and delete the oldest of its net and stage beyond `keep`."""
+    target = Path(prefix)
+    names = [n for n in _family(target) if n != target.name] + [target.name]
+    old, kept = names[:-keep], names[-keep:]
+    others = [n for n in _read_state(target.parent) if n not in names and index_path(target.parent / n).exists()]
+    lines = [f'model_checkpoint_path: "{target.name}"']
+    lines += [f'all_model_checkpoint_paths: "{name}"' for name in others + kept]
+    files.write_atomic(target.parent / STATE_FILE, "".join(f"{line}\n" for line in lines).encode())
+    for name in old:
+        delete(target.parent / name)
+
+
+def publish_best(prefix: str | os.PathLike[str]) -> str:
+    """Make `prefix` the only one of its net and stage in `<folder>/best/`; return its prefix there."""
+    source = Path(prefix)
+    folder = source.parent / BEST
+    folder.mkdir(exist_ok=True)
+    target = folder / source.name
+    if not index_path(target).exists():
+        _sweep_orphans(folder, source.name)
+        for path in bundle(source):
+            _link(path, folder / path.name)
+    for name in _family(target):
+        if name != target.name:
+            delete(folder / name)
+    os.utime(index_path(target))  # an old one that is the best again is what this stage goes on from: the newest
+    return str(target)
+
+
+def best_accuracy(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage) -> float | None:
+    """Return the accuracy 0..1 of the stage's checkpoint in `<folder>/best/`, None where there is none.
+
+    Where best/ lacks the stage, the most accurate sound checkpoint that `folder` still has becomes its best one.
+    """
+    base = Path(folder)
+    any_epoch = file_name(net, chip, stage, 0)
+    published = _family(base / BEST / any_epoch)
+    if published:
+        return _accuracy(base / BEST / published[-1])
+    found = [(accuracy, name) for name in _family(base / any_epoch) if (accuracy := _accuracy(base / name)) is not None]
+    for accuracy, name in sorted(found, reverse=True, key=lambda one: one[0]):
+        if is_sound(base / name):
+            publish_best(base / name)
+            return accuracy
+    return None
+
+
+def set_aside(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage, from_epoch: int) -> list[str]:
+    """Move checkpoints of an earlier run from epoch `from_epoch` on to `<folder>/earlier/`; return their names.
+
+    A run that begins a stage anew, or goes on from an epoch before the last, would write these names itself.
+    """
+    base = Path(folder)
+    moved = []
+    for home in (base, base / BEST):
+        for name in _family(home / file_name(net, chip, stage, 0)):
+            if _epoch(name) >= from_epoch:
+                (base / EARLIER).mkdir(exist_ok=True)
+                delete(base / EARLIER / name)
+                for path in bundle(home / name):
+                    os.replace(path, base / EARLIER / path.name)
+                moved.append(name)
+    return list(dict.fromkeys(moved))
+
+
+def sweep(folder: str | os.PathLike[str], net: str, chip: str) -> None:
+    """Delete what a killed run of this net left half-written in `folder` and its best/."""
+    base = Path(folder)
+    for home in (base, base / BEST):
+        if home.is_dir():
+            for path in home.glob(f"{SAVING}{net}-{chip}-*"):
+                shutil.rmtree(path, ignore_errors=True)
+            for path in home.glob(f"{net}-{chip}-*.tempstate*"):
+                path.unlink(missing_ok=True)
+            _sweep_orphans(home, f"{net}-{chip}-")
+
+
+def delete(prefix: str | os.PathLike[str]) -> None:
+    """Delete a checkpoint; the index goes first, so that half a deletion leaves none."""
+    for path in reversed(bundle(prefix)):
+        path.unlink(missing_ok=True)
+
+
+def _resolve_folder(folder: Path, net: str, chip: str, stages: Collection[Stage], preferred: Stage | None) -> str:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointError(sentence(str(folder), "cannot be read", fix="check the permissions of the folder"))
+    unsound: dict[str, str] = {}
+    prefix = preferred is not None and _newest(folder, net, chip, (preferred,), unsound)
+    prefix = prefix or _newest(folder, net, chip, stages, unsound)
+    if prefix:
+        _tell(unsound)
+        return prefix
+    wanted = f"{net}-{chip}, {' or '.join(stage.label for stage in stages)}"
+    if unsound:
+        raise CheckpointError(listing(f"{folder}, {wanted}", list(unsound.values())))
+    found = ", ".join(sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))[:8]) or "none"
+    raise CheckpointError(
+        sentence(
+            str(folder),
+            "holds no checkpoint that fits",
+            expected=wanted,
+            received=found,
+            fix="train that stage first, or pass another folder",
+        )
+    )
+
+
+def _newest(base: Path, net: str, chip: str, stages: Collection[Stage], unsound: dict[str, str]) -> str | None:
+    # The newest sound one; those before it go to `unsound`, with what is wrong with them.
+    suffixes = "|".join(re.escape(stage.suffix) for stage in stages)
+    pattern = re.compile(rf"{re.escape(net)}-{re.escape(chip)}({suffixes})-epoch-\d{{1,9}}")
+    on_disk = []
+    for index in base.glob("*.index"):
+        with suppress(FileNotFoundError):  # a run at work deletes old ones
+            on_disk.append((index.stat().st_mtime_ns, index.name.removesuffix(".index")))
+    by_time = [name for _, name in sorted(on_disk, reverse=True)]
+    for name in dict.fromkeys([*reversed(_read_state(base)), *by_time]):
+        if pattern.fullmatch(name) and name not in unsound and index_path(base / name).is_file():
+            reason = damage(base / name)
+            if not reason:
+                return str(base / name)
+            unsound[name] = reason
+    return None
+
+
+def _tell(unsound: Mapping[str, str]) -> None:
+    for reason in unsound.values():
+        log.warning("skipped %s", reason)
+
+
+def _accuracy(prefix: Path) -> float | None:
+    try:
+        metadata = read_metadata(prefix)
+    except CheckpointError:
+        return None
+    return metadata.accuracy if metadata else None
+
+
+def _epoch(name: str) -> int:
+    match = _EPOCH.fullmatch(name)
+    return int(match[2]) if match else -1
+
+
+def _family(prefix: Path) -> list[str]:
+    # Names beside `prefix` that differ from it in the epoch alone, oldest epoch first.
+    match = _EPOCH.fullmatch(prefix.name)
+    names = [path.name.removesuffix(".index") for path in prefix.parent.glob("*.index")]
+    same = [n for n in names if match and (other := _EPOCH.fullmatch(n)) and other[1] == match[1]]
+    return sorted(same, key=_epoch)
+
+
+def _read_state(folder: Path) -> list[str]:
+    # Names in the state file, oldest first, the newest last; what cannot be understood is left out.
+    try:
+        text = files.read_bytes(folder / STATE_FILE, limit=MAX_STATE_BYTES).decode("utf-8", "replace")
+    except FormatError:
+        return []
+    matches = [m for line in text.splitlines() if (m := _STATE_LINE.fullmatch(line.strip()))]
+    newest = [m[2] for m in matches if not m[1]]
+    return [name for name in dict.fromkeys(m[2] for m in matches if m[1]) if name not in newest] + newest
+
+
+def _link(source: Path, target: Path) -> None:
+    # A hard link costs no space; where the file system has none, a copy beside is renamed.
+    try:
+        os.link(source, target)
+    except OSError:
+        copy = target.with_name(f"{SAVING}{target.name}")
+        shutil.copyfile(source, copy)
+        flush(copy)
+        os.replace(copy, target)
+
+
+def _sweep_orphans(folder: Path, start: str) -> None:
+    # Data without an index: a kill came between the two renames, or between the two deletions.
+    for path in folder.glob(f"{start}*.data-*"):
+        if not index_path(folder / path.name.split(".data-")[0]).exists():
+            path.unlink(missing_ok=True)

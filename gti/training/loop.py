@@ -1,0 +1,407 @@
+"""The training loop of every stage: one tf.function step, the same on one device, many, and several machines.
+
+An own loop because `model.fit` does not run under MultiWorkerMirroredStrategy with Keras 3 and costs about a tenth
+more per step (docs/training.md). Each epoch trains, evaluates, and saves a checkpoint; nothing is written in between,
+so a crash, Ctrl-C or a loss that is not a number leaves the last epoch's checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gti import __version__
+from gti.errors import TrainingError, UsageError, sentence
+from gti.model.base import named_variables
+from gti.progress import progress_bar
+from gti.stage import Stage
+from gti.training import checkpoint, checkpoint_folder, tensorboard
+from gti.training.checkpoint import Metadata
+from gti.training.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
+
+# Steps between looks at the loss: a GPU runs ahead of Python meanwhile.
+GPU_CHECK_STEPS = 20
+# Variables under weight decay, by the last part of their name: filters of the chip and weights of fc layers.
+DECAYED = ("filters", "weights")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train; defaults of the user guide (sections 7.1.3 and 7.1.7)."""
+
+    num_epochs: int = 10
+    learning_rate: float = 1e-4
+    schedule: str = "constant"  # or "cosine": to 0 at the end of this run
+    optimizer: str = "sgd"  # or "adam"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4  # L2: adds weight_decay / 2 * sum(w**2) to the loss that is minimised
+    seed: int = 0
+    keep: int = 5  # last checkpoints of the stage
+    steps_per_epoch: int | None = None
+    log_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ended with."""
+
+    prefix: str  # last checkpoint
+    best: str  # checkpoint of the best accuracy
+    metadata: Metadata
+    history: tuple[tuple[float, Evaluation], ...]  # per epoch: mean training loss, validation
+
+
+def make_deterministic(seed: int) -> None:
+    """Make this process repeatable: `seed` for initial weights, and operations with one result on the same device."""
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def make_strategy(num_gpus: int = 0) -> tf.distribute.Strategy:
+    """Return the strategy for TF_CONFIG (several machines), for `num_gpus` GPUs, or for one device (0).
+
+    Must come before any other TensorFlow operation where TF_CONFIG is set. Raises UsageError for more GPUs than there
+    are and for a TF_CONFIG that is no cluster.
+    """
+    available = tf.config.list_physical_devices("GPU")
+    if num_gpus > len(available):
+        raise UsageError(
+            sentence(
+                "--num_gpus",
+                "there are fewer GPUs",
+                expected=f"at most {len(available)}",
+                received=num_gpus,
+                fix="leave it out to train on one device",
+            )
+        )
+    text = os.environ.get("TF_CONFIG", "")
+    if text:
+        try:
+            workers = json.loads(text)["cluster"]["worker"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(
+                sentence(
+                    "TF_CONFIG",
+                    "describes no cluster",
+                    expected='{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
+                    received=text[:120],
+                )
+            ) from None
+        if len(workers) > 1:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+    if num_gpus:
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(num_gpus)])
+    return tf.distribute.get_strategy()
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether this process writes checkpoints and logs: of several workers, the first alone."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or (resolver.task_type == "worker" and resolver.task_id == 0)
+
+
+class Cosine(keras.optimizers.schedules.LearningRateSchedule):
+    """Half a cosine from `rate` at step `first` to 0 after `steps` more."""
+
+    def __init__(self, rate: float, steps: int, first: int = 0) -> None:
+        self.rate, self.steps, self.first = rate, max(steps, 1), first
+
+    def __call__(self, step: Any) -> Any:
+        share = (tf.cast(step, tf.float32) - self.first) / self.steps
+        return self.rate * 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(share, 0.0, 1.0)))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"rate": self.rate, "steps": self.steps, "first": self.first}
+
+
+def make_optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
+    """Return the optimizer; `steps` is the length of the run, for the cosine schedule."""
+    rate: Any = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate = Cosine(settings.learning_rate, steps)
+    if settings.optimizer == "adam":
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.SGD(rate, momentum=settings.momentum)
+
+
+class Trainer:
+    """One model with its optimizer under a strategy: steps, evaluation, saving, restoring."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        settings: Settings,
+        *,
+        strategy: tf.distribute.Strategy | None = None,
+        steps: int = 0,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.variables = named_variables(model)
+        with self.strategy.scope():
+            self.optimizer = make_optimizer(settings, steps)
+            self.optimizer.build(model.trainable_variables)
+        self._step = tf.function(self._train_step, reduce_retracing=True, autograph=False)
+        self._counter = Counter(lambda images: model(images, training=False), self.strategy)
+
+    def _train_step(self, iterator: Any) -> tf.Tensor:
+        sums = self.strategy.run(self._replica_step, args=next(iterator))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
+
+    def _replica_step(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        replicas = self.strategy.num_replicas_in_sync
+        trained = self.model.trainable_variables
+        count = tf.cast(tf.shape(labels)[0], tf.float32)
+        if replicas > 1:
+            count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+        with tf.GradientTape() as tape:
+            logits = self.model(images, training=True)
+            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            loss = tf.reduce_sum(losses) / count  # the optimizer adds the gradients of all replicas
+        gradients = tape.gradient(loss, [v.value for v in trained])
+        decay = self.settings.weight_decay / replicas
+        if decay:
+            gradients = [
+                g + decay * v.value if v.path.rsplit("/", 1)[-1] in DECAYED else g
+                for g, v in zip(gradients, trained, strict=True)
+            ]
+        self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        return batch_sums(labels, logits)
+
+    def train_epoch(self, dataset: tf.data.Dataset, seed: int, *, progress: str = "") -> tuple[float, float, int]:
+        """Train on every batch of `dataset`; return (mean loss, accuracy, steps).
+
+        `seed` starts the random numbers of dropout. Raises TrainingError as soon as the loss is not a number.
+        """
+        self._seed_dropout(seed)
+        batches = int(dataset.cardinality())
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas > 1:  # no replica may be without images: batch norm has no mean of nothing
+            dataset = dataset.filter(lambda images, labels: tf.shape(labels)[0] >= replicas)
+        if self.settings.steps_per_epoch:
+            dataset = dataset.take(self.settings.steps_per_epoch)
+            batches = min(batches, self.settings.steps_per_epoch) if batches > 0 else self.settings.steps_per_epoch
+        iterator = iter(self.strategy.experimental_distribute_dataset(dataset))
+        every = GPU_CHECK_STEPS if tf.config.list_logical_devices("GPU") else 1
+        total, pending, steps = np.zeros(4), None, 0
+        with progress_bar(batches, progress) as bar:
+            while True:
+                try:
+                    sums = self._step(iterator)
+                except (tf.errors.OutOfRangeError, StopIteration):
+                    break
+                pending = sums if pending is None else pending + sums
+                steps += 1
+                if steps % every == 0:
+                    total, pending = self._checked(total + pending.numpy()), None
+                    bar.set_postfix_str(f"loss {total[0] / total[3]:.4f} accuracy {total[1] / total[3]:.4f}", False)
+                bar.update()
+            if pending is not None:
+                total = self._checked(total + pending.numpy())
+        if not steps:
+            raise TrainingError(
+                sentence(
+                    "the training data",
+                    "gives no batch",
+                    expected=f"at least one batch of {replicas} images or more",
+                    fix="check the data folder, or use fewer replicas",
+                )
+            )
+        return total[0] / total[3], total[1] / total[3], steps
+
+    @staticmethod
+    def _checked(total: np.ndarray) -> np.ndarray:
+        if not np.isfinite(total[0]):
+            raise NotFiniteError(sentence("training", "the loss is not a number", fix="lower --learning_rate"))
+        return total
+
+    def evaluate(self, dataset: tf.data.Dataset, *, progress: str = "") -> Evaluation:
+        """Return the figures of the whole data set `dataset`."""
+        with float32_convolutions():
+            return self._counter.run(dataset, progress)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the model's variables by name."""
+        return {name: np.asarray(variable) for name, variable in self.variables.items()}
+
+    def optimizer_arrays(self) -> dict[str, np.ndarray]:
+        """Return the optimizer's variables by name; the learning rate is a setting, not state."""
+        return {v.name: np.asarray(v) for v in self.optimizer.variables if v.name != "learning_rate"}
+
+    def restore_optimizer(self, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Take over the optimizer's variables of a checkpoint; return False, changing nothing, if they do not fit."""
+        own = {v.name: v for v in self.optimizer.variables if v.name != "learning_rate"}
+        if own.keys() != arrays.keys() or any(tuple(own[n].shape) != arrays[n].shape for n in own):
+            return False
+        for name, variable in own.items():
+            variable.assign(arrays[name])
+        schedule = getattr(self.optimizer, "_learning_rate", None)
+        if isinstance(schedule, Cosine):  # counts from here
+            schedule.first = int(self.optimizer.iterations)
+        return True
+
+    def _seed_dropout(self, seed: int) -> None:
+        # Set by the epoch, so that a resumed run draws what an uninterrupted one would.
+        generators = [v for v in self.model.variables if "seed_generator" in v.path]
+        for number, variable in enumerate(generators):
+            variable.assign(np.array([seed, number], np.uint32))
+
+
+def epoch_seed(seed: int, epoch: int, stage: Stage = Stage.FLOAT) -> int:
+    """Return the seed of an epoch's data order and dropout: a function of all three, so that resuming repeats it.
+
+    Epochs count anew in every stage. With `steps_per_epoch` they would train on the same part of the data each time.
+    """
+    return zlib.crc32(f"{seed}/{epoch}{stage.suffix}".encode()) & 0x7FFFFFFF
+
+
+def continued(metadata: Metadata, settings: Settings) -> Metadata:
+    """Return where a run begins that goes on from a checkpoint of its own stage."""
+    return replace(metadata, optimizer=settings.optimizer, seed=settings.seed, kit_version=__version__)
+
+
+def fit(
+    trainer: Trainer,
+    train_data: Callable[[int], tf.data.Dataset],
+    val_data: tf.data.Dataset,
+    folder: str | os.PathLike[str],
+    start: Metadata,
+    *,
+    report: Callable[[str], None] = lambda line: None,
+    progress: bool = False,
+) -> Result:
+    """Train for `settings.num_epochs` epochs from `start`, saving after each.
+
+    `train_data(seed)` returns the batches of one epoch. `start` describes where the run begins: epoch 0 at the begin of
+    a stage (a stage that grew out of another checkpoint is evaluated and saved as epoch 0 first), or the epoch that is
+    resumed. Only the chief worker writes. Raises TrainingError for a loss that is not a number, CheckpointError when
+    saving fails; earlier checkpoints stay.
+    """
+    settings = trainer.settings
+    chief = is_chief(trainer.strategy)
+    saver = _Saver(trainer, Path(folder), start, chief, report)
+    metadata = saver.clear(start)
+    history: list[tuple[float, Evaluation]] = []
+    if start.epoch == 0 and (start.parent or settings.num_epochs == 0):
+        validation = trainer.evaluate(val_data, progress="evaluate" if progress and chief else "")
+        report(f"epoch 0 ({start.stage.label}, before training): {validation}")
+        metadata = saver.save(metadata, validation)
+    last = start.epoch + settings.num_epochs
+    for epoch in range(start.epoch + 1, last + 1):
+        seed = epoch_seed(settings.seed, epoch, start.stage)
+        tf.random.set_seed(seed)  # the global seed takes part in the order of the data
+        title = f"epoch {epoch}/{last}" if progress and chief else ""
+        try:
+            loss, accuracy, steps = trainer.train_epoch(train_data(seed), seed, progress=title)
+            validation = trainer.evaluate(val_data, progress=title and "evaluate")
+        except NotFiniteError:
+            raise _diverged(start.stage.label, epoch, saver.prefix, settings) from None
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError) as problem:
+            if trainer.strategy.cluster_resolver is None:
+                raise
+            raise _lost_worker(epoch, problem.message, folder) from None
+        metadata = saver.save(replace(metadata, epoch=epoch, step=metadata.step + steps), validation)
+        history.append((loss, validation))
+        report(f"epoch {epoch}/{last}: training loss {loss:.4f}, accuracy {accuracy:.4f}; validation {validation}")
+        if chief and settings.log_dir:
+            arrays = trainer.arrays()
+            tensorboard.write(
+                settings.log_dir,
+                epoch,
+                {
+                    "train/loss": loss,
+                    "train/accuracy": accuracy,
+                    "validation/loss": validation.loss,
+                    "validation/accuracy": validation.accuracy,
+                    "learning_rate": float(trainer.optimizer.learning_rate),
+                },
+                {name: array for name, array in arrays.items() if name.endswith(("filters", "biases", "weights"))},
+            )
+    return Result(saver.prefix, saver.best, metadata, tuple(history))
+
+
+class _Saver:
+    """Writes the checkpoints of one run."""
+
+    def __init__(
+        self, trainer: Trainer, folder: Path, start: Metadata, chief: bool, report: Callable[[str], None]
+    ) -> None:
+        self._trainer, self._folder, self._chief, self._report = trainer, folder, chief, report
+        self.prefix = self.best = ""
+
+    def clear(self, start: Metadata) -> Metadata:
+        """Make room for the names of this run; return `start` with the accuracy that its best/ has to show."""
+        if not self._chief:
+            return start
+        checkpoint_folder.sweep(self._folder, start.net, start.chip)
+        first = start.epoch + 1 if start.epoch else 0
+        moved = checkpoint_folder.set_aside(self._folder, start.net, start.chip, start.stage, first)
+        if moved:
+            place = self._folder / checkpoint_folder.EARLIER
+            them = f"{len(moved)} checkpoint{'s' if len(moved) > 1 else ''}"
+            self._report(f"moved {them} of an earlier run to {place}: {', '.join(moved)}")
+        # The best one that `start` knows of may be elsewhere by now.
+        best = checkpoint_folder.best_accuracy(self._folder, start.net, start.chip, start.stage)
+        return replace(start, best_accuracy=best)
+
+    def save(self, metadata: Metadata, validation: Evaluation) -> Metadata:
+        """Save the trainer's state as `metadata` with these figures; return the metadata that was written."""
+        better = metadata.best_accuracy is None or validation.accuracy > metadata.best_accuracy
+        metadata = replace(
+            metadata,
+            accuracy=validation.accuracy,
+            best_accuracy=validation.accuracy if better else metadata.best_accuracy,
+        )
+        # Every worker takes part in reading variables that are spread over them.
+        arrays, state = self._trainer.arrays(), self._trainer.optimizer_arrays()
+        name = checkpoint.file_name(metadata.net, metadata.chip, metadata.stage, metadata.epoch)
+        self.prefix = str(self._folder / name)
+        if better:
+            self.best = str(self._folder / checkpoint_folder.BEST / name)
+        if self._chief:
+            checkpoint.save(self.prefix, arrays, metadata, state)
+            checkpoint_folder.publish(self.prefix, self._trainer.settings.keep)
+            if better:
+                checkpoint_folder.publish_best(self.prefix)
+        return metadata
+
+
+def _lost_worker(epoch: int, reason: str, folder: str | os.PathLike[str]) -> TrainingError:
+    # The reason comes with the traceback of the graph; this line of it tells which worker it was.
+    lines = [line.strip() for line in reason.splitlines()]
+    told = next((line for line in lines if line.startswith("/job:worker")), lines[0] if lines else "")
+    return TrainingError(
+        sentence(
+            f"epoch {epoch}",
+            f"another worker is gone ({told})",
+            expected="all workers of TF_CONFIG",
+            fix=f"start all of them again with --resume_from {folder}; see the messages of the one that ended first",
+        )
+    )
+
+
+def _diverged(stage: str, epoch: int, prefix: str, settings: Settings) -> TrainingError:
+    tries = [f"a lower --learning_rate than {settings.learning_rate:g}"]
+    if stage in ("quant_act", "fused"):
+        tries.append("caps calibrated again on the quant_w checkpoint")
+    if stage == "fused":
+        tries.append("a net with batch norm, so that caps stay near each other")
+    return TrainingError(
+        sentence(
+            f"stage {stage}, epoch {epoch}",
+            "the loss is not a number",
+            expected="a finite loss",
+            fix=f"try {', or '.join(tries)}; {f'the last good checkpoint is {prefix}' if prefix else 'none was saved'}",
+        )
+    )

@@ -1,0 +1,157 @@
+"""scripts/check.py as a user types it: verdict, exit status, figures; without TensorFlow for files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+from places import ROOT
+
+from gti import files
+from gti.chip.network import json_form as networks
+from gti.importing import feasibility
+
+SCRIPT = ROOT / "scripts" / "check.py"
+
+
+def check(*words, code="") -> subprocess.CompletedProcess:
+    start = [SCRIPT] if not code else ["-c", code, SCRIPT]
+    return subprocess.run(
+        [sys.executable, *map(str, start), *map(str, words)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def broken_json(folder: Path) -> Path:
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][0] |= {"image_size": 32, "output_channels": 24}
+    value["layer"][1]["coef_bits"] = 2
+    files.write_json(folder / "broken.json", value)
+    return folder / "broken.json"
+
+
+def test_a_net_that_fits(tmp_path):
+    result = check("nets/2801_vgg16_dat.json", "--fc", "4096,4096,1001", "--json", tmp_path / "out.json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("nets/2801_vgg16_dat.json: fits the GTI 2801.")
+    assert "2.8 TOPS as advertised, not measured" in result.stdout
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert value["fits"]
+    assert value["rows"] == 28576  # docs/dat_format.md section 1
+    assert value["violations"] == value["changes"] == []
+    assert [layer["outputs"] for layer in value["host"]] == [4096, 4096, 1001]
+    assert len(value["sublayers"]) == 13
+
+
+def test_one_reason(tmp_path):
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][1]["coef_bits"] = 2
+    files.write_json(tmp_path / "broken.json", value)
+    assert "does not fit the GTI 2801, for 1 reason:\n" in check(tmp_path / "broken.json").stdout
+
+
+def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp_path):
+    result = check(broken_json(tmp_path), "--json", tmp_path / "out.json")
+    assert result.returncode == 1, result.stderr
+    value = json.loads((tmp_path / "out.json").read_text())
+    assert {violation["rule"] for violation in value["violations"]} == {
+        "image-size",
+        "output-channels",
+        "size-chain",
+        "channel-chain",
+        "coef-bits",
+    }
+    assert all(violation["alternative"] for violation in value["violations"])
+    for violation in value["violations"]:
+        assert violation["sentence"] in result.stdout
+    assert "major 1: image_size 32 -> 28" in result.stdout
+    networks.check(networks.from_json(value["network"], "repaired"))
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ([], "needs one network"),
+        (["nets/2801_digits_dat.json", "--net", "digits"], "needs one network"),
+        (["no_such.json"], "no such file"),
+        (["--net", "digits", "--nets_dir", "elsewhere"], "pass the folder of the net's JSON files as --nets_dir"),
+        (["no_such.keras"], "no such file"),
+        (["nets/2801_digits_dat.json", "--fc", "10,x"], "expected whole numbers above 0"),
+        (["nets/2801_digits_model.json"], 'the key "model" is missing'),
+        (["nets"], "nets: is not a regular file"),
+        (["/dev/null"], "/dev/null: is not a regular file"),
+    ],
+)
+def test_mistakes(words, part):
+    result = check(*words)
+    assert result.returncode == 2
+    assert part in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_converted_files_are_for_another_script(tmp_path):
+    path = tmp_path / "a.MODEL"
+    path.touch()
+    result = check(str(path))
+    assert result.returncode == 2
+    assert f"{path}: is converted already" in result.stderr
+    assert f"model_tool.py info {path}" in result.stderr
+
+
+def test_files_need_no_tensorflow():
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = sys.argv[1:]\n"
+        "try:\n"
+        "    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n"
+        "    assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    result = check("nets/2801_digits_dat.json", code=code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_host_layers_of_a_net_without_making_their_weights():
+    study = feasibility.of_json(ROOT / "nets" / "2801_vgg16_dat.json")
+    host = feasibility.with_host_of_net(study, "vgg16", 1001).host
+    assert [(layer.name, layer.inputs, layer.outputs) for layer in host] == [
+        ("fc6", 25088, 4096),
+        ("fc7", 4096, 4096),
+        ("fc8", 4096, 1001),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("label_file", "classes", "outputs"),
+    [(None, None, 1001), ("a\nb\nc\n", None, 4), ("a\nb\nc\n", 7, 7)],
+)
+def test_classes_of_a_net_are_those_of_its_label_file(tmp_path, monkeypatch, label_file, classes, outputs):
+    if label_file:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "digits_labels.txt").write_text(label_file)
+    study = feasibility.of_json(ROOT / "nets" / "2801_digits_dat.json")
+    monkeypatch.chdir(tmp_path)
+    study = feasibility.with_host_of_net(study, "digits", classes, ROOT / "nets")
+    assert [layer.outputs for layer in study.host] == [outputs]
+    assert any("1001 are assumed" in note for note in study.notes) == (label_file is None)
+
+
+def test_convolutions_of_the_host_are_named(tmp_path):
+    from gti.layers import ChipConv2D, ChipFlatten, HostDense
+
+    behind = keras.layers.Conv2D(8, 5, name="behind")
+    model = keras.Sequential([keras.Input((14, 14, 3)), ChipConv2D(16, 3), behind, ChipFlatten(), HostDense(4)])
+    model.save(tmp_path / "host.keras")
+    assert any("the host computes behind:" in note for note in feasibility.of_keras(tmp_path / "host.keras").notes)
+
+
+def test_open_questions_about_silicon_are_said(tmp_path):
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][1] |= {"pooling": False}
+    files.write_json(tmp_path / "unpooled.json", value)
+    (note,) = feasibility.of_json(tmp_path / "unpooled.json").notes
+    assert "FC read-out (mode 0), which chip_infer.py classifies with, needs 7x7" in note
+    assert "scripts/model_tool.py run --mode single" in note

@@ -1,0 +1,64 @@
+"""A short training run for tests of strategies, in a process of its own: prints its losses as JSON.
+
+    strategy_worker.py FOLDER REPLICAS
+
+REPLICAS logical CPUs under MirroredStrategy; 0 takes TF_CONFIG. Imported by nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+
+def main() -> None:
+    folder, replicas = Path(sys.argv[1]), int(sys.argv[2])
+    if replicas > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+
+    import small_nets
+
+    from gti.stage import Stage
+    from gti.training import loop as training
+    from gti.training.checkpoint import Metadata
+
+    training.make_deterministic(7)
+    if replicas > 1:
+        strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+    else:
+        strategy = training.make_strategy()
+
+    random = np.random.default_rng(0)
+    images = random.integers(0, 32, (28, 14, 14, 3)).astype(np.float32)
+    labels = random.integers(0, 4, 28).astype(np.int32)
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+
+    def data(seed: int) -> tf.data.Dataset:
+        examples = tf.data.Dataset.from_tensor_slices((images, labels))
+        return (examples.shuffle(28, seed=seed) if seed else examples).batch(8).with_options(options)
+
+    network = small_nets.small_network((14, 3, 16, 1, 3, True))
+    nets = folder / f"nets{os.getpid()}"
+    nets.mkdir(parents=True)
+    settings = training.Settings(num_epochs=3, learning_rate=1e-3, seed=7)
+    with strategy.scope():
+        caps = small_nets.some_caps(network)
+        model = small_nets.build(
+            network, nets, classes=4, quant_w=True, quant_act=True, caps=caps, train_caps=True, clip_bias=True
+        )
+    trainer = training.Trainer(model, settings, strategy=strategy)
+    start = Metadata("digits", "2801", Stage.QUANT_ACT, 0, 0, 4, 14)
+    result = training.fit(trainer, data, data(0), folder / "ck", start)
+    losses = [[loss, figures.loss, figures.accuracy, figures.count] for loss, figures in result.history]
+    print(json.dumps({"losses": losses, "replicas": strategy.num_replicas_in_sync, "step": result.metadata.step}))
+
+
+if __name__ == "__main__":
+    main()
