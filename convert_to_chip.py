@@ -46,8 +46,10 @@ def main() -> None:
     restore.refuse_change_of_network(source, network)
     for folder in filter(None, (args.output_dir, args.report)):
         files.make_writable_folder(folder)
-    conversion = converter.convert(network, source.arrays, net=args.net)
-    for warning in filter(None, (*conversion.warnings, converter.fc_readout_problem(network, args.net))):
+    filter_step = restore.filter_step(args, source)
+    conversion = converter.convert(network, source.arrays, net=args.net, filter_step=filter_step)
+    change = restore.change_of_filter_step(args, source)
+    for warning in filter(None, (change, *conversion.warnings, converter.fc_readout_problem(network, args.net))):
         print(f"warning: {warning}", file=sys.stderr)
     paths = converter.write_files(
         conversion,
@@ -65,7 +67,7 @@ def main() -> None:
     if args.report:
         from gti.report import steps
 
-        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix}
+        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix, "filter step": filter_step}
         print(steps.add_conversion(args.report, conversion, source.arrays, net=args.net, about=about))
 
 

@@ -30,6 +30,9 @@ def main() -> None:
     note = stage.check_eval(source.stage, args.stage, source.prefix)
     if note:
         print(f"note: {note}")
+    change = restore.change_of_filter_step(args, source)
+    if change:
+        print(f"warning: {change}")
     caps = restore.origin_of_caps(args, source)
     if caps:
         print(caps)

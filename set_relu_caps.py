@@ -32,6 +32,9 @@ def main() -> None:
     source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=wanted)
     stage.check_calibrate(source.stage, args.quant_w, source.prefix)
     print(f"calibrating {source.prefix}")
+    change = restore.change_of_filter_step(args, source)
+    if change:
+        print(f"warning: {change}")
     classes = restore.number_of_classes(args, source, args.train_data_dir)
     model = restore.build_model(args, wanted, source, classes)
     size, _, channels = model.network.input_shape

@@ -58,8 +58,10 @@ def main() -> None:
     classes = restore.number_of_classes(args, source, args.train_data_dir)
     with strategy.scope():
         model = restore.build_model(args, args.stage, source, classes, to_train=True)
-    change = restore.change_of_network(source, model.network)
-    if change:
+    filter_step = restore.filter_step(args, source)
+    for change in filter(
+        None, (restore.change_of_network(source, model.network), restore.change_of_filter_step(args, source))
+    ):
         say(f"warning: {change}")
 
     size, _, channels = model.network.input_shape
@@ -115,7 +117,8 @@ def main() -> None:
         )
         if source:
             say(f"stage {args.stage.label} begins: new optimizer state")
-    start = replace(start, network=restore.traits(model.network) if args.stage >= Stage.QUANT_W else ())
+    if args.stage >= Stage.QUANT_W:
+        start = replace(start, network=restore.traits(model.network), filter_step=filter_step)
 
     try:
         with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):

@@ -176,8 +176,9 @@ def main() -> None:
     restore.refuse_change_of_network(source, network)
     for folder in filter(None, (args.output_dir, args.report)):
         files.make_writable_folder(folder)
-    conversion = converter.convert(network, source.arrays, net=args.net)
-    for warning in conversion.warnings:
+    filter_step = restore.filter_step(args, source)
+    conversion = converter.convert(network, source.arrays, net=args.net, filter_step=filter_step)
+    for warning in filter(None, (restore.change_of_filter_step(args, source), *conversion.warnings)):
         print(f"warning: {warning}", file=sys.stderr)
     model = base.build(
         args.net,
@@ -187,6 +188,7 @@ def main() -> None:
         quant_w=True,
         quant_act=True,
         fuse=True,
+        filter_step=filter_step,
         nets_dir=args.nets_dir,
     )
     # Fusion brings the host layers to chip units, the codes that the file's layers pass on.
@@ -210,7 +212,7 @@ def main() -> None:
     if args.report:
         from gti.report import steps
 
-        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix}
+        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix, "filter step": filter_step}
         print(steps.add_conversion(args.report, conversion, source.arrays, net=args.net, about=about))
 
 

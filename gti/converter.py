@@ -23,6 +23,7 @@ from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.chip.runtime import known_answer
 from gti.chip.wire import registers
 from gti.errors import FormatError, QuantizationError, sentence
+from gti.stage import MEAN
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,10 @@ class Conversion:
         return known_answer.make(self.network, self.weights, data, stage=stage, parent=parent).to_entry()
 
 
-def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> Conversion:
+def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, filter_step: str = MEAN) -> Conversion:
     """Return the integers of a trained network; `arrays` as `fusion.fuse_chip` takes them, fused or not.
 
+    `filter_step` is the rule of 3-bit filters that they were trained with.
     Raises QuantizationError naming every layer whose values do not fit the chip, with the remedy.
     """
     fused = fusion.fuse_chip(network, arrays, net=net)
@@ -66,7 +68,7 @@ def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> 
         if problem:
             problems.append(problem)
             continue
-        layer = integer_layer(convolution, filters, biases)
+        layer = integer_layer(convolution, filters, biases, filter_step)
         ranges.log(layer.shift)
         weights.append(layer)
         warnings += ranges.warnings(layer, float(arrays[f"{scope}/relu_cap"]))
@@ -75,11 +77,15 @@ def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> 
     return Conversion(with_shifts(network, [layer.shift for layer in weights]), tuple(weights), tuple(warnings))
 
 
-def integer_layer(convolution: Convolution, filters: np.ndarray, biases: np.ndarray) -> ConvolutionWeights:
+def integer_layer(
+    convolution: Convolution, filters: np.ndarray, biases: np.ndarray, filter_step: str = MEAN
+) -> ConvolutionWeights:
     """Return the chip's integers of one sublayer from float32 filters [3, 3, in, out] and biases [out], both fused."""
     from gti import quantize
 
-    filter_integers, bias_integers, shift = quantize.integer_filters(filters, biases, convolution.coef_bits)
+    filter_integers, bias_integers, shift = quantize.integer_filters(
+        filters, biases, convolution.coef_bits, filter_step
+    )
     in_chip_order = filter_integers.numpy().astype(np.int16).transpose(3, 2, 0, 1)  # HWIO -> [out, in, 3, 3]
     return ConvolutionWeights(np.ascontiguousarray(in_chip_order), bias_integers.numpy().astype(np.int32), int(shift))
 

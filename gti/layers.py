@@ -13,6 +13,7 @@ import tensorflow as tf
 from gti import quantize
 from gti.chip import spec
 from gti.errors import QuantizationError, UsageError, sentence
+from gti.stage import FILTER_STEPS, MEAN
 
 # Statistics over about ten steps: fine-tuning stages are short.
 BATCH_NORM_MOMENTUM = 0.9
@@ -45,6 +46,7 @@ class ChipConv2D(keras.layers.Layer):
     Args:
         output_channels: number of output channels.
         coef_bits: 1 or 3, width of the filters on the chip.
+        filter_step: "mean" or "mse", rule for the step of 3-bit kernels (docs/numerics.md section 3).
         batch_norm: normalise the convolution's output (epsilon 1e-3); `gti.fusion` folds it away.
         quantize_w: use filters and biases as the chip will hold them; gradients pass straight through.
         quantize_act: cap the ReLU at `relu_cap` and round to `max_code` + 1 levels. Off: a plain ReLU without a cap.
@@ -69,6 +71,7 @@ class ChipConv2D(keras.layers.Layer):
         output_channels: int,
         coef_bits: int,
         *,
+        filter_step: str = MEAN,
         batch_norm: bool = False,
         quantize_w: bool = False,
         quantize_act: bool = False,
@@ -83,6 +86,7 @@ class ChipConv2D(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         _one_of(self.name, "coef_bits", coef_bits, spec.COEF_BITS)
+        _one_of(self.name, "filter_step", filter_step, FILTER_STEPS)
         _one_of(self.name, "max_code", max_code, (spec.MAX_CODE, spec.MAX_CODE_TEN_BIT))
         _one_of(self.name, "upsample", upsample, (None, "repeat", "zero"))
         if quantize_act and not (relu_cap is not None and math.isfinite(relu_cap) and relu_cap > 0):
@@ -97,6 +101,7 @@ class ChipConv2D(keras.layers.Layer):
             )
         self.output_channels = output_channels
         self.coef_bits = coef_bits
+        self.filter_step = filter_step
         self.batch_norm = batch_norm
         self.quantize_w = quantize_w
         self.quantize_act = quantize_act
@@ -162,7 +167,7 @@ class ChipConv2D(keras.layers.Layer):
             return filters, biases
         shift = quantize.layer_shift(filters, biases, self.coef_bits)
         return (
-            quantize.quantize_filters(filters, shift, self.coef_bits),
+            quantize.quantize_filters(filters, shift, self.coef_bits, self.filter_step),
             quantize.quantize_biases(biases, shift, self.coef_bits),
         )
 
@@ -175,6 +180,7 @@ class ChipConv2D(keras.layers.Layer):
         return super().get_config() | {
             "output_channels": self.output_channels,
             "coef_bits": self.coef_bits,
+            "filter_step": self.filter_step,
             "batch_norm": self.batch_norm,
             "quantize_w": self.quantize_w,
             "quantize_act": self.quantize_act,

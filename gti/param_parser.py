@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from gti.chip.spec import CHIP
 from gti.errors import FormatError, UsageError, sentence
-from gti.stage import Stage, from_flags
+from gti.stage import FILTER_STEPS, Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
 _NET = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -98,6 +98,7 @@ def calibration_parser() -> Parser:
     _checkpoint(parser)
     group = parser.add_argument_group("model")
     group.add_argument("--quant_w", action="store_true", help="the checkpoint was trained with --quant_w")
+    filter_step(group)
     group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     _sizes(group)
     _data(parser.add_argument_group("data"), train=True, val=False)
@@ -126,6 +127,7 @@ def conversion_parser(description: str) -> Parser:
     _net(parser, caps=False)
     _checkpoint(parser)
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
+    filter_step(parser)
     parser.add_argument("--output_dir", type=path, metavar="DIR", help="folder for the files; default: --nets_dir's")
     parser.add_argument(
         "--data_dir", type=path, metavar="DIR", help="data set whose crop goes into the .MODEL; default: data/<net>"
@@ -184,6 +186,7 @@ def compare_parser() -> Parser:
     group.add_argument(
         "--model_file", type=path, metavar="FILE", help=".model or .dat; default: <chip>_<net>.model in --nets_dir"
     )
+    filter_step(group)
     group.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | none")
     group.add_argument(
         "--recorded", type=path, metavar="DIR", help="maps of another run: what chip_infer.py --layer_outputs wrote"
@@ -331,6 +334,7 @@ def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
     group.add_argument("--quant_w", action="store_true", help="quantize filters and biases")
     group.add_argument("--quant_act", action="store_true", help="quantize activations; needs --quant_w and caps")
     group.add_argument("--fuse", action="store_true", help="fold batch norm and caps into filters and biases")
+    filter_step(group)
     group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     if training:
         group.add_argument("--train_caps", action="store_true", help="train the caps with the weights")
@@ -341,6 +345,15 @@ def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=path, metavar="DIR", help="add this step's figures to the HTML report in this folder"
+    )
+
+
+def filter_step(group: argparse._ActionsContainer) -> None:
+    """Add --filter_step, which is None where the checkpoint is to say."""
+    group.add_argument(
+        "--filter_step",
+        choices=FILTER_STEPS,
+        help="step of 3-bit filters: mean|W| / 4, or that of least squared error; default: the checkpoint's, or mean",
     )
 
 

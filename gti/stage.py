@@ -10,6 +10,9 @@ from enum import IntEnum
 
 from gti.errors import CheckpointError, UsageError, sentence
 
+# Rules for the step of a 3-bit kernel (docs/numerics.md section 3).
+MEAN, MSE = FILTER_STEPS = ("mean", "mse")
+
 
 class Stage(IntEnum):
     """How much of the chip's arithmetic a model imitates; a later stage includes the earlier ones."""

@@ -133,7 +133,8 @@ def keras_stages(args: argparse.Namespace, checkpoints: dict[Stage, Checkpoint],
         result.notes.append(f"the .MODEL was made of another checkpoint ({parent}) than {converted.prefix}")
     model = restore.build_model(args, Stage.FUSED, converted, classes(args, converted))
     result.sources.append(sublayer_maps.of_fused(converted.prefix, model))
-    result.conversion = converter.convert(network, converted.arrays, net=args.net)
+    filter_step = restore.filter_step(args, converted)
+    result.conversion = converter.convert(network, converted.arrays, net=args.net, filter_step=filter_step)
     return result
 
 

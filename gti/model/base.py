@@ -27,6 +27,7 @@ from gti.chip.network.types import Convolution, Network
 from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
 from gti.layers import ChipConv2D, ChipPooling
 from gti.param_parser import net_file
+from gti.stage import MEAN
 
 NETS_DIR = Path(__file__).resolve().parents[2] / "nets"
 SETTINGS_DIR = Path(__file__).resolve().parent
@@ -181,13 +182,14 @@ def build(
     caps: Mapping[str, float] | None = None,
     train_caps: bool = False,
     clip_bias: bool = False,
+    filter_step: str = MEAN,
     nets_dir: str | Path | None = None,
 ) -> keras.Model:
     """Return the Keras model of a net in one of its stages; `.network` is its Network, `.net` its name.
 
     Input: float32 [batch, height, width, channels], codes 0..31 in the chip's channel order. Output: logits
     [batch, classes]. `caps` (variable name -> cap) are start values for `quant_act`; None reads the settings file of
-    the net. A fused model has no batch norm, and its caps are constants.
+    the net. A fused model has no batch norm, and its caps are constants. `filter_step`: rule of 3-bit filters.
 
     Raises UsageError, NetworkError, QuantizationError (missing caps).
     """
@@ -206,6 +208,7 @@ def build(
         x = ChipConv2D(
             convolution.output_channels,
             convolution.coef_bits,
+            filter_step=filter_step,
             batch_norm=module.BATCH_NORM and not fuse,
             quantize_w=quant_w,
             quantize_act=quant_act,

@@ -89,7 +89,9 @@ class _Sublayer:
     def __init__(self, convolution: Convolution, upsample_mode: str, layer: Any) -> None:
         self.convolution = convolution
         self.upsample = upsample_mode if convolution.upsampled else None
-        filters, biases, self.shift = quantize.integer_filters(layer.filters, layer.biases, convolution.coef_bits)
+        filters, biases, self.shift = quantize.integer_filters(
+            layer.filters, layer.biases, convolution.coef_bits, layer.filter_step
+        )
         weights = filters.numpy()
         self.biases = biases.numpy()
         if tf.config.list_logical_devices("GPU"):

@@ -27,7 +27,7 @@ import numpy as np
 
 from gti import __version__, files
 from gti.errors import CheckpointError, printable, sentence
-from gti.stage import Stage
+from gti.stage import FILTER_STEPS, Stage
 
 METADATA_NAME = "gti/metadata"
 OPTIMIZER_PREFIX = "gti/optimizer/"
@@ -58,6 +58,7 @@ class Metadata:
     seed: int = 0
     parent: str = ""  # digest of the checkpoint that the stage began from
     network: tuple[str, ...] = ()  # what of the dat.json it was trained for, from quant_w on; () where not known
+    filter_step: str = ""  # rule of 3-bit filters that it was trained with, from quant_w on; "" is mean
     kit_version: str = __version__
 
     def to_json(self) -> str:
@@ -86,6 +87,7 @@ _KINDS = {
     "int": "a whole number of at least 0",
     "float | None": "a number 0..1 or null",
     "tuple[str, ...]": "a list of texts",
+    "filter_step": "one of " + ", ".join(FILTER_STEPS),
     "Stage": "one of " + ", ".join(stage.label for stage in Stage),
 }
 
@@ -95,7 +97,11 @@ class _JsonError(files.FormatError, CheckpointError):
 
 
 def _checked(key: str, kind: str, value: Any, name: str) -> Any:
-    if key == "stage":
+    if key == "filter_step":
+        if value in ("", *FILTER_STEPS):
+            return value
+        kind = key
+    elif key == "stage":
         if isinstance(value, str):
             with suppress(ValueError):
                 return Stage.from_label(value)

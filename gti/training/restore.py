@@ -14,7 +14,7 @@ import numpy as np
 from gti import param_parser
 from gti.data.labels import find_labels, read_labels
 from gti.errors import CheckpointError, UsageError, sentence
-from gti.stage import Stage
+from gti.stage import MEAN, Stage
 from gti.training import checkpoint, checkpoint_folder
 from gti.training.checkpoint import Metadata
 
@@ -141,6 +141,36 @@ def refuse_change_of_network(source: Source | None, network: Network) -> None:
         raise CheckpointError(change)
 
 
+def filter_step(args: Namespace, source: Source | None) -> str:
+    """Return the rule of 3-bit filters: --filter_step, else the one that the checkpoint was trained with, else mean."""
+    return _asked_step(args) or _trained_step(source) or MEAN
+
+
+def change_of_filter_step(args: Namespace, source: Source | None) -> str:
+    """Return how --filter_step differs from the rule that a checkpoint was trained with, one sentence, or ""."""
+    asked, trained = _asked_step(args), _trained_step(source)
+    if source is None or not asked or not trained or asked == trained:
+        return ""
+    return sentence(
+        source.prefix,
+        "its 3-bit filters were trained with another step",
+        expected=f"--filter_step {trained}",
+        received=f"--filter_step {asked}",
+        fix="leave it out, or train on with the new one",
+    )
+
+
+def _asked_step(args: Namespace) -> str:
+    return getattr(args, "filter_step", None) or ""
+
+
+def _trained_step(source: Source | None) -> str:
+    # Quantized checkpoints that do not say are of the kit whose only rule was the mean; float ones have none.
+    if source is None or source.stage is Stage.FLOAT:
+        return ""
+    return (source.metadata.filter_step if source.metadata else "") or MEAN
+
+
 def build_model(
     args: Namespace, stage: Stage, source: Source | None, classes: int, *, to_train: bool = False
 ) -> keras.Model:
@@ -176,6 +206,7 @@ def build_model(
         caps=caps or None,
         train_caps=getattr(args, "train_caps", False),
         clip_bias=getattr(args, "clip_bias", False),
+        filter_step=filter_step(args, source),
         nets_dir=args.nets_dir,
     )
     if source:

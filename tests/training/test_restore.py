@@ -12,8 +12,9 @@ import pytest
 import small_nets
 from PIL import Image
 
-from gti import files
+from gti import files, quantize
 from gti.errors import CheckpointError, DataError, FormatError, UsageError
+from gti.model import base
 from gti.stage import Stage
 from gti.training import checkpoint, restore
 from gti.training.checkpoint import Metadata
@@ -89,6 +90,39 @@ def test_quant_act_takes_its_caps_from_the_settings_file_and_keeps_them(tmp_path
     later = opened(saved(tmp_path, Stage.QUANT_ACT)[0])
     values = small_nets.values(restore.build_model(args, Stage.QUANT_ACT, later, CLASSES))
     assert {name: float(values[name]) for name in CAPS} == CAPS
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "used"),
+    [
+        (None, None, "mean"),  # the old kit's checkpoints carry no metadata
+        ("", None, "mean"),  # and earlier ones of this kit no rule
+        ("mse", None, "mse"),
+        ("mse", "mse", "mse"),
+        ("mse", "mean", "mean"),
+        ("", "mse", "mse"),
+        ("float", None, "mean"),
+        ("float", "mse", "mse"),
+    ],
+)
+def test_filters_have_the_step_that_they_were_trained_with(tmp_path, args, trained, asked, used):
+    prefix, arrays = saved(tmp_path, Stage.FLOAT if trained == "float" else Stage.FUSED)
+    source = opened(prefix)
+    metadata = source.metadata
+    if trained != "float":
+        metadata = None if trained is None else replace(metadata, filter_step=trained)
+    source = replace(source, metadata=metadata)
+    args.filter_step = asked
+    warned = asked is not None and trained != "float" and asked != (trained or "mean")
+    assert bool(restore.change_of_filter_step(args, source)) is warned
+    stage = Stage.QUANT_W if trained == "float" else Stage.FUSED
+    model = restore.build_model(args, stage, source, CLASSES)
+    for layer in base.chip_layers(model):
+        assert layer.filter_step == used
+        filters, biases = (arrays[f"digits/{layer.name}/{part}"] for part in ("filters", "biases"))
+        shift = quantize.layer_shift(filters, biases, layer.coef_bits)
+        expected = quantize.quantize_filters(filters, shift, layer.coef_bits, used)
+        np.testing.assert_array_equal(layer.effective_weights()[0].numpy(), expected.numpy())
 
 
 @pytest.mark.parametrize(
