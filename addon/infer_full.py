@@ -32,11 +32,10 @@ def main() -> None:
 
     from gti.chip.driver import GtiModel
     from gti.chip.formats.canonical_json import canonical
-    from gti.chip.host import preprocessing
 
     with GtiModel(args.model, device=args.device) as model:
         print(model.device_description, file=sys.stderr)
-        preparation = preprocessing.of_model(model.loaded)
+        preparation = model.loaded.preprocessing()
         for path in args.images:
             print(_for_terminals(canonical(model.full_inference(preparation.load(path)))))
 

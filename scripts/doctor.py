@@ -26,7 +26,9 @@ from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.usb import devices, eusb_disks, usb_bus
-from gti.chip.usb.transport import Settings, parse_device, parse_settings, select
+from gti.chip.usb.devices import parse_device
+from gti.chip.usb.lock import DeviceLock
+from gti.chip.usb.transport import Settings, parse_settings, select
 from gti.cli import run
 from gti.errors import DeviceError, UsageError, sentence
 
@@ -98,7 +100,7 @@ def bus(key: str, backend: Any = None) -> Iterator[Finding]:
     if stick.kind == "FT601" and 0 < stick.speed <= _HIGH_SPEED:
         yield False, f"{stick.name} runs at USB 2 speed", "it works, slower: use a USB 3 port and cable for full speed"
     try:
-        devices.lock_for(stick).release()
+        DeviceLock(stick.name).release()
     except DeviceError as problem:
         yield False, str(problem), ""
     found = usb_bus.find_same(stick, chosen)

@@ -4,15 +4,14 @@
         codes = model.evaluate(image)          # image: uint8 [H,W,C], 8-bit pixels in the chip's channel order (BGR)
         print(model.device_description)
 
-Everything about USB is in the transports, recovery is in `link.py`; this module knows files, images and read-out modes.
+Finding and opening sticks is in `usb/devices.py`, recovery in `usb/link.py`; this module knows files, images and
+read-out modes.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +21,14 @@ import numpy.typing as npt
 from gti.chip.loaded_model import LoadedModel, load_model
 from gti.chip.spec import MAX_CODE, MAX_CODE_TEN_BIT
 from gti.chip.usb import devices
+from gti.chip.usb.checks import ResultChecks
 from gti.chip.usb.link import Frame, Link
-from gti.chip.usb.lock import DeviceLock
-from gti.chip.usb.transport import (
-    VIRTUAL_SETTINGS,
-    DeviceInfo,
-    Selection,
-    Settings,
-    TransferError,
-    Transport,
-    parse_device,
-)
+from gti.chip.usb.transport import Request, Settings, Stick, Transport
 from gti.chip.wire import protocol, ten_bit
-from gti.errors import DeviceError, FormatError, GtiError, UsageError, sentence
+from gti.errors import DeviceError, UsageError, sentence
 
 if TYPE_CHECKING:
-    from gti.chip.usb.trace import RecordingBackend
-
-log = logging.getLogger(__name__)
+    from gti.chip.virtual.memory import ExpectedResults
 
 _FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero (user guide, output scaledown 3)
 
@@ -67,104 +56,20 @@ class GtiModel:
         backend: Any = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._recorder: RecordingBackend | None = None
-        self._lock: DeviceLock | None = None
         self._link: Link | None = None
-        self._warned: set[str] = set()
         self._model = path if isinstance(path, LoadedModel) else load_model(Path(path))
         self.mode = protocol.parse_mode(self._model.mode if mode is None else mode)
-        self._settings = settings
-        self._record = record
-        try:
-            self._open(device, transport, backend)
-        except BaseException:
-            self.release()
-            raise
-
-    # Opening
-
-    def _open(self, device: str, transport: Transport | None, backend: Any) -> None:
-        selection = parse_device(device)
         if transport is not None:
-            self._attach(transport, self._settings or Settings(), transport.description)
-        elif selection.kind == "replay":
-            self._attach_replay(selection.key)
-        elif selection.kind == "virtual":
-            self._attach_virtual(selection.key, "")
-        elif selection.kind == "eusb":
-            settings = self._model.eusb_settings(self._settings or Settings())
-            backend = self._recorded(backend, device, settings)
-            chosen, self._lock = devices.eusb_transport(selection.key, settings, backend)
-            self._attach(chosen, settings, chosen.description)
-        elif selection.kind == "usb":
-            self._attach_usb(devices.find_stick(selection.key or self._model.device_key, backend), backend)
+            self._stick = Stick(transport, settings or Settings(), transport.description)
+            self._link = self._start(self._stick, False)
         else:
-            self._attach_any(backend)
+            request = Request(settings, backend, record, self._model.device)
+            self._stick, self._link = devices.connect(device, request, self._start)
+        self.device_description = self._stick.description
 
-    def _recorded(self, backend: Any, device: str, settings: Settings) -> Any:
-        """Return `backend`, with a recorder around it where one is asked for."""
-        if self._record is None:
-            return backend
-        from gti.chip.usb.trace import RecordingBackend
-        from gti.chip.usb.usb_bus import libusb
-
-        session = {"device": device, "settings": asdict(settings)}
-        self._recorder = RecordingBackend(libusb() if backend is None else backend, self._record, session)
-        return self._recorder
-
-    def _attach_replay(self, path: str) -> None:
-        from gti.chip.usb.trace import ReplayBackend
-
-        replay = ReplayBackend(path)
-        try:
-            settings = Settings(**replay.session["settings"])
-            selection = parse_device(replay.session["device"])
-        except (KeyError, TypeError, AttributeError, UsageError):
-            raise FormatError(sentence(path, "is a recording of another version of the kit")) from None
-        kind = "eusb" if selection.kind == "eusb" or selection.key == "eusb" else "usb"
-        transport = devices.transport_on(replay, kind, settings, "" if selection.kind == "virtual" else selection.key)
-        self._attach(transport, settings, f"replay of {transport.description} from {path}")
-
-    def _attach_any(self, backend: Any) -> None:
-        reasons = []
-        try:
-            sticks = devices.list_sticks(backend)
-        except DeviceError as problem:
-            log.info("no real stick: %s", problem)
-            sticks = []
-        for info in sticks:
-            try:
-                self._attach_usb(info, backend)
-                self._probe()
-                return
-            except DeviceError as problem:
-                self.release()
-                reasons.append(str(problem))
-                log.warning("the stick in software is used, because: %s", problem)
-        self._attach_virtual("", "; ".join(reasons))
-
-    def _attach_usb(self, info: DeviceInfo, backend: Any) -> None:
-        settings = self._settings or Settings()
-        self._lock = devices.lock_for(info)
-        key = info.serial or str(info.index)
-        if self._record is not None:
-            backend = self._recorded(backend, f"usb:{key}", settings)
-            info = devices.find_stick(key, backend)  # once more, so that the recording begins with the list
-        self._attach(devices.usb_transport(info, settings, backend), settings, info.name)
-
-    def _attach_virtual(self, kind: str, reason: str) -> None:
-        settings = self._settings or VIRTUAL_SETTINGS
-        description = f"virtual stick (emulator, {devices.emulator_engine()})"
-        if reason:
-            description += f", because: {reason}"
-        transport = devices.virtual_transport(
-            Selection("virtual", kind),
-            settings,
-            lambda backend: self._recorded(backend, f"virtual:{kind or 'ft601'}", settings),
-        )
-        self._attach(transport, settings, description)
-
-    def _attach(self, transport: Transport, settings: Settings, description: str) -> None:
+    def _start(self, stick: Stick, prove: bool) -> Link:
+        """Return the link to a stick, open and loaded; `prove`: that it has a chip, which answers a frame."""
+        settings = stick.settings
         if self._model.ten_bit and not settings.ten_bit_layout:
             raise DeviceError(
                 sentence(
@@ -173,21 +78,32 @@ class GtiModel:
                     fix="use --device virtual, or set ten_bit_layout to halves or pairs to try a layout",
                 )
             )
-        self.device_description = description
-        self._settings_in_use = settings
-        self._link = Link(transport, self._model.dat, self._model.planes, settings, self._check)
+        checks = ResultChecks(self._model.header, settings, self._emulation(settings), stick.description)
+        link = Link(stick.transport, self._model.dat, self._model.planes, settings, checks)
         try:
-            self._link.prepare()
+            link.prepare()
+            if prove:  # a bridge of this vendor id need not have a chip behind it
+                dark = np.zeros((self._model.planes, self._model.size, self._model.size), np.uint8)
+                link.start(link.encode(dark, self.mode))
+                link.finish()
         except BaseException:
-            self._link.close()
-            self._link = None
+            link.close()
             raise
+        return link
 
-    def _probe(self) -> None:
-        # A bridge of this vendor id need not have a chip behind it: only a frame that comes back tells.
-        link = self._opened()
-        link.start(link.encode(np.zeros((self._model.planes, self._model.size, self._model.size), np.uint8), self.mode))
-        link.finish()
+    def _emulation(self, settings: Settings) -> Callable[[Frame], bytes]:
+        """Return what computes the chip bytes of a frame; decoder and emulator wait until it is called."""
+        twin: list[ExpectedResults] = []
+
+        def emulate(frame: Frame) -> bytes:
+            from gti.chip.virtual.memory import ExpectedResults
+
+            if not twin:
+                layout = settings.ten_bit_layout or "halves"
+                twin.append(ExpectedResults(self._model.dat, self._model.header, self._model.name, layout))
+            return twin[0].result(frame.planes, frame.mode)
+
+        return emulate
 
     # Frames
 
@@ -260,7 +176,7 @@ class GtiModel:
             maps = [values >> _FC_SHIFT for values in maps]
         if self._model.ten_bit:
             last = len(self._model.header.layers) - 1
-            layout = self._settings_in_use.ten_bit_layout
+            layout = self._stick.settings.ten_bit_layout
             maps = [
                 ten_bit.join_codes(values, layout) if one.major == last else values
                 for values, one in zip(maps, read_out.sets, strict=True)
@@ -281,38 +197,6 @@ class GtiModel:
                 )
             )
         return protocol.read_out(self._model.header, mode)
-
-    def _check(self, frame: Frame, data: bytes) -> None:
-        """Raise TransferError for a result that no chip with this network can have computed."""
-        read_out = protocol.read_out(self._model.header, frame.mode)
-        if self._settings_in_use.check_constant and data.count(data[:1]) == len(data):
-            self._check_constant(frame, data, read_out)
-        low_bits = read_out.bits == 8 and self._settings_in_use.check_low_bits
-        if low_bits and any((values & 7).any() for values in read_out.unpack(data)):
-            raise TransferError(
-                "checking", "the low 3 bits of an FC result are not zero (setting check_low_bits turns this off)"
-            )
-
-    def _check_constant(self, frame: Frame, data: bytes, read_out: protocol.ReadOut) -> None:
-        try:
-            expected = self._model.emulate(frame.planes, frame.mode, self._settings_in_use.ten_bit_layout or "halves")
-        except GtiError as problem:
-            self._warn(f"every byte of a result is 0x{data[0]:02x}, and the emulator cannot tell whether so: {problem}")
-            return
-        same = all(
-            np.array_equal(ours, theirs)
-            for ours, theirs in zip(read_out.unpack(expected), read_out.unpack(data), strict=True)
-        )
-        if not same:
-            raise TransferError(
-                "checking", f"every byte of the result is 0x{data[0]:02x}, the emulator computes something else"
-            )
-        self._warn(f"every value of a result is {data[0]}, and the emulator agrees: is the network dead?")
-
-    def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            log.warning("%s: %s", self.device_description, text)
 
     # A full model
 
@@ -356,12 +240,7 @@ class GtiModel:
         if self._link is not None:
             self._link.close()
             self._link = None
-        if self._recorder is not None:
-            self._recorder.close()
-            self._recorder = None
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        self._stick.release()
 
     def __enter__(self) -> GtiModel:
         return self

@@ -5,22 +5,25 @@ Only the header of the .DAT is looked at, so that a stick gets every file as it 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gti.chip.formats.dat_header import INPUT_CODES, output_code
-from gti.chip.spec import HEADER_BYTES, IMAGE_SIZES
-from gti.chip.usb.transport import Settings
+from gti.chip.spec import IMAGE_SIZES
 from gti.chip.wire import protocol
 from gti.errors import FormatError, ImageError, ModelFileError, sentence
 from gti.files import read_bytes
+
+if TYPE_CHECKING:
+    from gti.chip.formats.model_file import ModelFile
+    from gti.chip.host.host_layers import HostLayers
+    from gti.chip.host.preprocessing import Preprocessing
 
 _MAX_FILE_BYTES = 2**30  # of gti/chip/formats/model_file.py, whose import waits for a container
 # Input channel code of the global register, bits 16..19 (docs/dat_format.md section 2.2); RGB has no code of its own.
@@ -37,9 +40,8 @@ class LoadedModel:
     header: protocol.Header
     mode: int = 0
     device: dict[str, Any] = field(default_factory=dict)  # the "device" object of the GTICNN layer
-    container: Any = None  # the ModelFile, where the file is one
-    _network: Any = None
-    _host: Any = None  # gti.chip.host.host_layers.HostLayers, once it is needed
+    container: ModelFile | None = None  # where the file is one
+    _host: HostLayers | None = None  # once they are needed
 
     @property
     def size(self) -> int:
@@ -55,19 +57,6 @@ class LoadedModel:
     def upsampled(self) -> list[int]:
         """Indices of the major layers that double their input."""
         return [i for i in range(len(self.header.layers)) if self.header.words[1] >> _UPSAMPLE_BIT + i & 1]
-
-    @property
-    def device_key(self) -> str:
-        """Which dongle the file asks for: the index in a vendor name such as USB_FTDI_0001, else ""."""
-        match = re.fullmatch(r"USB_FTDI_(\d{4})", str(self.device.get("name") or ""))
-        return str(int(match.group(1))) if match else ""
-
-    def eusb_settings(self, settings: Settings) -> Settings:
-        """Return `settings` with the pause that the file asks for ("emmc delay", microseconds), if it does."""
-        delay = self.device.get("emmc delay")
-        if isinstance(delay, (int, float)) and not isinstance(delay, bool) and 0 <= delay <= 1e7:
-            return replace(settings, eusb_delay_us=float(delay))
-        return settings
 
     @cached_property
     def ten_bit(self) -> bool:
@@ -91,19 +80,23 @@ class LoadedModel:
             raise ImageError(sentence("image", problem[0], expected=expected, received=received, fix=problem[1]))
         return image.transpose(2, 0, 1)
 
-    def emulate(self, planes: npt.NDArray[np.uint8], mode: int, ten_bit_layout: str) -> bytes:
-        """Return the chip bytes that the emulator answers to planes [C,H,W]; GtiError where it cannot."""
-        from gti.chip.virtual import memory as virtual_network
+    def host_layers(self) -> HostLayers:
+        """Return the host layers of the file. Raises ModelFileError when it holds none."""
+        if self._host is None:
+            from gti.chip.host.host_layers import HostLayers
 
-        header = protocol.Header.from_registers(*protocol.registers(self.header, mode), self.name)
-        if self._network is None:
-            dat = virtual_network.decode_registers(self.header, self.dat[HEADER_BYTES:])
-            self._network = virtual_network.SoftwareNetwork(dat, "auto", ten_bit_layout)
-        image = protocol.Image(header, self.size, self.planes, protocol.image_tiles(planes))
-        return self._network.result(image)
+            self._host = HostLayers(self.full_container().layers, self.name)
+        return self._host
 
-    def host_layers(self) -> Any:
-        """Return the `host_layers.HostLayers` of the file. Raises ModelFileError when it holds none."""
+    def preprocessing(self) -> Preprocessing:
+        """Return what must happen to a picture first, as `preprocessing.contract` says; errors as `host_layers`."""
+        from gti.chip.host.preprocessing import contract
+
+        order = self.host_layers().input_order
+        return contract(self.full_container().header, self.name, self.size, self.planes, order)
+
+    def full_container(self) -> ModelFile:
+        """Return the container that holds host layers too. Raises ModelFileError for the chip's layers alone."""
         if self.container is None:
             raise ModelFileError(
                 sentence(
@@ -113,11 +106,7 @@ class LoadedModel:
                     fix="make one with addon/convert_full.py, or use evaluate",
                 )
             )
-        if self._host is None:
-            from gti.chip.host.host_layers import HostLayers
-
-            self._host = HostLayers(self.container.layers, self.name)
-        return self._host
+        return self.container
 
     def host_result(
         self, image: npt.NDArray[np.uint8], chip: Callable[[npt.NDArray[np.uint8]], list[npt.NDArray[np.uint8]]]

@@ -19,9 +19,10 @@ from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats.model_file import compose
 from gti.chip.loaded_model import load_model
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
-from gti.chip.usb import devices, usb_bus
+from gti.chip.usb import eusb_sticks, ft60x, usb_bus
 from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.transport import Settings
+from gti.chip.virtual.sticks import virtual_backend
 from gti.errors import DatError, DeviceError, FormatError, ImageError, ModelFileError, UsageError
 
 NETWORK = small_network()
@@ -198,7 +199,7 @@ def test_ten_bit_is_refused_on_a_stick_unless_a_layout_is_forced(tmp_path: Path,
     network = tiny_network(activation_bit_mode=1)
     path = tmp_path / "ten.dat"
     path.write_bytes(dat_bytes(network))
-    backend = devices.virtual_backend("ft601")
+    backend = virtual_backend("ft601")
     with pytest.raises(DeviceError, match=r"ten-bit activations.*ten_bit_layout"):
         GtiModel(path, "usb", backend=backend, settings=NO_WAIT)
     settings = NO_WAIT.changed(ten_bit_layout="halves")
@@ -226,7 +227,7 @@ def test_a_dead_network_is_accepted_with_a_warning(tmp_path: Path, caplog: pytes
 
 
 def test_auto_takes_a_stick_that_answers(path: Path, runtime: Path, expected: np.ndarray):
-    backend = devices.virtual_backend("ft600", count=2)
+    backend = virtual_backend("ft600", count=2)
     with GtiModel(path, "auto", backend=backend, settings=NO_WAIT) as model:
         assert model.device_description == "FT600 serial VIRTUAL0001"
         np.testing.assert_array_equal(model.evaluate(images(NETWORK, 1)[0])[0], expected[0])
@@ -235,7 +236,7 @@ def test_auto_takes_a_stick_that_answers(path: Path, runtime: Path, expected: np
 
 
 def test_auto_passes_over_a_bridge_without_a_chip_and_says_so(path: Path, runtime: Path):
-    backend = devices.virtual_backend("ft601")
+    backend = virtual_backend("ft601")
     backend.slots[0].device.chip.feed = lambda data: None
     with GtiModel(path, "auto", backend=backend, settings=NO_WAIT.changed(retries=0)) as model:
         assert model.device_description.startswith("virtual stick (emulator, ")
@@ -252,24 +253,24 @@ def test_auto_without_libusb_or_stick_is_virtual(path: Path, monkeypatch: pytest
         assert model.device_description.startswith("virtual stick")
     with pytest.raises(DeviceError, match="libusb"):
         GtiModel(path, "usb")
-    with GtiModel(path, "auto", backend=devices.virtual_backend("ft601", count=0)) as model:
+    with GtiModel(path, "auto", backend=virtual_backend("ft601", count=0)) as model:
         assert model.device_description.startswith("virtual stick")
 
 
 @pytest.mark.parametrize(("key", "serial"), [("usb", "1"), ("usb:1", "2"), ("usb:VIRTUAL0003", "3")])
 def test_usb_picks_by_index_or_serial(path: Path, runtime: Path, key: str, serial: str):
-    backend = devices.virtual_backend("ft601", count=3)
+    backend = virtual_backend("ft601", count=3)
     with GtiModel(path, key, backend=backend, settings=NO_WAIT) as model:
         assert model.device_description == f"FT601 serial VIRTUAL000{serial}"
 
 
 def test_no_stick_is_one_sentence(path: Path):
     with pytest.raises(DeviceError, match=r"no stick is plugged in; expected .*Fix: plug it into a USB 3 port"):
-        GtiModel(path, "usb", backend=devices.virtual_backend("ft601", count=0))
+        GtiModel(path, "usb", backend=virtual_backend("ft601", count=0))
 
 
 def test_a_stick_in_use_names_its_holder(path: Path, runtime: Path):
-    backend = devices.virtual_backend("ft601")
+    backend = virtual_backend("ft601")
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -314,8 +315,8 @@ def test_a_container_brings_its_mode_and_device(tmp_path: Path, expected: np.nda
     path = tmp_path / "small.model"
     path.write_bytes(container(1, **{"name": "USB_FTDI_0002", "emmc delay": 5000}))
     model = load_model(path)
-    assert (model.mode, model.device_key) == (1, "2")
-    assert model.eusb_settings(Settings()).eusb_delay_us == 5000.0
+    assert (model.mode, ft60x.asked_key(model.device)) == (1, "2")
+    assert eusb_sticks.asked_settings(model.device, Settings()).eusb_delay_us == 5000.0
     with GtiModel(path, "virtual") as opened:
         assert len(opened.layer_outputs(images(NETWORK, 1)[0])) == 3
         assert opened.mode == 1

@@ -13,11 +13,13 @@ import pytest
 from places import ROOT
 
 from gti.chip.usb import devices, usb_bus
+from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, parse_settings
 from gti.chip.virtual.bridge import VirtualFt60x
 from gti.chip.virtual.bus import VirtualBackend
 from gti.chip.virtual.chip import VirtualChip
 from gti.chip.virtual.faults import Fault, FaultPlan
+from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire import protocol
 from gti.errors import UsageError
 from scripts import doctor
@@ -53,7 +55,7 @@ BUSES = [
     (lambda: VirtualBackend([bridge()], kernel_driver=True), True, "a kernel driver holds interface 0", ""),
     (lambda: VirtualBackend([]), False, "no FT600 / FT601 dongle", "lsusb"),
     (other_product, False, "0403:6001 has the vendor id", "0403:601e or 0403:601f"),
-    (lambda: devices.virtual_backend("eusb"), False, "ordinary card reader", "--device eusb:"),
+    (lambda: virtual_backend("eusb"), False, "ordinary card reader", "--device eusb:"),
     (
         lambda: VirtualBackend([bridge()], [FaultPlan([Fault("claim", 0, "denied")])]),
         False,
@@ -82,7 +84,7 @@ def test_findings(make: Any, well: bool, found: str, fix: str):
 
 def test_a_stick_in_use_is_found():
     backend = VirtualBackend([bridge()])
-    lock = devices.lock_for(devices.list_sticks(backend)[0])
+    lock = DeviceLock(devices.list_sticks(backend)[0].name)
     findings = list(doctor.findings("usb", FAST, None, backend))
     lock.release()
     assert not findings[-1][0]

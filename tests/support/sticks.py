@@ -13,6 +13,7 @@ from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.usb import devices
 from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings
 from gti.chip.virtual.faults import Fault, FaultPlan
+from gti.chip.virtual.sticks import virtual_backend
 
 KINDS = ("ft601", "ft600", "eusb")
 
@@ -60,7 +61,7 @@ def images(network: Network, count: int, seed: int = 2) -> np.ndarray:
 
 def stick(kind: str, faults: tuple[Fault, ...] = (), settings: Settings = VIRTUAL_SETTINGS, **chip: Any) -> Any:
     """Return (backend, transport) of one stick in software with a fault plan."""
-    backend = devices.virtual_backend(kind, plans=[FaultPlan(faults)], **chip)
+    backend = virtual_backend(kind, plans=[FaultPlan(faults)], **chip)
     return backend, devices.transport_on(backend, kind, settings)
 
 

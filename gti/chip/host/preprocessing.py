@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,6 @@ import numpy.typing as npt
 from gti.chip.host.image import load_image
 from gti.chip.spec import IMAGE_SIZES
 from gti.errors import ImageError, ModelFileError, UsageError, sentence
-
-if TYPE_CHECKING:
-    from gti.chip.loaded_model import LoadedModel
 
 KEY = "preprocessing"
 ORDERS = ("BGR", "RGB")
@@ -196,26 +193,26 @@ def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def of_model(model: LoadedModel) -> Preprocessing:
-    """Return the contract of a full .MODEL; without one in the file: the whole picture, in the order its reader takes.
+def contract(header: Mapping[str, Any], name: str, size: int, channels: int, order: str) -> Preprocessing:
+    """Return the contract of the .MODEL `name` whose network takes `channels` planes of `size` x `size`.
 
-    Raises ModelFileError where the contract and the network disagree, or the file holds no host layers.
+    Without one in the file's `header`: the whole picture, in the channel `order` that its reader takes. Raises
+    ModelFileError where the contract and the network disagree.
     """
-    name, order = model.name, model.host_layers().input_order
-    found = from_header(model.container.header, name)
+    found = from_header(header, name)
     if found is None:
-        return Preprocessing(model.size, model.planes, order)
-    if (found.size, found.channels) != (model.size, model.planes):
+        return Preprocessing(size, channels, order)
+    if (found.size, found.channels) != (size, channels):
         raise ModelFileError(
             sentence(
                 f'{name}, "{KEY}"',
                 "does not fit the network",
-                expected=f"{model.size}x{model.size}x{model.planes}",
+                expected=f"{size}x{size}x{channels}",
                 received=f"{found.size}x{found.size}x{found.channels}",
                 fix="convert the model again",
             )
         )
-    if model.planes == 3 and found.order != order:
+    if channels == 3 and found.order != order:
         raise ModelFileError(
             sentence(
                 f'{name}, "{KEY}"',

@@ -24,7 +24,8 @@ from gti.chip.formats.splitting import next_image
 from gti.chip.loaded_model import LoadedModel, load_chips
 from gti.chip.spec import MAX_CODE
 from gti.chip.usb import devices
-from gti.chip.usb.transport import Settings, Transport, parse_device
+from gti.chip.usb.devices import parse_device
+from gti.chip.usb.transport import Settings, Transport
 from gti.chip.wire import protocol
 from gti.chip.wire.protocol import Mode
 from gti.errors import DeviceError, ModelFileError, UsageError, sentence
@@ -126,7 +127,7 @@ class ChipChain:
         if self._host is None:
             from gti.chip.host.host_layers import HostLayers
 
-            layers = self._parts[0].container.layers
+            layers = self._parts[0].full_container().layers
             chips = [index for index, layer in enumerate(layers) if layer.operation == "GTICNN"]
             rest = [layer for index, layer in enumerate(layers) if index not in chips[:-1]]
             self._host = HostLayers(rest, self._parts[0].name)

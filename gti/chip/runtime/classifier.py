@@ -69,7 +69,7 @@ class Classifier:
                 )
             self._streams = loaded.mode == Mode.FC
             self.has_contract = preprocessing.KEY in loaded.container.header
-            self.preprocessing = preprocessing.of_model(loaded)
+            self.preprocessing = loaded.preprocessing()
         except BaseException:
             self.release()
             raise

@@ -11,8 +11,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from gti.chip.driver import GtiModel
-from gti.chip.usb.devices import virtual_transport
-from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, parse_device
+from gti.chip.usb.devices import parse_device
+from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings
+from gti.chip.virtual.sticks import virtual_transport
 from gti.errors import GtiError
 
 
@@ -22,7 +23,7 @@ def open_model(path: str, device: str, options: dict[str, Any]) -> GtiModel:
     selection = parse_device(device)
     if selection.kind == "virtual" and options["chip"]:
         chosen = settings or VIRTUAL_SETTINGS
-        transport = virtual_transport(selection, chosen, **options["chip"])
+        transport = virtual_transport(selection.key, chosen, **options["chip"])
         return GtiModel(path, transport=transport, settings=chosen, mode=options["mode"])
     return GtiModel(path, device, settings=settings, mode=options["mode"])
 

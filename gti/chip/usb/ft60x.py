@@ -9,13 +9,27 @@ from __future__ import annotations
 import array
 import contextlib
 import logging
+import re
 import struct
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from gti.chip.usb import usb_bus
-from gti.chip.usb.transport import DeviceInfo, Settings, TimeoutSlice, TransferError, find_again, move
+from gti.chip.usb.lock import DeviceLock
+from gti.chip.usb.transport import (
+    DeviceInfo,
+    Request,
+    Settings,
+    Stick,
+    TimeoutSlice,
+    TransferError,
+    find_again,
+    move,
+    select,
+)
 from gti.chip.wire.protocol import FT600, FT601, Framing
+from gti.errors import DeviceError, sentence
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +55,63 @@ GPIO_TYPE, GPIO_REQUEST, GPIO_WRITE, GPIO_ENABLE = 0x40, 0x02, 1, 2
 GPIO_MASK = GPIO_LEVEL = 3
 
 
+FORM = "usb, usb:<serial or index>"
+
+
+def takes(key: str) -> bool:
+    """Any serial or index may be there."""
+    return True
+
+
+def open_stick(key: str, request: Request) -> Stick:
+    """Return the dongle that `key` (serial or index) names, else the one that the file asks for, else the first."""
+    return open_info(find_stick(key or asked_key(request.wishes), request.backend), request)
+
+
+def open_info(info: DeviceInfo, request: Request) -> Stick:
+    """Return the dongle `info`, locked for this process. Raises DeviceError naming the process that has it."""
+    settings = request.settings or Settings()
+    backend = request.backend
+    with contextlib.ExitStack() as held:
+        held.callback(DeviceLock(info.name).release)
+        if request.record is not None:
+            from gti.chip.usb.trace import recorded
+
+            key = info.serial or str(info.index)
+            backend = recorded(backend, request.record, f"usb:{key}", settings, held)
+            info = find_stick(key, backend)  # once more, so that the recording begins with the list
+        return Stick(Ft60x(info, settings, backend), settings, info.name, held.pop_all())
+
+
+def on_backend(backend: Any, settings: Settings, key: str) -> Ft60x:
+    """Return the transport of the bridge `key` of a backend without real sticks."""
+    return Ft60x(find_stick(key, backend), settings, backend)
+
+
 def list_sticks(backend: Any = None) -> list[DeviceInfo]:
     """Return the FT600 / FT601 bridges on the bus. Raises DeviceError when libusb is missing."""
     return usb_bus.list_devices(usb_bus.FTDI_IDS, backend)
+
+
+def find_stick(key: str = "", backend: Any = None) -> DeviceInfo:
+    """Return the dongle that `key` (serial, index, or "" for the first) names. Raises DeviceError."""
+    sticks = list_sticks(backend)
+    if not sticks:
+        raise DeviceError(
+            sentence(
+                "USB",
+                "no stick is plugged in",
+                expected="an FT600 or FT601 bridge (0403:601e, 0403:601f)",
+                fix="plug it into a USB 3 port, or use --device virtual",
+            )
+        )
+    return select(sticks, key)
+
+
+def asked_key(wishes: Mapping[str, Any]) -> str:
+    """Return which dongle a file asks for: the index in a vendor name such as USB_FTDI_0001, else ""."""
+    match = re.fullmatch(r"USB_FTDI_(\d{4})", str(wishes.get("name") or ""))
+    return str(int(match.group(1))) if match else ""
 
 
 class Ft60x:

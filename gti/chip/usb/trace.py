@@ -8,6 +8,7 @@ calls. It holds the images that were sent.
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import gzip
 import json
@@ -15,12 +16,16 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 from gti import files
+from gti.chip.usb import devices
+from gti.chip.usb.transport import Request, Settings, Stick
 from gti.errors import DeviceError, FormatError, UsageError, printable, sentence
 
+FORM = "replay:FILE"
 FORMAT = "gti-usb-trace 1"
 MAX_FILE_BYTES = 1 << 30
 MAX_LINE_BYTES = 1 << 24  # a transfer of the kit has 1 MiB at most, 1.4 MiB as text
@@ -138,6 +143,38 @@ class RecordingBackend:
     def close(self) -> None:
         """Finish the file; calls after this are passed on only."""
         self._file.close()
+
+
+def recorded(
+    inner: Any, path: str | os.PathLike[str], device: str, settings: Settings, held: contextlib.ExitStack
+) -> RecordingBackend:
+    """Return a recorder around `inner` (None: libusb) for a session with `device`; `held` closes its file."""
+    from gti.chip.usb.usb_bus import libusb
+
+    session = {"device": device, "settings": asdict(settings)}
+    backend = RecordingBackend(libusb() if inner is None else inner, path, session)
+    held.callback(backend.close)
+    return backend
+
+
+def takes(key: str) -> bool:
+    """A recording has to be named."""
+    if not key:
+        raise UsageError(sentence("--device replay", "names no recording", expected="replay:FILE"))
+    return True
+
+
+def open_stick(key: str, request: Request) -> Stick:
+    """Return the stick of the recording `key`; its settings are those of the recorded session."""
+    replay = ReplayBackend(key)
+    try:
+        settings = Settings(**replay.session["settings"])
+        selection = devices.parse_device(replay.session["device"])
+    except (KeyError, TypeError, AttributeError, UsageError):
+        raise FormatError(sentence(key, "is a recording of another version of the kit")) from None
+    kind = "eusb" if selection.kind == "eusb" or selection.key == "eusb" else "usb"
+    transport = devices.transport_on(replay, kind, settings, "" if selection.kind == "virtual" else selection.key)
+    return Stick(transport, settings, f"replay of {transport.description} from {key}")
 
 
 def read(path: str | os.PathLike[str], broken_end: Callable[[], None] = lambda: None) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,17 @@
-"""What every way to the stick has in common: settings, the transport interface, faults, waiting, names of devices.
+"""What every way to the stick has in common: settings, the transport interface, faults, waiting, opened sticks.
 
 A transport carries blocks of words (docs/usb_protocol.md) to the chip and result words back. `ft60x.py` and `eusb.py`
-implement it over pyusb or SG_IO; the sticks in software (`virtual.py`) sit below them, as a pyusb backend.
+implement it over pyusb or SG_IO; the sticks in software (`gti.chip.virtual`) sit below them, as a pyusb backend. Which
+back ends there are is the table of `devices.py`.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gti.errors import DeviceError, UsageError, sentence
@@ -99,7 +102,7 @@ def parse_settings(texts: Mapping[str, str], base: Settings = Settings()) -> Set
     Raises UsageError for an unknown name or a text of another type.
     """
     defaults = Settings()
-    kinds: dict[str, type] = {field.name: type(getattr(defaults, field.name)) for field in fields(Settings)}
+    kinds: dict[str, type] = {one.name: type(getattr(defaults, one.name)) for one in fields(Settings)}
     changes: dict[str, Any] = {}
     for name, text in texts.items():
         if name not in kinds:
@@ -180,51 +183,27 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What `--device` asks for."""
+class Request:
+    """How a stick is to be opened."""
 
-    kind: str  # "auto", "usb", "virtual", "eusb" or "replay"
-    key: str = ""  # serial, index, or for eusb a node; for virtual the kind of stick; for replay the file
+    settings: Settings | None = None  # None: the defaults of its kind
+    backend: Any = None  # a pyusb backend in place of libusb
+    record: str | os.PathLike[str] | None = None  # a file for every USB transfer of the session
+    wishes: Mapping[str, Any] = field(default_factory=dict)  # the "device" object of a .model
 
 
-VIRTUAL_KINDS = ("ft601", "ft600", "eusb")
+@dataclass(frozen=True)
+class Stick:
+    """A stick that was found: how to talk to it, and what it holds until it is released (locks, a recording)."""
 
+    transport: Transport
+    settings: Settings  # in use
+    description: str
+    held: ExitStack = field(default_factory=ExitStack)
 
-def parse_device(text: str) -> Selection:
-    """Return what a `--device` text selects: auto | usb | usb:<serial or index> | virtual | eusb:<serial or sg node>.
-
-    `virtual:ft600` and `virtual:eusb` are sticks in software of the other kinds, `replay:FILE` is a recorded session.
-    Raises UsageError.
-    """
-    kind, colon, key = text.strip().partition(":")
-    kind = kind.lower()
-    good = kind in ("auto", "usb", "virtual", "eusb", "replay") and (bool(key) == bool(colon))
-    if kind == "auto" and key:
-        good = False
-    if kind == "virtual" and key and key.lower() not in VIRTUAL_KINDS:
-        good = False
-    if not good:
-        raise UsageError(
-            sentence(
-                "--device",
-                "is not understood",
-                expected="auto, usb, usb:<serial or index>, virtual[:ft600, :eusb], eusb:<serial or node>, replay:FILE",
-                received=text,
-            )
-        )
-    if kind == "replay" and not key:
-        raise UsageError(sentence("--device replay", "names no recording", expected="replay:FILE"))
-    if kind == "eusb" and not key:
-        raise UsageError(
-            sentence(
-                "--device eusb",
-                "names no device",
-                expected="eusb:<serial or sg node>",
-                fix="the id 05e3:0769 is also that of ordinary card readers, and the stick's protocol overwrites their"
-                " sectors at 4 MiB: name the stick, for example eusb:/dev/sg2",
-            )
-        )
-    return Selection(kind, key)
+    def release(self) -> None:
+        """Give back what is held; safe to call twice."""
+        self.held.close()
 
 
 def select(devices: list[DeviceInfo], key: str) -> DeviceInfo:

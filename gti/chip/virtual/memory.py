@@ -117,3 +117,23 @@ class SoftwareNetwork:
         if codes.dtype == np.uint16:
             codes = split_codes(codes, self._ten_bit_layout)
         return codes << _FC_SHIFT if bits == 8 else np.ascontiguousarray(codes)
+
+
+class ExpectedResults:
+    """What a chip that was loaded with the file `dat` must answer; `name`: of the file, for messages."""
+
+    def __init__(self, dat: bytes, header: protocol.Header, name: str, ten_bit_layout: str) -> None:
+        self._dat = dat
+        self._header = header
+        self._name = name
+        self._ten_bit_layout = ten_bit_layout
+        self._network: SoftwareNetwork | None = None
+
+    def result(self, planes: np.ndarray, mode: int) -> bytes:
+        """Return the chip bytes that answer planes, uint8 [C,H,W], in `mode`; GtiError where nobody can tell."""
+        header = protocol.Header.from_registers(*protocol.registers(self._header, mode), self._name)
+        if self._network is None:
+            dat = decode_registers(self._header, self._dat[spec.HEADER_BYTES :])
+            self._network = SoftwareNetwork(dat, "auto", self._ten_bit_layout)
+        channels, size, _ = planes.shape
+        return self._network.result(protocol.Image(header, size, channels, protocol.image_tiles(planes)))

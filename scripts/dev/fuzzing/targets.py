@@ -118,14 +118,15 @@ def _zeros(image: np.ndarray) -> list[np.ndarray]:
 def _loaded(data: bytes) -> None:
     """What the driver looks at before it opens a stick."""
     from gti.chip.loaded_model import load_model
+    from gti.chip.usb import eusb_sticks, ft60x
     from gti.chip.usb.transport import Settings
 
     model = load_model(_file(data, "x.bin"))
     assert model.size >= 0
     assert model.planes >= 0
     assert len(model.upsampled) <= len(model.header.layers)
-    assert isinstance(model.device_key, str)
-    model.eusb_settings(Settings())
+    assert isinstance(ft60x.asked_key(model.device), str)
+    eusb_sticks.asked_settings(model.device, Settings())
     assert isinstance(model.ten_bit, bool)
 
 

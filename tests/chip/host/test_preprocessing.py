@@ -165,11 +165,11 @@ def test_pictures_that_are_refused(tmp_path: Path, mode: str, words: str):
 def test_the_contract_goes_through_a_model_file(tmp_path: Path):
     path = tmp_path / "x.model"
     path.write_bytes(full_model())
-    assert preprocessing.of_model(load_model(path)) == CONTRACT
+    assert load_model(path).preprocessing() == CONTRACT
     path.write_bytes(full_model(contract=None))
-    assert preprocessing.of_model(load_model(path)) == Preprocessing(14, 3, "BGR", None)
+    assert load_model(path).preprocessing() == Preprocessing(14, 3, "BGR", None)
     path.write_bytes(full_model(contract=Preprocessing(14, 3, "BGR", None).entry()))
-    assert preprocessing.of_model(load_model(path)) == Preprocessing(14, 3, "BGR", None)
+    assert load_model(path).preprocessing() == Preprocessing(14, 3, "BGR", None)
 
 
 TURNING = {"input format": "CS_RGB24_PLANAR", "output format": "CS_BGR24_PLANAR"}
@@ -178,14 +178,14 @@ TURNING = {"input format": "CS_RGB24_PLANAR", "output format": "CS_BGR24_PLANAR"
 def test_a_reader_that_turns_the_planes_decides_the_order(tmp_path: Path):
     path = tmp_path / "x.model"
     path.write_bytes(full_model(contract=None, reader=TURNING))
-    assert preprocessing.of_model(load_model(path)).order == "RGB"
+    assert load_model(path).preprocessing().order == "RGB"
     path.write_bytes(full_model(contract=Preprocessing(14, 3, "RGB", 0.875).entry(), reader=TURNING))
-    assert preprocessing.of_model(load_model(path)).order == "RGB"
+    assert load_model(path).preprocessing().order == "RGB"
     path.write_bytes(full_model(reader=TURNING))
     with pytest.raises(
         ModelFileError, match="declares another channel order than the image reader takes; expected RGB"
     ):
-        preprocessing.of_model(load_model(path))
+        load_model(path).preprocessing()
 
 
 DAMAGED = [
@@ -214,5 +214,5 @@ def test_damaged_contracts(tmp_path: Path, change: Any, words: str):
     path = tmp_path / "x.model"
     path.write_bytes(full_model(contract=value))
     with pytest.raises(GtiError, match=words) as caught:
-        preprocessing.of_model(load_model(path))
+        load_model(path).preprocessing()
     assert str(path) in str(caught.value)

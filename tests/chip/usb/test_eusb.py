@@ -13,7 +13,7 @@ from sticks import dat_bytes, images, lively_weights, stick, tiny_network
 
 from gti.chip.driver import GtiModel
 from gti.chip.emulator.emulator import Emulator
-from gti.chip.usb import devices, eusb, eusb_disks, scsi_sg, usb_bus
+from gti.chip.usb import devices, eusb, eusb_disks, eusb_sticks, ft60x, scsi_sg, usb_bus
 from gti.chip.usb.eusb_disks import SgNode
 from gti.chip.usb.link import Link
 from gti.chip.usb.scsi_bulk import COMMAND_BLOCK, BulkChannel
@@ -21,6 +21,7 @@ from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, TransferError
 from gti.chip.virtual.bus import VirtualBackend
 from gti.chip.virtual.chip import VirtualChip
 from gti.chip.virtual.faults import FaultPlan
+from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.virtual.storage import VirtualStorage
 from gti.chip.wire.protocol import EUSB
 from gti.errors import DeviceError
@@ -210,7 +211,7 @@ def test_eusb_is_never_chosen_without_its_name(monkeypatch: pytest.MonkeyPatch):
     backend = backend_with(VirtualStorage(VirtualChip(EUSB)))
     assert devices.list_sticks(backend) == []
     with pytest.raises(DeviceError, match="no stick is plugged in"):
-        devices.find_stick("", backend)
+        ft60x.find_stick("", backend)
 
 
 def sysfs(root: Path) -> Path:
@@ -272,10 +273,10 @@ def test_disk_in_use(tmp_path: Path, mounts: str, swaps: str, holder: str, found
 
 
 def test_unknown_stick_is_named_with_those_that_are_there():
-    backend = devices.virtual_backend("eusb")
+    backend = virtual_backend("eusb")
     with pytest.raises(DeviceError, match=r"eusb:77: is not there; expected one of eUSB serial VIRTUAL0001"):
-        devices.eusb_transport("77", Settings(), backend)
-    transport, lock = devices.eusb_transport("VIRTUAL0001", Settings(), backend)
+        eusb_sticks.find_transport("77", Settings(), backend)
+    transport, lock = eusb_sticks.find_transport("VIRTUAL0001", Settings(), backend)
     lock.release()
     assert transport.description == "eUSB serial VIRTUAL0001"
 
@@ -291,7 +292,7 @@ def test_names_of_nodes(key: str, path: str):
 def test_a_node_is_looked_for_without_libusb(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(usb_bus, "libusb", lambda: pytest.fail("libusb was asked for"))
     with pytest.raises(DeviceError, match="eusb:/dev/sg99: is not there"):
-        devices.eusb_transport("/dev/sg99", Settings())
+        eusb_sticks.find_transport("/dev/sg99", Settings())
 
 
 def test_the_driver_opens_a_named_stick_and_frees_a_refused_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,19 +11,19 @@ from golden import captures
 from sticks import dat_bytes, images, stick, tiny_network
 
 from gti.chip.usb import devices, usb_bus
+from gti.chip.usb.devices import Selection, parse_device
 from gti.chip.usb.link import Link
 from gti.chip.usb.transport import (
     VIRTUAL_SETTINGS,
     DeviceInfo,
-    Selection,
     Settings,
     TimeoutSlice,
     TransferError,
     move,
-    parse_device,
     parse_settings,
     select,
 )
+from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire.protocol import encode_frame, encode_load
 from gti.errors import DeviceError, UsageError
 
@@ -273,7 +273,7 @@ def test_a_stick_is_picked_by_serial_before_index():
 
 
 def test_a_stick_is_found_again_by_serial_at_another_address():
-    backend = devices.virtual_backend("ft601", count=2)
+    backend = virtual_backend("ft601", count=2)
     second = devices.list_sticks(backend)[1]
     backend.slots[1].leave(back=True)
     backend.slots.reverse()

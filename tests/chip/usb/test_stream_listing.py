@@ -12,10 +12,11 @@ import pytest
 from sticks import dat_bytes, images, tiny_network
 
 from gti.chip.driver import GtiModel
-from gti.chip.usb import devices, trace
+from gti.chip.usb import trace
 from gti.chip.usb.stream_listing import session
 from gti.chip.usb.transport import VIRTUAL_SETTINGS
 from gti.chip.virtual.faults import Fault, FaultPlan
+from gti.chip.virtual.sticks import virtual_backend
 from gti.errors import FormatError
 from scripts import usb_trace
 
@@ -30,7 +31,7 @@ def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(device: str, *faults: Fault) -> Path:
         (tmp_path / "tiny.dat").write_bytes(dat_bytes(NETWORK))
         file = tmp_path / "session.gz"
-        backend = devices.virtual_backend("ft601", plans=[FaultPlan(faults)]) if faults else None
+        backend = virtual_backend("ft601", plans=[FaultPlan(faults)]) if faults else None
         options = {"backend": backend, "settings": VIRTUAL_SETTINGS} if backend else {}
         with GtiModel(tmp_path / "tiny.dat", device, record=file, **options) as model:
             for image in images(NETWORK, 2):

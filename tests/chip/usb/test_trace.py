@@ -13,9 +13,10 @@ import pytest
 from sticks import dat_bytes, images, tiny_network
 
 from gti.chip.driver import GtiModel
-from gti.chip.usb import devices, trace
+from gti.chip.usb import trace
 from gti.chip.usb.transport import Settings
 from gti.chip.virtual.faults import Fault, FaultPlan
+from gti.chip.virtual.sticks import virtual_backend
 from gti.errors import DeviceError, FormatError, UsageError
 
 NETWORK = tiny_network()
@@ -38,7 +39,7 @@ def session(path: Path, device: str, **options: Any) -> list[np.ndarray]:
 @pytest.mark.parametrize("device", ["virtual", "virtual:ft600", "virtual:eusb", "usb", "eusb:VIRTUAL0001"])
 def test_a_replay_gives_the_recorded_results(path: Path, tmp_path: Path, device: str):
     kind = "eusb" if "eusb" in device else "ft601"
-    backend = None if device.startswith("virtual") else devices.virtual_backend(kind)
+    backend = None if device.startswith("virtual") else virtual_backend(kind)
     file = tmp_path / "session.gz"
     results = session(path, device, record=file, backend=backend, settings=FAST)
     np.testing.assert_array_equal(session(path, f"replay:{file}"), results)
@@ -47,7 +48,7 @@ def test_a_replay_gives_the_recorded_results(path: Path, tmp_path: Path, device:
 def test_a_recorded_fault_is_played_back(path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level(logging.WARNING)
     faults = (Fault("read", 2, "stall"), Fault("write", 100, "timeout", count=5), Fault("open", 3, "disconnect"))
-    backend = devices.virtual_backend("ft601", plans=[FaultPlan(faults)])
+    backend = virtual_backend("ft601", plans=[FaultPlan(faults)])
     file = tmp_path / "session.gz"
     results = session(path, "usb", record=file, backend=backend, settings=FAST)
     recorded = [record.message for record in caplog.records]

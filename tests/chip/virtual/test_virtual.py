@@ -11,10 +11,10 @@ from sticks import KINDS, dat_bytes, images, lively_weights, open_model, small_n
 
 from gti.chip.emulator.emulator import MODES, Emulator
 from gti.chip.network.types import MajorLayer, Network
-from gti.chip.usb import devices
 from gti.chip.usb.transport import VIRTUAL_SETTINGS
 from gti.chip.virtual.chip import VirtualChip
 from gti.chip.virtual.faults import Fault
+from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire.protocol import FT601, encode_frame, encode_load
 from gti.chip.wire.ten_bit import join_codes, split_codes
 from gti.errors import DeviceError
@@ -30,7 +30,7 @@ DESCRIPTORS = [
 
 @pytest.mark.parametrize(("kind", "vendor", "product", "packet", "endpoints"), DESCRIPTORS)
 def test_descriptors(kind: str, vendor: int, product: int, packet: int, endpoints: list[list[int]]):
-    device = usb.core.find(backend=devices.virtual_backend(kind), idVendor=vendor, idProduct=product)
+    device = usb.core.find(backend=virtual_backend(kind), idVendor=vendor, idProduct=product)
     assert device is not None
     assert device.serial_number == "VIRTUAL0001"
     interfaces = list(device.get_active_configuration())
@@ -40,11 +40,11 @@ def test_descriptors(kind: str, vendor: int, product: int, packet: int, endpoint
 
 
 def opened(kind: str = "ft601") -> usb.core.Device:
-    return usb.core.find(backend=devices.virtual_backend(kind, chip_time_ms=0))
+    return usb.core.find(backend=virtual_backend(kind, chip_time_ms=0))
 
 
 def test_a_claimed_interface_is_busy_for_others():
-    backend = devices.virtual_backend("ft601")
+    backend = virtual_backend("ft601")
     first, second = (next(iter(usb.core.find(find_all=True, backend=backend))) for _ in range(2))
     usb.util.claim_interface(first, 1)
     with pytest.raises(usb.core.USBError) as caught:
@@ -77,7 +77,7 @@ def test_a_stalled_endpoint_stays_stalled_until_it_is_cleared():
 
 
 def test_a_handle_dies_with_the_address():
-    backend = devices.virtual_backend("ft601")
+    backend = virtual_backend("ft601")
     device = usb.core.find(backend=backend)
     device.write(0x02, bytes(16), 10)
     backend.slots[0].leave(back=True)

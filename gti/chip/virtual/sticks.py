@@ -1,0 +1,67 @@
+"""Back end of the sticks in software: a pyusb backend with one or several of them, and a transport on it."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import ExitStack
+from typing import Any
+
+from gti.chip.usb import devices, usb_bus
+from gti.chip.usb.transport import VIRTUAL_SETTINGS, Request, Settings, Stick, Transport
+from gti.chip.wire import protocol
+
+KINDS = ("ft601", "ft600", "eusb")
+FORM = "virtual[:ft600, :eusb]"
+
+
+def takes(key: str) -> bool:
+    """Return whether `key` is a kind of stick."""
+    return not key or key.lower() in KINDS
+
+
+def open_stick(key: str, request: Request) -> Stick:
+    """Return a new stick in software; `key` is its kind, "" for ft601."""
+    settings = request.settings or VIRTUAL_SETTINGS
+    kind = key.lower() or KINDS[0]
+    with ExitStack() as held:
+        backend = virtual_backend(kind)
+        if request.record is not None:
+            from gti.chip.usb.trace import recorded
+
+            backend = recorded(backend, request.record, f"virtual:{key or KINDS[0]}", settings, held)
+        transport = devices.transport_on(backend, kind, settings)
+        return Stick(transport, settings, f"virtual stick (emulator, {emulator_engine()})", held.pop_all())
+
+
+def emulator_engine() -> str:
+    """Return which engine the emulator will use, without loading it."""
+    return "numba" if importlib.util.find_spec("numba") is not None else "numpy"
+
+
+def virtual_transport(key: str, settings: Settings = VIRTUAL_SETTINGS, **chip_options: Any) -> Transport:
+    """Return the transport of a new stick in software of the kind `key`, "" for ft601; options as `virtual_backend`."""
+    kind = key.lower() or KINDS[0]
+    return devices.transport_on(virtual_backend(kind, **chip_options), kind, settings)
+
+
+def virtual_backend(kind: str = KINDS[0], count: int = 1, plans: Any = None, **chip_options: Any) -> Any:
+    """Return a pyusb backend with `count` sticks in software of one kind: ft601, ft600 or eusb.
+
+    `plans`: a fault plan for each. `chip_options` are those of `chip.VirtualChip`: chip_time_ms, engine,
+    ten_bit_layout.
+    """
+    from gti.chip.virtual.bridge import VirtualFt60x
+    from gti.chip.virtual.bus import VirtualBackend
+    from gti.chip.virtual.chip import VirtualChip
+    from gti.chip.virtual.storage import VirtualStorage
+
+    sticks: list[Any] = []
+    for number in range(1, count + 1):
+        serial = f"VIRTUAL{number:04d}"
+        if kind == "eusb":
+            sticks.append(VirtualStorage(VirtualChip(protocol.EUSB, **chip_options), serial))
+        elif kind == "ft600":
+            sticks.append(VirtualFt60x(VirtualChip(protocol.FT600, **chip_options), usb_bus.FT600_PRODUCT, serial))
+        else:
+            sticks.append(VirtualFt60x(VirtualChip(protocol.FT601, **chip_options), usb_bus.FT601_PRODUCT, serial))
+    return VirtualBackend(sticks, plans)

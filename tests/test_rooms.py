@@ -1,0 +1,163 @@
+"""Which room may import which (docs/design.md): a table, and that the source keeps to it.
+
+Every import counts, wherever it stands: in functions and under TYPE_CHECKING too. What is imported by its name as text
+(the back ends of `gti/chip/usb/devices.py`, so that a transport is one file and one row) is not an arrow.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CHIP = "gti.chip."
+# Room -> rooms that its modules may import, without the leading "gti."; gti/errors.py is open to all.
+# A new arrow is a decision: give it a row here only if it points down, and mend docs/design.md with it.
+TABLE = {
+    "files": "",
+    "cli": "",
+    "progress": "",
+    "quiet": "",
+    "chip.spec": "",
+    "chip.wire": "chip.spec",
+    "chip.network": "chip.spec chip.wire files",
+    "chip.formats": "chip.network chip.spec chip.wire files",
+    "chip.emulator": "chip.network chip.spec",
+    "chip.usb": "chip.wire files",
+    "chip.virtual": "chip.emulator chip.formats chip.network chip.spec chip.usb chip.wire",
+    "chip.host": "chip.formats chip.spec chip.wire files",
+    "chip.loaded_model": "chip.formats chip.host chip.spec chip.wire files",
+    "chip.driver": "chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
+    "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec chip.usb"
+    " chip.virtual chip.wire",
+    "stage": "",
+    "param_parser": "chip.spec stage",
+    "quantize": "chip.spec",
+    "fusion": "chip.network chip.spec",
+    "layers": "chip.spec quantize",
+    "data": "files",
+    "data_utils": "chip.emulator chip.spec data files",
+    "converter": "chip.formats chip.host chip.network chip.runtime chip.spec chip.wire data_utils files fusion"
+    " quantize",
+    "model": "chip.network chip.spec files layers param_parser quantize",
+    "training": "chip.network data files fusion layers model param_parser progress stage",
+    "importing": "chip.formats chip.network chip.spec chip.wire data files layers model quiet training",
+    "compare": "chip.driver chip.emulator chip.formats chip.network chip.runtime chip.spec chip.wire data_utils files"
+    " model training",
+    "report": "chip.emulator chip.network chip.spec converter files fusion model progress training",
+}
+MAY_STAND_BESIDE_THE_ROOMS = 3  # modules of gti/chip: driver, loaded_model, spec
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(module: str) -> str:
+    """Return the room of a module, without "gti."; "" for the package itself."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[:1] == ["chip"] else parts[:1])
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the modules that a source file imports, of this project and of others."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: a relative import"
+            for alias in node.names:
+                inner = ROOT / f"{node.module}.{alias.name}".replace(".", "/")
+                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
+                found.add(f"{node.module}.{alias.name}" if is_module else str(node.module))
+    return found
+
+
+SOURCES = sorted((ROOT / "gti").rglob("*.py"))
+
+
+def arrows() -> dict[tuple[str, str], list[str]]:
+    """Return (room, imported room) -> the files that do it."""
+    found = defaultdict(list)
+    for path in SOURCES:
+        room = room_of(module_name(path))
+        for module in imports_of(path):
+            other = room_of(module)
+            if module.split(".")[0] == "gti" and other not in ("", "errors", "chip", room) and room:
+                found[room, other].append(str(path.relative_to(ROOT)))
+    return found
+
+
+ARROWS = arrows()
+
+
+def test_every_import_is_in_the_table():
+    wrong = {arrow: files for arrow, files in ARROWS.items() if arrow[1] not in TABLE.get(arrow[0], "").split()}
+    assert not wrong, f"imports that tests/test_rooms.py does not allow: {wrong}"
+
+
+def test_every_room_has_a_row():
+    rooms = {room_of(module_name(path)) for path in SOURCES} - {"", "chip", "errors"}
+    assert rooms == set(TABLE)
+
+
+def test_every_arrow_of_the_table_is_used():
+    unused = [
+        (room, other) for room, others in TABLE.items() for other in others.split() if (room, other) not in ARROWS
+    ]
+    assert not unused, f"arrows that nothing uses any more; take them out of the table: {unused}"
+
+
+def test_the_table_has_no_circle():
+    # Raises CycleError naming the circle.
+    tuple(TopologicalSorter({room: others.split() for room, others in TABLE.items()}).static_order())
+
+
+def test_few_modules_stand_beside_the_rooms_of_the_chip():
+    beside = sorted(path.name for path in (ROOT / "gti" / "chip").glob("*.py") if path.name != "__init__.py")
+    assert len(beside) <= MAY_STAND_BESIDE_THE_ROOMS, beside
+
+
+def test_errors_imports_nothing_of_the_project():
+    assert not {module for module in imports_of(ROOT / "gti" / "errors.py") if module.startswith("gti")}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if module_name(path).startswith(CHIP)], ids=module_name)
+def test_the_chip_knows_neither_tensorflow_nor_the_rest_of_the_project(path: Path):
+    modules = imports_of(path)
+    assert not {module.split(".")[0] for module in modules} & {"tensorflow", "keras", "tf_keras", "jax", "torch"}
+    outside = {m for m in modules if m.startswith("gti.") and not m.startswith(CHIP)}
+    assert outside <= {"gti.errors", "gti.files"}
+
+
+@pytest.mark.parametrize("package", sorted((ROOT / "gti").rglob("__init__.py")), ids=module_name)
+def test_a_room_says_what_it_is_for(package: Path):
+    text = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8")))
+    assert text
+    assert len(text) > 20
+
+
+def test_imports_are_found_wherever_they_stand(tmp_path: Path):
+    source = tmp_path / "example.py"
+    source.write_text(
+        "import os\n"
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n"
+        "    from gti.chip.driver import GtiModel\n"
+        "def late():\n"
+        "    from gti.chip.usb import ft60x\n"
+        "    import gti.files as f\n"
+    )
+    assert imports_of(source) == {"os", "typing", "gti.chip.driver", "gti.chip.usb.ft60x", "gti.files"}
+    assert [room_of(m) for m in ("gti.chip.usb.ft60x", "gti.chip.spec", "gti.files", "gti.training.loop", "gti")] == [
+        "chip.usb",
+        "chip.spec",
+        "files",
+        "training",
+        "",
+    ]
