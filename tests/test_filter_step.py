@@ -68,7 +68,7 @@ def test_integers_by_hand() -> None:
 
 
 def held_by_the_chip() -> np.ndarray:
-    # [9, kernels]: all patterns of levels as multisets (order and signs do not matter to the step), shuffled, with signs.
+    # [9, kernels]: all patterns of levels as multisets (order and signs mean nothing to the step), shuffled, signed.
     random = np.random.default_rng(1)
     patterns = np.array(list(itertools.combinations_with_replacement((0, 1, 2, 4), 9)))
     patterns = random.permuted(patterns, axis=1) * random.choice([-1, 1], size=patterns.shape)

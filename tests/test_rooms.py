@@ -36,14 +36,14 @@ TABLE = {
     " chip.virtual chip.wire",
     "stage": "",
     "param_parser": "chip.spec stage",
-    "quantize": "chip.spec",
+    "quantize": "chip.spec stage",
     "fusion": "chip.network chip.spec",
-    "layers": "chip.spec quantize",
+    "layers": "chip.spec quantize stage",
     "data": "files",
     "data_utils": "chip.emulator chip.spec data files",
     "converter": "chip.formats chip.host chip.network chip.runtime chip.spec chip.wire data_utils files fusion"
-    " quantize",
-    "model": "chip.network chip.spec files layers param_parser quantize",
+    " quantize stage",
+    "model": "chip.network chip.spec files layers param_parser quantize stage",
     "training": "chip.network data files fusion layers model param_parser progress stage",
     "importing": "chip.formats chip.network chip.spec chip.wire data files layers model quiet training",
     "compare": "chip.driver chip.emulator chip.formats chip.network chip.runtime chip.spec chip.wire data_utils files"
