@@ -1,4 +1,4 @@
-"""Files that nobody should trust: the corpus, ten thousand damaged files, links and bombs; nothing is left behind."""
+"""Files that nobody should trust: one for each rule, damaged ones by Hypothesis, links and bombs."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 import random
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from damaged_files import entries
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,46 +27,48 @@ from gti.chip.formats.npy import parse_npz
 from gti.chip.host.image import load_image
 from gti.chip.loaded_model import load_model
 from gti.chip.usb import trace
-from gti.errors import DatError, FormatError, GtiError, ImageError, ModelFileError
-from scripts.dev import fuzz, make_corpus
-from scripts.dev.fuzzing import mutations, seeds, targets
+from gti.errors import (
+    CheckpointError,
+    DataError,
+    DatError,
+    FormatError,
+    GtiError,
+    ImageError,
+    ModelFileError,
+    NetworkError,
+    UsageError,
+)
+from scripts.dev import fuzz
+from scripts.dev.fuzzing import damage, seeds, targets
 from scripts.dev.fuzzing.targets import TARGETS
 
-CORPUS = ROOT / "tests" / "corpus"
-ANSWERS = json.loads((CORPUS / make_corpus.INDEX).read_text(encoding="utf-8"))
 LIGHT = [target for target in TARGETS.values() if not target.heavy]
-# Reasons in brackets are those of NumPy, Pillow and zipfile, whose words change from version to version.
-FOREIGN = ("npy", "npz", "image", "keras")
+# What a parser raises; FormatError where it is not named.
+ERRORS: dict[str, type[GtiError]] = {
+    "dat": DatError, "driver": DatError, "model": ModelFileError, "network.json": ModelFileError, "fc": ModelFileError,
+    "label-data": ModelFileError, "labels": DataError, "dat.json": NetworkError, "metadata": CheckpointError,
+}  # fmt: skip
+OTHERS = {"json, half a character": ModelFileError} | dict.fromkeys(
+    ["image, very many pixels", "image, too large", "image, 8 bits", "image, transparent", "image, float32",
+     "image, planes first", "image, wrong length"], ImageError,
+)  # fmt: skip
+HANG_SECONDS = 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _no_scratch_left():
-    yield
-    targets.clean_up()
-
-
-@pytest.mark.parametrize("file", ANSWERS)
-def test_corpus(file: str) -> None:
-    target = file.partition("/")[0]
-    start = time.process_time()
-    kind, message = make_corpus.answer(target, (CORPUS / file).read_bytes())
-    assert time.process_time() - start < 1
-    expected = ANSWERS[file]
-    assert kind == expected["error"] != ""
-    if target in FOREIGN:
-        message, expected["message"] = (text.partition(" (")[0] for text in (message, expected["message"]))
-    assert message == expected["message"]
-
-
-def test_corpus_is_what_its_script_writes() -> None:
-    made = {f"{target}/{name}": data for target, name, data in make_corpus.entries()}
-    assert set(made) == set(ANSWERS)
-    # Packed members differ between versions of zlib.
-    assert {file for file, data in made.items() if (CORPUS / file).read_bytes() != data} <= {
-        file for file in made if file.startswith(("npz/", "keras/", "recording/", "image/"))
-    }
-    on_disk = {path.relative_to(CORPUS).as_posix() for path in CORPUS.rglob("*") if path.is_file()}
-    assert on_disk == {*ANSWERS, make_corpus.INDEX}
+@pytest.mark.parametrize("target", dict.fromkeys(entry[0] for entry in entries()))
+def test_every_rule_refuses_its_file(target: str) -> None:
+    answers, expected = {}, {}
+    for _, name, word, data in (entry for entry in entries() if entry[0] == target):
+        kind = OTHERS.get(f"{target}, {word}", ERRORS.get(target, FormatError))
+        expected[name] = f"{kind.__name__}: {word}"
+        try:
+            TARGETS[target].run(data)
+            answers[name] = "accepted"
+        except GtiError as error:
+            answers[name] = f"{type(error).__name__}: {word if word in str(error) else error}"
+        problem, _ = fuzz.judge(TARGETS[target], data, HANG_SECONDS)
+        assert not problem, f"{name}: {problem}"
+    assert answers == expected
 
 
 @pytest.mark.parametrize("target", LIGHT, ids=lambda target: target.name)
@@ -75,65 +77,60 @@ def test_good_files_are_accepted(target: targets.Target) -> None:
         target.run(data)
 
 
-# About ten thousand inputs: see `LIGHT`; the parsers that write folders take milliseconds each.
 @pytest.mark.parametrize("target", LIGHT, ids=lambda target: target.name)
 def test_damaged_files(target: targets.Target) -> None:
-    good = target.seeds()
-    slow = target.share < 0.5
+    refused = []
 
-    @settings(
-        max_examples=120 if slow else 700,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
-    @given(st.sampled_from(range(len(good))), st.integers(0, 2**32), st.integers(1, 3))
-    def damaged(index: int, seed: int, times: int) -> None:
-        rng = random.Random(seed)
-        data = target.mutate(good[index], rng)
-        for _ in range(times - 1):
-            data = fuzz.again(target, data, rng)
-        problem, _, _ = fuzz.judge(target, data)
+    @settings(max_examples=200, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+    @given(target.damaged())
+    def damaged(data: bytes) -> None:
+        problem, refusal = fuzz.judge(target, data, HANG_SECONDS)
         assert not problem, problem
+        refused.append(bool(refusal))
 
     damaged()
+    assert len(refused) > sum(refused) > 0  # some are refused, some are still good
 
 
 @settings(max_examples=300, database=None)
 @given(st.binary(max_size=600))
 @pytest.mark.parametrize("name", ["dat", "model", "json", "npy", "npz", "recording", "fc", "label-data", "driver"])
 def test_noise(name: str, data: bytes) -> None:
-    assert not fuzz.judge(TARGETS[name], data)[0]
+    assert not fuzz.judge(TARGETS[name], data, HANG_SECONDS)[0]
 
 
 def test_the_fuzzer_finds_planted_defects(tmp_path: Path) -> None:
     def bad(data: bytes) -> None:
-        if data == b"good":
-            return
-        if len(data) % 2:
-            raise FormatError(f"x: {chr(27)}[2J is not good.")
-        raise KeyError("x")
+        if len(data) > 10 and data != b"good" * 50:
+            raise KeyError("x")
 
-    target = targets.Target("planted", bad, lambda: [b"good"])
-    result = fuzz.fuzz(target, 200, 1, tmp_path)
-    assert len(result["defects"]) == fuzz.KEPT
-    assert any("KeyError" in text for text in result["defects"])
-    assert any("control characters" in text for text in result["defects"])
-    assert len(list(tmp_path.glob("planted-*.bin"))) == len({path.stem for path in tmp_path.iterdir()})
+    result = fuzz.campaign(targets.Target("planted", bad, lambda: [b"good" * 50]), 200, 1, tmp_path)
+    assert result["defect"] == "KeyError: 'x'"
+    (kept,) = tmp_path.glob("planted-*.bin")
+    assert kept.read_bytes().replace(b"\0", b"", 1) == b"good" * 50  # the least damage: one byte more
+    assert "KeyError" in kept.with_suffix(".txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("run", "word"),
+    [
+        (lambda data: sum(1 for _ in iter(int, 1)), "took too much time"),
+        (lambda data: b"x" * (100 * 2**20 + fuzz.peak()), "memory grew"),
+        (lambda data: (_ for _ in ()).throw(FormatError("x: \x1b[2J is not good.")), "control characters"),
+        (lambda data: (_ for _ in ()).throw(FormatError("x" * 30_000)), "characters long"),
+    ],
+)
+def test_limits_of_an_input(run, word: str) -> None:
+    problem, _ = fuzz.judge(targets.Target("planted", run, lambda: []), b"", 0.2 if "time" in word else HANG_SECONDS)
+    assert word in problem
 
 
 def test_the_fuzzer_repeats_itself() -> None:
-    rng = [random.Random(5), random.Random(5)]
-    for mutate, data in (
-        (mutations.of_bytes, b"x" * 100),
-        (mutations.of_json, seeds.dat_json(seeds.networks()["rgb"])),
-        (mutations.of_model, seeds.model(seeds.networks()["rgb"])),
-        (mutations.of_zip, seeds.archives()["weights"]),
-        (mutations.of_recording, seeds.recording()),
-    ):
-        for _ in range(20):
-            first, second = (mutate(data, one) for one in rng)
-            assert first == second
+    inputs: list[list[bytes]] = [[], []]
+    for one in inputs:
+        target = targets.Target("counted", one.append, lambda: [seeds.model(seeds.networks()["rgb"])], damage.of_model)
+        assert fuzz.campaign(target, 30, seed=5)["inputs"] == 30
+    assert inputs[0] == inputs[1]
 
 
 # Round trips
@@ -334,7 +331,7 @@ def test_padding_of_a_dat_is_bounded(tmp_path: Path) -> None:
 
 
 def test_a_kept_header_cannot_ask_for_memory(tmp_path: Path) -> None:
-    folder = targets._folders()["model"]
+    folder = targets.folders()["model"]
     text, _, rest = (folder / "header.bin").read_bytes().partition(b"\0")
     value = json.loads(text)
     value["layer"][-1]["data offset"] = 10**9
@@ -372,7 +369,25 @@ def test_finite_values_of_a_large_fc_layer_are_counted_in_little_memory(tmp_path
     assert memory_of(code, path) < 5 * path.stat().st_size
 
 
-def test_help_of_the_guided_fuzzer_needs_no_atheris() -> None:
-    command = [sys.executable, "scripts/dev/fuzz_atheris.py", "--help"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "pip install atheris" in done.stdout
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["--targets", "nothing"], "nothing"),
+        (["--inputs", "0"], "--inputs"),
+        (["-runs=1"], "--corpus"),
+    ],
+)
+def test_the_fuzzer_refuses(words: list[str], word: str, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["fuzz.py", *words])
+    with pytest.raises(UsageError, match=word):
+        fuzz.main()
+
+
+def test_coverage_guides_the_fuzzer(tmp_path: Path) -> None:
+    pytest.importorskip("atheris", reason="Atheris is not installed; it is no dependency")
+    words = ["--targets", "label-data", "--corpus", str(tmp_path / "corpus"), "-runs=300", "-seed=1"]
+    done = subprocess.run(
+        [sys.executable, "scripts/dev/fuzz.py", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "corpus").iterdir())) >= len(TARGETS["label-data"].seeds())

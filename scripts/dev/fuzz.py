@@ -1,244 +1,216 @@
 #!/usr/bin/env python
-"""Damage good files in a million ways and see that every parser answers with the kit's own errors, in time and memory.
+"""Give damaged files to every parser and see that each answers with the kit's own errors, in time and memory.
 
-    python scripts/dev/fuzz.py --inputs 1000000 --report fuzz.json     # about ten minutes on one core
-    python scripts/dev/fuzz.py --targets dat model --inputs 20000 --seed 3
-    python scripts/dev/fuzz.py --targets caps --inputs 20000           # needs TensorFlow: only when named
-    python scripts/dev/fuzz.py --again defects/model-3f2a9c.bin --targets model
+    python scripts/dev/fuzz.py --inputs 50000 --json fuzz.json         # Hypothesis damages good files of all formats
+    python scripts/dev/fuzz.py --targets caps checkpoint               # these need TensorFlow: only when named
+    python scripts/dev/fuzz.py --targets model --again defects/model-3f2a9c.bin
+    python scripts/dev/fuzz.py --targets model --corpus work -max_total_time=3600 -max_len=65536
 
-Limits for each input: one second, and memory of 10 times its size and 64 MB. What breaks one, or raises anything but a
-GtiError, is kept under --defects and ends in exit status 1. The same seed gives the same inputs. Ctrl-C stops early and
-still writes the report.
+The last form is guided by coverage: Atheris (pip install atheris; Linux), whose flags begin with one dash. The corpus
+is a folder for inputs that reach new code; an empty one is filled with the good files of the target.
+
+Limits for each input: one second of CPU time, and memory of 10 times its size and 64 MB. What breaks one, or raises
+anything but a GtiError, is a defect: kept under --defects with as little damage as breaks it (Atheris: crash-*), exit
+status 1. The same seed gives the same inputs. Ctrl-C stops early and still writes the counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import multiprocessing
-import random
+import os
 import resource
 import signal
 import sys
 import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-if __name__ in ("__main__", "__mp_main__"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gti import cli, files
 from gti.errors import GtiError, UsageError, sentence
-from scripts.dev.fuzzing.targets import TARGETS, Target, clean_up
 
-SECONDS = 1.0
-HANG_SECONDS = 20
+if TYPE_CHECKING:
+    from scripts.dev.fuzzing.targets import Target
+
+SECONDS = 1.0  # of CPU time for an input
 MEMORY_FACTOR, MEMORY_FREE = 10, 64 * 1024 * 1024
 ADDRESS_SPACE = 16 * 1024**3  # beyond this an allocation fails, as a defect
-KEPT = 20  # defects of one target
+MAX_MESSAGE = 20_000
+BATCH = 10_000  # inputs of one run of Hypothesis, which keeps in memory what it has tried
+
+
+class LimitError(Exception):
+    """An input breaks a limit."""
 
 
 class Hang(BaseException):
-    """An input that takes much too long; no parser may catch it."""
+    """An input takes too long; no parser may catch it."""
 
 
 def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    light = [name for name, target in TARGETS.items() if not target.heavy]
-    flags.add_argument("--targets", nargs="+", choices=list(TARGETS), default=light, help="default: %(default)s")
-    flags.add_argument("--inputs", type=int, default=100_000, help="of all targets together")
+    flags.add_argument("--targets", nargs="+", default=[], metavar="NAME", help="of scripts/dev/fuzzing/targets.py")
+    flags.add_argument("--inputs", type=int, default=5000, help="for each target")
     flags.add_argument("--seed", type=int, default=0)
-    flags.add_argument("--report", help="JSON file of the counts, rewritten after every target")
+    flags.add_argument("--json", metavar="FILE", help="write the counts, after every target")
     flags.add_argument("--defects", default="defects", help="folder for inputs that break a limit")
-    flags.add_argument("--again", help="run one input of a file instead")
+    flags.add_argument("--again", metavar="FILE", help="run this one input instead")
+    flags.add_argument("--corpus", metavar="DIR", help="one target, guided by coverage, with Atheris")
     return flags
 
 
 def main() -> int:
-    args = parser().parse_args()
-    if args.again:
-        data = files.read_bytes(args.again, limit=2**30)
-        for name in args.targets:
-            TARGETS[name].run(TARGETS[name].seeds()[0])  # imports take no part in the time
-            problem, seconds, refusal = judge(TARGETS[name], data)
-            print(f"{name}, {seconds:.3f} s: {problem or refusal or 'accepted'}")
-        return 0
+    args, more = parser().parse_known_args()
+    if more and not args.corpus:
+        raise UsageError(sentence(" ".join(more), "is unknown", fix="flags of Atheris need --corpus DIR"))
+    if args.corpus:
+        return guided(args.targets, Path(args.corpus), more)
+    from scripts.dev.fuzzing.targets import TARGETS
+
+    names = args.targets or [name for name, target in TARGETS.items() if not target.heavy]
+    for name in names:
+        if name not in TARGETS:
+            raise UsageError(sentence(f"--targets {name}", "is unknown", expected="one of " + ", ".join(TARGETS)))
     if args.inputs < 1:
         raise UsageError(sentence("--inputs", "is too small", expected="1 or more", received=args.inputs))
-    shares = {name: TARGETS[name].share for name in args.targets}
+    if args.again:
+        data = files.read_bytes(args.again, limit=2**30)
+        for name in names:
+            TARGETS[name].run(TARGETS[name].seeds()[0])  # imports take no part in the time
+            problem, refusal = judge(TARGETS[name], data)
+            print(f"{name}: {problem or refusal or 'accepted'}")
+        return 0
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
     results: dict[str, dict[str, Any]] = {}
-    for name in args.targets:
-        count = max(1, round(args.inputs * shares[name] / sum(shares.values())))
-        results[name] = in_child(name, count, args.seed, args.defects)
-        show(name, results[name])
-        if args.report:
-            files.write_json(args.report, {"seed": args.seed, "targets": results})
+    for name in names:
+        results[name] = campaign(TARGETS[name], args.inputs, args.seed, Path(args.defects))
+        print(f"{name:13}", ", ".join(f"{key} {value}" for key, value in results[name].items()), flush=True)
+        if args.json:
+            files.write_json(args.json, {"seed": args.seed, "targets": results})
         if results[name]["stopped"]:
             break
-    total = sum(result["inputs"] for result in results.values())
-    broken = sum(len(result["defects"]) for result in results.values())
-    print(f"{total} inputs, {broken} defects")
-    return 1 if broken else 0
+    return 1 if any(result["defect"] for result in results.values()) else 0
 
 
-def show(name: str, result: dict[str, Any]) -> None:
-    print(
-        f"{name:13} {result['inputs']:8} inputs {result['accepted']:8} accepted {result['refused']:8} refused, "
-        f"{result['sentences']:4} kinds, slowest {result['slowest_ms']:6.1f} ms, "
-        f"memory +{result['memory_mb']:5.1f} MB, {result['seconds']:7.1f} s, {len(result['defects'])} defects",
-        flush=True,
-    )
-
-
-def in_child(name: str, count: int, seed: int, defects: str) -> dict[str, Any]:
-    """Run one target in a process of its own, so that its memory is measured alone and a crash is noticed."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(name, count, seed, defects, send))
-    process.start()
-    send.close()
-    result: dict[str, Any] = {"inputs": 0, "accepted": 0, "refused": 0, "sentences": 0, "slowest_ms": 0.0}
-    result |= {"memory_mb": 0.0, "seconds": 0.0, "defects": [], "stopped": False}
-    while True:
-        try:
-            result = receive.recv()
-        except EOFError:
-            break
-        except KeyboardInterrupt:
-            continue  # the child gets it too, and sends its last counts
-    process.join()
-    if process.exitcode:
-        result["defects"].append(f"the process ended with status {process.exitcode} after input {result['inputs']}")
-    return result
-
-
-def _work(name: str, count: int, seed: int, defects: str, send: Connection) -> None:
-    target = TARGETS[name]
-    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))
-    signal.signal(signal.SIGALRM, _hang)
+def judge(target: Target, data: bytes, seconds: float = SECONDS) -> tuple[str, str]:
+    """Return (what is wrong, or ""; the refusal, or "") of one input that may take `seconds` of CPU time."""
+    before = peak()
+    problem = refusal = ""
+    old = signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        send.send(fuzz(target, count, seed, Path(defects), send))
-    finally:
-        clean_up()
-        send.close()
-
-
-def _hang(number: int, frame: object) -> None:
-    raise Hang
-
-
-def fuzz(
-    target: Target, count: int, seed: int = 0, defects: Path | None = None, send: Connection | None = None
-) -> dict[str, Any]:
-    """Return the counts of `count` damaged inputs of a target; every seed, undamaged, must be accepted first."""
-    good = target.seeds()
-    for data in good:
         target.run(data)
-    rng = random.Random(f"{target.name} {seed}")
-    result: dict[str, Any] = {"inputs": 0, "accepted": 0, "refused": 0, "slowest_ms": 0.0, "memory_mb": 0.0}
-    found: list[str] = []
-    kinds: set[str] = set()
-    stopped = False
-    before = _peak()
-    start = time.perf_counter()
-    try:
-        for index in range(count):
-            data = target.mutate(rng.choice(good), rng)
-            # Some inputs are damaged again: from there the next rules are reached.
-            while rng.random() < 0.2:
-                data = again(target, data, rng)
-            peak = _peak()
-            problem, seconds, text = judge(target, data)
-            grown = _peak() - peak
-            if not problem and grown > MEMORY_FACTOR * len(data) + MEMORY_FREE:
-                problem = f"memory grew by {grown / 2**20:.0f} MB for {len(data)} bytes"
-            result["inputs"] = index + 1
-            result["refused" if text else "accepted"] += 1
-            result["slowest_ms"] = max(result["slowest_ms"], 1000 * seconds)
-            kinds.add(_kind(text))
-            if problem:
-                found.append(_keep(target, data, problem, defects))
-                if len(found) >= KEPT:
-                    break
-            if send is not None and index % 5000 == 0:
-                send.send(_counts(result, kinds, found, before, start, stopped=stopped))
-    except KeyboardInterrupt:
-        stopped = True
-    return _counts(result, kinds, found, before, start, stopped=stopped)
-
-
-def again(target: Target, data: bytes, rng: random.Random) -> bytes:
-    """Return damaged `data` with one more damage."""
-    try:
-        return target.mutate(data, rng)
-    except Exception:  # too broken for a structured damage, in one of many ways
-        return data
-
-
-def _counts(
-    result: dict[str, Any], kinds: set[str], found: list[str], before: int, start: float, *, stopped: bool
-) -> dict[str, Any]:
-    return {
-        **result,
-        "slowest_ms": round(result["slowest_ms"], 1),
-        "memory_mb": round((_peak() - before) / 2**20, 1),
-        "sentences": len(kinds - {""}),
-        "seconds": round(time.perf_counter() - start, 1),
-        "defects": list(found),
-        "stopped": stopped,
-    }
-
-
-def judge(target: Target, data: bytes) -> tuple[str, float, str]:
-    """Return (what is wrong, or ""; seconds; the refusal, or "") of one input."""
-    armed = signal.getsignal(signal.SIGALRM) is _hang
-    text = problem = ""
-    start = time.process_time()
-    try:
-        if armed:
-            signal.alarm(HANG_SECONDS)
-        target.run(data)
-    except GtiError as refusal:
-        text = str(refusal)
-        if not text.isprintable() and any(not line.isprintable() for line in text.split("\n")):
-            problem = f"its message holds control characters: {text[:200]!a}"
-        elif len(text) > 20_000:
-            problem = f"its message is {len(text)} characters long"
+    except GtiError as error:
+        refusal = str(error)
     except KeyboardInterrupt:
         raise
-    except Hang:
-        problem = f"took more than {HANG_SECONDS} s"
     except BaseException:
         problem = traceback.format_exc(limit=-6)
     finally:
-        if armed:
-            signal.alarm(0)
-    seconds = time.process_time() - start
-    if not problem and seconds > SECONDS:
-        problem = f"took {seconds:.1f} s"
-    return problem, seconds, text
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
+    if not all(line.isprintable() for line in refusal.split("\n")):
+        problem = f"its message holds control characters: {refusal[:200]!a}"
+    elif len(refusal) > MAX_MESSAGE:
+        problem = f"its message is {len(refusal)} characters long"
+    grown = peak() - before
+    if not problem and grown > MEMORY_FACTOR * len(data) + MEMORY_FREE:
+        problem = f"memory grew by {grown / 2**20:.0f} MB for {len(data)} bytes"
+    return problem, refusal
 
 
-def _kind(text: str) -> str:
-    # A sentence without its names and numbers.
-    return "".join("#" if c.isdigit() else c for c in text.partition("; expected")[0])[:60]
+def _too_long(number: int, frame: object) -> None:
+    raise Hang("took too much time")
 
 
-def _peak() -> int:
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+def peak() -> int:
+    """Return the largest memory of this process so far, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _keep(target: Target, data: bytes, problem: str, folder: Path | None) -> str:
-    digest = hashlib.sha256(data).hexdigest()[:12]
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{target.name}-{digest}.bin").write_bytes(data)
-        (folder / f"{target.name}-{digest}.txt").write_text(problem + "\n", encoding="utf-8", errors="backslashreplace")
-    return json.dumps(f"{target.name}-{digest}: {problem.strip().splitlines()[-1][:200]}")
+def campaign(target: Target, count: int, seed: int = 0, defects: Path | None = None) -> dict[str, Any]:
+    """Run `count` damaged inputs of a target, or up to its first defect; return the counts."""
+    import hypothesis
+
+    for data in target.seeds():
+        target.run(data)  # good files are accepted
+    result: dict[str, Any] = {
+        "inputs": 0,
+        "refused": 0,
+        "seconds": 0.0,
+        "memory_mb": 0.0,
+        "defect": "",
+        "stopped": False,
+    }
+    before, start = peak(), time.monotonic()
+    found = (b"", "")
+
+    def one(data: bytes) -> None:
+        nonlocal found
+        problem, refusal = judge(target, data)
+        result["inputs"] += 1
+        result["refused"] += bool(refusal)
+        if problem:
+            found = data, problem  # the last one is the least damaged
+            raise LimitError(problem)
+
+    try:
+        for done in range(0, count, BATCH):
+            settings = hypothesis.settings(
+                max_examples=min(BATCH, count - done), database=None, deadline=None, derandomize=False,
+                suppress_health_check=list(hypothesis.HealthCheck), report_multiple_bugs=False,
+                phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink], verbosity=hypothesis.Verbosity.quiet,
+            )  # fmt: skip
+            hypothesis.seed(f"{seed} {done}")(settings(hypothesis.given(target.damaged())(one)))()
+    except LimitError:
+        result["defect"] = found[1].strip().splitlines()[-1][:200]
+        if defects is not None:
+            keep(defects, target.name, *found)
+    except KeyboardInterrupt:
+        result["stopped"] = True
+    result["seconds"] = round(time.monotonic() - start, 1)
+    result["memory_mb"] = round((peak() - before) / 2**20, 1)
+    return result
+
+
+def keep(folder: Path, name: str, data: bytes, problem: str) -> None:
+    """Write an input that breaks a limit, and what it does, into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place = folder / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+    place.with_suffix(".bin").write_bytes(data)
+    place.with_suffix(".txt").write_text(problem + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def guided(names: Sequence[str], corpus: Path, flags: Sequence[str]) -> int:
+    """Fuzz one target with Atheris; it ends the process itself."""
+    try:
+        import atheris
+    except ImportError:
+        raise UsageError(sentence("atheris", "is not installed", fix="pip install atheris")) from None
+    # Only what is imported here is instrumented, NumPy and Pillow excepted.
+    with atheris.instrument_imports(include=["gti", "json", "zipfile"]):
+        from scripts.dev.fuzzing.targets import TARGETS
+    if len(names) != 1 or names[0] not in TARGETS:
+        raise UsageError(sentence("--targets", "does not name one target", expected="one of " + ", ".join(TARGETS)))
+    target = TARGETS[names[0]]
+    good = target.seeds()  # also makes what parsers need before the first input is timed
+    corpus.mkdir(parents=True, exist_ok=True)
+    if not os.listdir(corpus):
+        for index, data in enumerate(good):
+            (corpus / f"seed-{index}").write_bytes(data)
+
+    def one_input(data: bytes) -> None:
+        problem, _ = judge(target, data, 20 * SECONDS)  # instrumented code is slow
+        if problem:
+            raise LimitError(problem)
+
+    atheris.Setup([sys.argv[0], str(corpus), *flags], one_input)
+    atheris.Fuzz()
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -160,9 +161,15 @@ def keras_archive() -> bytes:
         layer("Dense", "dense", units=10, activation="softmax"),
     ]
     value = {"module": "keras", "class_name": "Sequential", "config": {"name": "net", "layers": layers}}
+    return archive({"config.json": json.dumps(value).encode()})
+
+
+def archive(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    """Return a zip archive, the same in every run."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("config.json"), json.dumps(value))
+    with zipfile.ZipFile(buffer, "w") as result:
+        for name, content in members.items():
+            result.writestr(zipfile.ZipInfo(name), content, method)
     return buffer.getvalue()
 
 

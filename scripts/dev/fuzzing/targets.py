@@ -7,19 +7,20 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 
 from gti.chip.formats import dat, model_file, model_folder, npy
 from gti.chip.formats.blobs import decode_fc, parse_labels
 from gti.chip.network import json_form as network
 from gti.errors import GtiError
 from gti.files import parse_json
-from scripts.dev.fuzzing import mutations, seeds
-from scripts.dev.fuzzing.mutations import Mutate
+from scripts.dev.fuzzing import damage, seeds
 
 
 @dataclass(frozen=True)
@@ -29,32 +30,22 @@ class Target:
     name: str
     run: Callable[[bytes], object]
     seeds: Callable[[], list[bytes]]
-    mutate: Mutate = mutations.of_bytes
-    share: float = 1.0  # of the inputs of a run, relative to the others
+    damage: damage.Damage = damage.of_bytes
     heavy: bool = False  # needs TensorFlow: left out unless named
 
+    def damaged(self) -> SearchStrategy[bytes]:
+        """Return the strategy of damaged good files."""
+        return st.one_of(*map(self.damage, self.seeds()))
 
-@functools.lru_cache(maxsize=1)
-def _scratch() -> Path:
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory[str]:
     # Memory where there is some: a file is written for every input of a parser that opens its file itself.
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="gti-fuzz-", dir=base))
-
-
-def clean_up() -> None:
-    """Remove the scratch folder."""
-    if _scratch.cache_info().currsize:
-        shutil.rmtree(_scratch(), ignore_errors=True)
-        _scratch.cache_clear()
-
-
-def neutral(text: str) -> str:
-    """Return a message without the scratch folder's name, which differs from run to run."""
-    return text.replace(f"{_scratch()}/", "").replace(str(_scratch()), "FOLDER")
+    return tempfile.TemporaryDirectory(prefix="gti-fuzz-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
 
 
 def _file(data: bytes, name: str) -> Path:
-    path = _scratch() / name
+    path = Path(_scratch().name) / name
     path.write_bytes(data)
     return path
 
@@ -67,29 +58,31 @@ def _dat(data: bytes) -> None:
     assert len(decoded.weights) == len(decoded.network.convolutions)
 
 
-def _dat_folder(data: bytes) -> None:
+def _apart_and_built(data: bytes, kind: str) -> None:
     """Take apart and put together: the same bytes, whatever the header says."""
-    parts = model_folder.dat_parts(data, "x.dat")
-    folder = _fresh("dat")
-    for name, content in parts.items():
-        (folder / name).write_bytes(content)
-    assert model_folder.build(folder, "x.dat") == data, "build(extract(x)) differs from x"
+    name = f"x.{kind}"
+    parts = model_folder.dat_parts(data, name) if kind == "dat" else model_folder.container_parts(data, name)[0]
+    assert model_folder.build(_fresh(kind, parts), name) == data, "build(extract(x)) differs from x"
 
 
-def _model_folder(data: bytes) -> None:
-    parts, _ = model_folder.container_parts(data, "x.model")
-    folder = _fresh("model")
-    for name, content in parts.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
-    assert model_folder.build(folder, "x.model") == data, "build(extract(x)) differs from x"
-
-
-def _fresh(name: str) -> Path:
-    folder = _scratch() / name
+def _fresh(name: str, content: Mapping[str, bytes]) -> Path:
+    folder = Path(_scratch().name) / name
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
+    for part, data in content.items():
+        (folder / part).parent.mkdir(exist_ok=True)
+        (folder / part).write_bytes(data)
     return folder
+
+
+@contextlib.contextmanager
+def _replaced(path: Path, content: bytes) -> Iterator[None]:
+    good = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(good)
 
 
 def _model(data: bytes) -> None:
@@ -139,21 +132,19 @@ def _compose(data: bytes) -> None:
     model_file.parse(model_file.compose(data, _data_folder()))
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _data_folder() -> Path:
-    folder = _fresh("data")
-    for name, content in _full_model()[1].items():
-        (folder / name).write_bytes(content)
+    folder = _fresh("data", _full_model()[1])
     (folder / "link.bin").symlink_to("/etc/hostname")
     return folder
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _full_model() -> tuple[bytes, dict[str, bytes]]:
     return seeds.full_model(_net())
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _net() -> network.Network:
     return seeds.networks()["rgb"]
 
@@ -168,28 +159,13 @@ def _folder(data: bytes) -> None:
     """Build a .DAT or .MODEL from a folder in which one file is damaged."""
     name, _, content = data.partition(b"\0")
     kind = "model" if name in (b"network.json", b"header.bin") else "dat"
-    folder = _folders()[kind]
-    path = folder / name.decode()
-    good = path.read_bytes()
-    path.write_bytes(content)
-    try:
+    folder = folders()[kind]
+    with _replaced(folder / name.decode(), content):
         model_folder.build(folder, f"x.{kind}")
-    finally:
-        path.write_bytes(good)
 
 
-@functools.lru_cache(maxsize=1)
-def _folders() -> dict[str, Path]:
-    result = {}
-    for kind, files in _folder_files().items():
-        result[kind] = _fresh(f"of-{kind}")
-        for name, content in files.items():
-            (result[kind] / name).write_bytes(content)
-    return result
-
-
-@functools.lru_cache(maxsize=1)
-def _folder_files() -> dict[str, dict[str, bytes]]:
+@functools.cache
+def folders() -> dict[str, Path]:
     """Return folders in which every optional file stands: header.bin, exact.json, rows.npz, tail.bin."""
     changed = bytearray(seeds.dat_file(seeds.networks()["rgb"]))
     changed[5] |= 0x10  # a header bit that no converter sets
@@ -200,20 +176,14 @@ def _folder_files() -> dict[str, dict[str, bytes]]:
     model[end:end] = b" "  # blanks that composing does not write
     del model[end + 1]
     container, _ = model_folder.container_parts(bytes(model), "x.model")
-    return {"dat": parts, "model": container}
+    return {"dat": _fresh("of-dat", parts), "model": _fresh("of-model", container)}
 
 
 def _folder_seeds() -> list[bytes]:
-    chosen = {
-        "dat": ("dat.json", "weights.npz", "rows.npz", "exact.json", "tail.bin"),
-        "model": ("network.json", "header.bin"),
-    }
-    return [
-        name.encode() + b"\0" + _folder_files()[kind][name]
-        for kind, names in chosen.items()
-        for name in names
-        if name in _folder_files()[kind]
-    ]
+    names = ("dat/dat.json", "dat/weights.npz", "dat/rows.npz", "dat/exact.json", "dat/tail.bin",
+             "model/network.json", "model/header.bin")  # fmt: skip
+    pairs = [name.split("/") for name in names]
+    return [name.encode() + b"\0" + (folders()[kind] / name).read_bytes() for kind, name in pairs]
 
 
 def _recording(data: bytes) -> None:
@@ -280,20 +250,15 @@ def _checkpoint(data: bytes) -> None:
 
     name, _, content = data.partition(b"\0")
     prefix = _checkpoint_prefix()
-    path = Path(f"{prefix}.{name.decode()}")
-    good = path.read_bytes()
-    path.write_bytes(content)
-    try:
+    with _replaced(Path(f"{prefix}.{name.decode()}"), content):
         checkpoint.load(prefix)
-    finally:
-        path.write_bytes(good)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.cache
 def _checkpoint_prefix() -> Path:
     from gti.training import checkpoint
 
-    prefix = _fresh("checkpoint") / "x-epoch-1"
+    prefix = _fresh("checkpoint", {}) / "x-epoch-1"
     arrays = {f"x/conv1_{i}/filters": np.full((3, 3, i, 4), i, np.float32) for i in (1, 2)}
     checkpoint.save(prefix, arrays, checkpoint.Metadata.from_json(seeds.metadata(), "x"))
     return prefix
@@ -320,38 +285,34 @@ def _models() -> list[bytes]:
 
 
 def _labels_seeds() -> list[bytes]:
-    return [
-        b"0 background\n1 cat\n2 dog\n",
-        b"cat\r\ndog\r\nbird\r\n",
-        "\ufeffd\u00f6g\ncat\n".encode(),
-        b"background\ncat\n",
-    ]
+    texts = ("0 background\n1 cat\n2 dog\n", "cat\r\ndog\r\nbird\r\n", "\ufeffd\u00f6g\ncat\n", "background\ncat\n")
+    return [text.encode() for text in texts]
 
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("dat", _dat, _of_networks(seeds.dat_file), share=3),
-        Target("dat-folder", _dat_folder, _of_networks(seeds.dat_file), share=0.2),
-        Target("model", _model, _models, mutations.of_model, share=2),
-        Target("model-folder", _model_folder, _models, mutations.of_model, share=0.2),
+        Target("dat", _dat, _of_networks(seeds.dat_file)),
+        Target("dat-folder", lambda data: _apart_and_built(data, "dat"), _of_networks(seeds.dat_file)),
+        Target("model", _model, _models, damage.of_model),
+        Target("model-folder", lambda data: _apart_and_built(data, "model"), _models, damage.of_model),
         Target("driver", _loaded, lambda: _models() + _of_networks(seeds.dat_file)()),
-        Target("dat.json", _dat_json, _of_networks(seeds.dat_json), mutations.of_json, share=3),
-        Target("network.json", _compose, lambda: [_full_model()[0]], mutations.of_json),
-        Target("folder", _folder, _folder_seeds, mutations.by_content, share=0.2),
-        Target("json", _json, lambda: [seeds.dat_json(_net()), seeds.metadata(), seeds.caps()], share=2),
-        Target("fc", decode_fc, lambda: [seeds.full_model(seeds.networks()["tiny"])[1]["fc.bin"]], share=2),
-        Target("label-data", parse_labels, _labels_seeds, share=2),
+        Target("dat.json", _dat_json, _of_networks(seeds.dat_json), damage.of_json),
+        Target("network.json", _compose, lambda: [_full_model()[0]], damage.of_json),
+        Target("folder", _folder, _folder_seeds, damage.named(damage.by_content)),
+        Target("json", _json, lambda: [seeds.dat_json(_net()), seeds.metadata(), seeds.caps()]),
+        Target("fc", decode_fc, lambda: [seeds.full_model(seeds.networks()["tiny"])[1]["fc.bin"]]),
+        Target("label-data", parse_labels, _labels_seeds),
         Target("labels", _labels, _labels_seeds),
-        Target("recording", _recording, lambda: [seeds.recording()], mutations.of_recording),
-        Target("npy", lambda data: npy.parse_npy(data, "x.npy"), lambda: [seeds.pictures()["npy"]], share=2),
+        Target("recording", _recording, lambda: [seeds.recording()], damage.of_recording),
+        Target("npy", lambda data: npy.parse_npy(data, "x.npy"), lambda: [seeds.pictures()["npy"]]),
         Target("npz", lambda data: npy.parse_npz(data, "x.npz"), lambda: list(seeds.archives().values()),
-               mutations.of_zip, share=0.5),
+               damage.of_zip),
         Target("image", _image, lambda: [name.encode() + b"\0" + data for name, data in seeds.pictures().items()],
-               mutations.named(mutations.of_bytes)),
-        Target("metadata", _metadata, lambda: [seeds.metadata()], mutations.of_json, share=2),
-        Target("keras", _keras, lambda: [seeds.keras_archive()], mutations.of_zip, share=0.5),
-        Target("caps", _caps, lambda: [seeds.caps()], mutations.of_json, heavy=True),
-        Target("checkpoint", _checkpoint, _checkpoint_seeds, mutations.named(mutations.of_bytes), heavy=True),
+               damage.named(damage.of_bytes)),
+        Target("metadata", _metadata, lambda: [seeds.metadata()], damage.of_json),
+        Target("keras", _keras, lambda: [seeds.keras_archive()], damage.of_zip),
+        Target("caps", _caps, lambda: [seeds.caps()], damage.of_json, heavy=True),
+        Target("checkpoint", _checkpoint, _checkpoint_seeds, damage.named(damage.of_bytes), heavy=True),
     )
 }  # fmt: skip
