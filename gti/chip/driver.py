@@ -245,5 +245,5 @@ class GtiModel:
     def __enter__(self) -> GtiModel:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()

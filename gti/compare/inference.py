@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip.driver import GtiModel
 from gti.chip.network.types import Convolution, Network
-from gti.chip.runtime.chain import ChipChain
-from gti.chip.runtime.engine_model import EngineModel
+from gti.chip.runtime.contract import ChipModel
 from gti.chip.wire.protocol import Mode
 from gti.errors import UsageError, sentence
 from gti.files import write_atomic
@@ -49,7 +47,7 @@ class ChipAccuracy:
 
 
 def classify(
-    model: GtiModel | ChipChain | EngineModel,
+    model: ChipModel,
     batches: Iterable[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]],
     host: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     *,

@@ -27,7 +27,7 @@ from gti.errors import DataError, FormatError, sentence
 if TYPE_CHECKING:
     import keras
 
-    from gti.chip.driver import GtiModel
+    from gti.chip.runtime.contract import LayeredModel
 
 LAYOUTS = ("NHWC", "NCHW")  # images, rows, columns, channels; images, channels, rows, columns
 MAX_MAPS_BYTES = 1 << 30
@@ -122,7 +122,7 @@ def of_emulator(origin: str, emulator: Emulator) -> Source:
     return Source("emulator", f"{origin} ({emulator.engine})", True, maps)
 
 
-def of_stick(stick: GtiModel) -> Source:
+def of_stick(stick: LayeredModel) -> Source:
     """Return what a stick delivers in the read-out LEARN, image by image."""
 
     def maps(pixels: npt.NDArray[np.uint8], first: int) -> list[Maps]:

@@ -18,6 +18,7 @@ from gti.chip import spec
 from gti.chip.driver import GtiModel
 from gti.chip.formats import dat
 from gti.chip.network.types import Network
+from gti.chip.runtime.contract import ChipModel
 from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.runtime.pool import GtiPool
 from gti.chip.wire import protocol
@@ -97,7 +98,7 @@ def accuracy_side(path: str, network: Network, images: int) -> Actions:
     network_images = networks.random_images(network, images)
     stick, engine = GtiModel(path, "virtual"), EngineModel(path)
 
-    def run(model: GtiModel | EngineModel) -> None:
+    def run(model: ChipModel) -> None:
         for _ in model.evaluate_many(network_images):
             pass
 

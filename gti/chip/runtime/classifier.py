@@ -13,7 +13,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +50,7 @@ class Classifier:
         settings: Settings | None = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._sticks: Any
+        self._sticks: GtiModel | GtiPool
         if len(devices) == 1:
             self._sticks = GtiModel(path, devices[0], settings=settings, record=record)
         else:
@@ -68,7 +67,7 @@ class Classifier:
                     sentence(loaded.name, "cannot be fed to several sticks", expected='"mode": 0', received=loaded.mode)
                 )
             self._streams = loaded.mode == Mode.FC
-            self.has_contract = preprocessing.KEY in loaded.container.header
+            self.has_contract = preprocessing.KEY in loaded.full_container().header
             self.preprocessing = loaded.preprocessing()
         except BaseException:
             self.release()
@@ -92,7 +91,7 @@ class Classifier:
             yield [Label(entry["index"], entry["label"], entry["probability"]) for entry in result["result"]]
 
     def _maps(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[list[npt.NDArray[np.uint8]]]:
-        if not self._streams:
+        if isinstance(self._sticks, GtiModel) and not self._streams:
             for image in images:
                 yield self._sticks.raw_maps(self._host.chip_image(image))
             return

@@ -51,6 +51,10 @@ class EngineModel:
         """(height, width, channels) of the images."""
         return self._emulators[0].network.input_shape
 
+    def evaluate(self, image: npt.NDArray[np.uint8], last_relu_cap: float = float(MAX_CODE)) -> npt.NDArray[np.float32]:
+        """Return what `GtiModel.evaluate` returns."""
+        return next(self.evaluate_many([image], last_relu_cap))
+
     def evaluate_many(
         self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)
     ) -> Iterator[npt.NDArray[np.float32]]:
@@ -82,11 +86,14 @@ class EngineModel:
     def _checked(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return self._first.to_planes(image).transpose(1, 2, 0)
 
+    def release(self) -> None:
+        """Nothing is held."""
+
     def __enter__(self) -> EngineModel:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
 
 def _emulators(parts: Sequence[LoadedModel], path: str, engine: str) -> list[Emulator]:

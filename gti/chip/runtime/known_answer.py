@@ -25,8 +25,8 @@ from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.errors import DatError, ModelFileError, NetworkError, sentence
 
 if TYPE_CHECKING:
-    from gti.chip.driver import GtiModel
     from gti.chip.formats.model_file import ModelFile
+    from gti.chip.runtime.contract import LayeredModel
 
 KEY = "known answer"
 SEED = "known answer 1"
@@ -186,7 +186,7 @@ def check_codes(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto
     return problems + changed, f"emulator ({emulator.engine})"
 
 
-def check_stick(answer: KnownAnswer, data: bytes, stick: GtiModel, name: str) -> tuple[list[str], str]:
+def check_stick(answer: KnownAnswer, data: bytes, stick: LayeredModel, name: str) -> tuple[list[str], str]:
     """Run the known image on a stick that holds the .DAT `data`; return as `check_codes` does.
 
     Every sublayer comes through the read-out LEARN, a 7x7 output through FC; layers that double their input can be

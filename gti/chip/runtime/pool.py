@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -160,9 +160,24 @@ class GtiPool:
         """The file: its header, container and host layers."""
         return self._model
 
+    @property
+    def device_description(self) -> str:
+        """The sticks at work, in their order."""
+        return f"{len(self._workers)} sticks: " + ", ".join(self.device_descriptions)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the images."""
+        return self._model.size, self._model.size, self._model.planes
+
+    def evaluate(self, image: npt.NDArray[np.uint8], last_relu_cap: float = float(MAX_CODE)) -> npt.NDArray[np.float32]:
+        """Return what `GtiModel.evaluate` returns, of the first stick that is free."""
+        with contextlib.closing(self.evaluate_many([image], last_relu_cap)) as results:
+            return next(results)
+
     def evaluate_many(
         self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)
-    ) -> Iterator[npt.NDArray[np.float32]]:
+    ) -> Generator[npt.NDArray[np.float32], None, None]:
         """Yield `GtiModel.evaluate` of each image, in order. Raises DeviceError when the last stick has failed."""
         work = _Work(images, last_relu_cap)
         try:
@@ -225,5 +240,5 @@ class GtiPool:
     def __enter__(self) -> GtiPool:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
