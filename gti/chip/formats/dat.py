@@ -24,24 +24,6 @@ from gti.errors import DatError, listing, sentence
 MAX_FILE_BYTES = 512 * 1024 * 1024
 # What may follow the rows beyond the padding of current converters: no tool is known to write more.
 MAX_SPARE_BYTES = 16 * 1024 * 1024
-# Rules whose breach still gives a defined file, the one that the vendor's converter would write [section 6].
-_TOLERATED = frozenset(
-    [
-        "first-input-channels",
-        "output-channels",
-        "channel-chain",
-        "shift-range",
-        "one-coef-length",
-        "one-coef-values",
-        "late-one-coef",
-        "late-shortcuts",
-        "shortcut-even",
-        "shortcut-identity",
-        "ten-bit-channels",
-        "chip-type",
-        "sampling-method",
-    ]
-)
 _MAX_STORED_WEIGHT = 4 * 4095  # a 12-bit step times 4
 
 
@@ -220,7 +202,7 @@ def _pack_rows(network: Network, weights: Sequence[ConvolutionWeights], rows: np
 
 
 def _check_network(network: Network, strict: bool) -> None:
-    broken = [v for v in violations(network) if strict or v.rule not in _TOLERATED]
+    broken = [v for v in violations(network) if strict or not v.tolerated]
     if not broken and not strict:
         dropped = next((c for c in network.convolutions if c.input_channels > 16 and c.input_channels % 16), None)
         if dropped:

@@ -206,9 +206,7 @@ class _Reader:
         if isinstance(value, dict):
             self._values = value
         else:
-            found.append(
-                Violation(layer, "json-type", "is not a JSON object", "an object", _kind(value), "write { ... }")
-            )
+            self._wrong("is not a JSON object", "an object", value, "write { ... }")
 
     def take(self, key: str, kind: type, default, *, required: bool = False, field: str = ""):
         """Return the value of `key`, or `default` where it is absent (with a violation if `required`) or unusable."""
@@ -223,7 +221,7 @@ class _Reader:
         if isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
             return value
         self.unread.add(field or key)
-        self._wrong(key, self._NAMES[kind], value)
+        self._wrong(f'"{key}" has the wrong type', self._NAMES[kind], value)
         return default
 
     def take_integers(self, key: str, field: str, *, required: bool = False) -> tuple[int, ...]:
@@ -232,7 +230,7 @@ class _Reader:
         for item in items:
             if not isinstance(item, int) or isinstance(item, bool):
                 self.unread.add(field)
-                self._wrong(key, "a list of integers", item)
+                self._wrong(f'"{key}" has the wrong type', "a list of integers", item)
                 return ()
         return tuple(items)
 
@@ -251,16 +249,9 @@ class _Reader:
             )
         )
 
-    def _wrong(self, key: str, expected: str, value: object) -> None:
+    def _wrong(self, problem: str, expected: str, value: object, fix: str = "") -> None:
         self._found.append(
-            Violation(
-                self._layer,
-                "json-type",
-                f'"{key}" has the wrong type',
-                expected,
-                _kind(value),
-                f"write {expected}",
-            )
+            Violation(self._layer, "json-type", problem, expected, _kind(value), fix or f"write {expected}")
         )
 
 

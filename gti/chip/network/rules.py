@@ -17,6 +17,7 @@ from gti.errors import sentence
 # Hostile files may list a million layers: what lies this far beyond the limit is not looked at one by one.
 MAX_EXAMINED = 16
 UPSAMPLE_MODES = ("repeat", "zero")
+_ODD_STARTS = "odd starts (1, 3, 5, ...)"
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,15 @@ class Violation:
     expected: object = None
     received: object = None
     fix: str = ""
+    # A file of such a network is defined: the vendor's converter would write it (docs/dat_format.md section 6).
+    tolerated: bool = False
 
     def __str__(self) -> str:
         return sentence(self.layer, self.problem, expected=self.expected, received=self.received, fix=self.fix)
+
+
+_Finding = tuple[str, str, object, object, str]  # layer, problem, expected, received, fix: the rule's name is added
+_Check = Callable[[Sequence[MajorLayer], int], Iterator[_Finding]]
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,23 @@ class LayerRule:
     name: str
     fields: frozenset[str]
     previous: frozenset[str]
-    broken: Callable[[Sequence[MajorLayer], int], Iterator[Violation]]
+    tolerated: bool
+    check: _Check
+
+    def broken(self, layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+        """Yield what breaks the rule in layer `i` (0-based)."""
+        for layer, problem, expected, received, fix in self.check(layers, i):
+            yield Violation(layer, self.name, problem, expected, received, fix, self.tolerated)
 
 
 LAYER_RULES: list[LayerRule] = []
-_Check = Callable[[Sequence[MajorLayer], int], Iterator[Violation]]
 
 
-def _layer_rule(name: str, *fields: str, previous: tuple[str, ...] = ()) -> Callable[[_Check], _Check]:
+def _layer_rule(
+    name: str, *fields: str, previous: tuple[str, ...] = (), tolerated: bool = False
+) -> Callable[[_Check], _Check]:
     def register(function: _Check) -> _Check:
-        LAYER_RULES.append(LayerRule(name, frozenset(fields), frozenset(previous), function))
+        LAYER_RULES.append(LayerRule(name, frozenset(fields), frozenset(previous), tolerated, function))
         return function
 
     return register
@@ -75,12 +89,11 @@ def _nearest(value: int, legal: Sequence[int]) -> str:
 
 
 @_layer_rule("image-size", "image_size")
-def _image_size(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _image_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     size = layers[i].image_size
     if size not in spec.IMAGE_SIZES:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "image-size",
             "image_size is not a size of the chip",
             _one_of(spec.IMAGE_SIZES),
             size,
@@ -89,11 +102,10 @@ def _image_size(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
 
 
 @_layer_rule("size-448-first", "image_size")
-def _size_448_first(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _size_448_first(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i > 0 and layers[i].image_size == 448:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "size-448-first",
             "image_size 448 is possible in the first major layer only",
             "at most 224",
             448,
@@ -102,11 +114,10 @@ def _size_448_first(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]
 
 
 @_layer_rule("upsample-size", "image_size", "upsample_enable")
-def _upsample_size(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _upsample_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if layers[i].upsample_enable and layers[i].image_size >= 448:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "upsample-size",
             "upsampling would go beyond the chip's largest size",
             "image_size at most 224 (before doubling)",
             layers[i].image_size,
@@ -115,11 +126,10 @@ def _upsample_size(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
 
 
 @_layer_rule("upsample-mode", "upsample_mode")
-def _upsample_mode(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _upsample_mode(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if layers[i].upsample_mode not in UPSAMPLE_MODES:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "upsample-mode",
             "upsample_mode is unknown",
             _one_of(UPSAMPLE_MODES),
             layers[i].upsample_mode,
@@ -128,11 +138,10 @@ def _upsample_mode(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
 
 
 @_layer_rule("size-chain", "image_size", previous=("image_size", "pooling", "upsample_enable"))
-def _size_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _size_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i > 0 and layers[i].image_size != layers[i - 1].output_size:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "size-chain",
             "image_size is not what the major layer before delivers",
             layers[i - 1].output_size,
             layers[i].image_size,
@@ -142,13 +151,12 @@ def _size_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
         )
 
 
-@_layer_rule("first-input-channels", "input_channels")
-def _first_input_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("first-input-channels", "input_channels", tolerated=True)
+def _first_input_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     count = layers[i].input_channels
     if i == 0 and count not in spec.FIRST_INPUT_CHANNELS:
-        yield Violation(
+        yield (
             major_path(1),
-            "first-input-channels",
             "input_channels of the first layer is not a count that the chip's input takes",
             _one_of(spec.FIRST_INPUT_CHANNELS),
             count,
@@ -156,12 +164,11 @@ def _first_input_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[Viol
         )
 
 
-@_layer_rule("channel-chain", "input_channels", previous=("output_channels",))
-def _channel_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("channel-chain", "input_channels", previous=("output_channels",), tolerated=True)
+def _channel_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i > 0 and layers[i].input_channels != layers[i - 1].output_channels:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "channel-chain",
             "input_channels differs from output_channels of the major layer before",
             layers[i - 1].output_channels,
             layers[i].input_channels,
@@ -169,13 +176,12 @@ def _channel_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
         )
 
 
-@_layer_rule("output-channels", "output_channels")
-def _output_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("output-channels", "output_channels", tolerated=True)
+def _output_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     count = layers[i].output_channels
     if count not in spec.OUTPUT_CHANNELS:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "output-channels",
             "output_channels is not a count of the chip",
             _one_of(spec.OUTPUT_CHANNELS),
             count,
@@ -188,14 +194,13 @@ def _most_sublayers(major: int) -> int:
 
 
 @_layer_rule("sublayer-number", "sublayer_number", "pooling", "shortcuts")
-def _sublayer_number(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _sublayer_number(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     layer = layers[i]
     most = _most_sublayers(i + 1)
     if not 1 <= layer.chip_sublayers <= most:
         counted = f"{layer.sublayer_number} and the extra shortcut pass" if layer.extra_pass else layer.sublayer_number
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "sublayer-number",
             "sublayer_number is out of range",
             f"1..{most}" + (" from major layer 4 on" if most == spec.MAX_SUBLAYERS_LATE else ""),
             counted,
@@ -204,11 +209,10 @@ def _sublayer_number(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation
 
 
 @_layer_rule("coef-bits", "coef_bits")
-def _coef_bits(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _coef_bits(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if layers[i].coef_bits not in spec.COEF_BITS:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "coef-bits",
             "coef_bits is not a width of this chip",
             "1 or 3",
             layers[i].coef_bits,
@@ -217,11 +221,10 @@ def _coef_bits(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
 
 
 @_layer_rule("scaling-length", "scaling", "sublayer_number")
-def _scaling_length(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _scaling_length(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if len(layers[i].scaling) != layers[i].sublayer_number:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "scaling-length",
             "scaling does not hold one shift for each sublayer",
             f"{layers[i].sublayer_number} values",
             f"{len(layers[i].scaling)} values",
@@ -229,13 +232,12 @@ def _scaling_length(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]
         )
 
 
-@_layer_rule("shift-range", "scaling")
-def _shift_range(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("shift-range", "scaling", tolerated=True)
+def _shift_range(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     for sub, shift in enumerate(layers[i].scaling[:MAX_EXAMINED], 1):
         if not 0 <= shift <= spec.MAX_SHIFT_STORED:
-            yield Violation(
+            yield (
                 sub_path(i + 1, sub),
-                "shift-range",
                 "the shift in scaling is out of range",
                 f"0..{spec.MAX_SHIFT_STORED}",
                 shift,
@@ -243,13 +245,12 @@ def _shift_range(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
             )
 
 
-@_layer_rule("one-coef-length", "one_coef", "sublayer_number")
-def _one_coef_length(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("one-coef-length", "one_coef", "sublayer_number", tolerated=True)
+def _one_coef_length(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     flags = layers[i].one_coef
     if flags and len(flags) != layers[i].sublayer_number:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "one-coef-length",
             "one_coef does not hold one flag for each sublayer",
             f"{layers[i].sublayer_number} values",
             f"{len(flags)} values",
@@ -257,13 +258,12 @@ def _one_coef_length(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation
         )
 
 
-@_layer_rule("one-coef-values", "one_coef")
-def _one_coef_values(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("one-coef-values", "one_coef", tolerated=True)
+def _one_coef_values(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     for sub, flag in enumerate(layers[i].one_coef[:MAX_EXAMINED], 1):
         if flag not in (0, 1):
-            yield Violation(
+            yield (
                 sub_path(i + 1, sub),
-                "one-coef-values",
                 "one_coef holds an unknown flag",
                 "0 (3x3) or 1 (1x1)",
                 flag,
@@ -271,12 +271,11 @@ def _one_coef_values(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation
             )
 
 
-@_layer_rule("late-one-coef", "one_coef")
-def _late_one_coef(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("late-one-coef", "one_coef", tolerated=True)
+def _late_one_coef(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i + 1 >= spec.FIRST_LATE_MAJOR_LAYER and any(layers[i].one_coef):
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "late-one-coef",
             "one_coef is lost from major layer 4 on, as the file has no place for it",
             "no one_coef, or zeros",
             list(layers[i].one_coef[:MAX_EXAMINED]),
@@ -284,12 +283,11 @@ def _late_one_coef(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
         )
 
 
-@_layer_rule("late-shortcuts", "shortcuts")
-def _late_shortcuts(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("late-shortcuts", "shortcuts", tolerated=True)
+def _late_shortcuts(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i + 1 >= spec.FIRST_LATE_MAJOR_LAYER and layers[i].shortcuts:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "late-shortcuts",
             "resnet_shortcut_start_layers is lost from major layer 4 on, as the file has no place for it",
             "no shortcuts",
             list(layers[i].shortcuts[:MAX_EXAMINED]),
@@ -298,12 +296,11 @@ def _late_shortcuts(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]
 
 
 @_layer_rule("shortcut-range", "shortcuts", "sublayer_number")
-def _shortcut_range(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _shortcut_range(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     for start in layers[i].shortcuts[:MAX_EXAMINED]:
         if not 1 <= start < layers[i].sublayer_number:
-            yield Violation(
+            yield (
                 major_path(i + 1),
-                "shortcut-range",
                 "a shortcut starts outside the major layer",
                 f"1..{layers[i].sublayer_number - 1}" if layers[i].sublayer_number > 1 else "at least 2 sublayers",
                 start,
@@ -311,29 +308,45 @@ def _shortcut_range(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]
             )
 
 
-@_layer_rule("shortcut-parity", "shortcuts")
-def _shortcut_parity(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
-    even = [start for start in layers[i].shortcuts[:MAX_EXAMINED] if start % 2 == 0]
-    if not even:
-        return
-    mixed = len(even) < len(layers[i].shortcuts[:MAX_EXAMINED])
-    yield Violation(
-        major_path(i + 1),
-        "shortcut-mixed" if mixed else "shortcut-even",
-        "odd and even shortcut starts are mixed" if mixed else "even shortcut starts are stored like odd ones",
-        "odd starts (1, 3, 5, ...)",
-        even,
-        "start shortcuts at odd sublayers",
-    )
+def _even_starts(layer: MajorLayer) -> tuple[list[int], bool]:
+    """Return the even shortcut starts, and whether there are odd ones beside them."""
+    starts = layer.shortcuts[:MAX_EXAMINED]
+    even = [start for start in starts if start % 2 == 0]
+    return even, len(even) < len(starts)
+
+
+@_layer_rule("shortcut-mixed", "shortcuts")
+def _shortcut_mixed(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
+    even, mixed = _even_starts(layers[i])
+    if even and mixed:
+        yield (
+            major_path(i + 1),
+            "odd and even shortcut starts are mixed",
+            _ODD_STARTS,
+            even,
+            "start shortcuts at odd sublayers",
+        )
+
+
+@_layer_rule("shortcut-even", "shortcuts", tolerated=True)
+def _shortcut_even(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
+    even, mixed = _even_starts(layers[i])
+    if even and not mixed:
+        yield (
+            major_path(i + 1),
+            "even shortcut starts are stored like odd ones",
+            _ODD_STARTS,
+            even,
+            "start shortcuts at odd sublayers",
+        )
 
 
 @_layer_rule("shortcut-order", "shortcuts")
-def _shortcut_order(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _shortcut_order(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     starts = list(layers[i].shortcuts[:MAX_EXAMINED])
     if starts != sorted(set(starts)):
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "shortcut-order",
             "resnet_shortcut_start_layers is unsorted or repeats a start",
             "rising starts, each once",
             starts,
@@ -341,12 +354,11 @@ def _shortcut_order(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]
         )
 
 
-@_layer_rule("shortcut-identity", "shortcuts", "pooling", "sublayer_number", "coef_bits")
-def _shortcut_identity(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+@_layer_rule("shortcut-identity", "shortcuts", "pooling", "sublayer_number", "coef_bits", tolerated=True)
+def _shortcut_identity(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if layers[i].extra_pass and layers[i].coef_bits == 1:
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "shortcut-identity",
             "a shortcut into the pooling needs an identity pass, which 1-bit coefficients cannot hold",
             "coef_bits 3",
             1,
@@ -355,11 +367,10 @@ def _shortcut_identity(layers: Sequence[MajorLayer], i: int) -> Iterator[Violati
 
 
 @_layer_rule("depth-enable", "depth_enable")
-def _depth_enable(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _depth_enable(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if layers[i].extra.get("depth_enable"):
-        yield Violation(
+        yield (
             major_path(i + 1),
-            "depth-enable",
             "depthwise convolutions have no usable form in the file",
             "depth_enable false",
             "true",
@@ -368,12 +379,11 @@ def _depth_enable(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
 
 
 @_layer_rule("address-range", "in_address", "out_address")
-def _address_range(layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
+def _address_range(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     for key, address in (("in_addr", layers[i].in_address), ("out_addr", layers[i].out_address)):
         if address is not None and not 0 <= address < spec.MEMORY_UNITS:
-            yield Violation(
+            yield (
                 major_path(i + 1),
-                "address-range",
                 f"{key} lies outside the activation memory",
                 f"0..{spec.MEMORY_UNITS - 1}",
                 address,
@@ -417,6 +427,7 @@ def violations_of_model(network: Network) -> Iterator[Violation]:
             spec.CHIP_TYPE,
             network.chip_type,
             "this kit writes files for the 2801",
+            tolerated=True,
         )
     if network.sampling_method not in (0, 1):
         yield Violation(
@@ -426,6 +437,7 @@ def violations_of_model(network: Network) -> Iterator[Violation]:
             "0 (max pooling) or 1 (top-left pixel)",
             network.sampling_method,
             "use 0",
+            tolerated=True,
         )
     if network.activation_bit_mode not in (0, 1):
         yield Violation(
@@ -470,6 +482,7 @@ def violations_of_ten_bit(network: Network) -> Iterator[Violation]:
             "at most 512 output_channels",
             last.output_channels,
             "use 512 output channels",
+            tolerated=True,
         )
 
 
