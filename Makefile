@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean setup
+.PHONY: demo test quick lint clean setup
 
 setup: $(VENV)/.ready
 
@@ -17,6 +17,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# While working: neither tests of scripts nor slow ones.
+quick: setup
+	$(BIN)/python -m pytest -q -m "not slow" --ignore tests/scripts
 
 lint: setup
 	$(BIN)/ruff check .

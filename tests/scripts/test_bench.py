@@ -152,6 +152,7 @@ def test_benchmark_weights_are_what_the_chip_holds():
     assert len(np.unique(codes)) > 1
 
 
+@pytest.mark.slow
 def test_usb_part_on_tiny_sizes():
     found = list(usb.measure(TINY))
     assert [figure.name.split()[0] for figure in found] == ["encode", "4", "six", "start"]

@@ -86,6 +86,7 @@ def random_values(kind, seed, size):
     return values.astype(np.float32)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, max_examples=25, deadline=None)
 @given(
     kind=st.sampled_from(["normal", "ties", "wide", "zeros", "constant"]),

@@ -372,6 +372,7 @@ WRITER = textwrap.dedent("""
     """)
 
 
+@pytest.mark.slow
 def test_kill_during_saving_leaves_a_sound_checkpoint(tmp_path):
     random = np.random.default_rng(3)
     reached = 0

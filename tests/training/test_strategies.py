@@ -18,7 +18,8 @@ PROCESSES = 2
 
 
 def start(folder: Path, replicas: int, tf_config: dict | None = None) -> subprocess.Popen:
-    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"} | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     if tf_config:
         environment["TF_CONFIG"] = json.dumps(tf_config)
     return subprocess.Popen(
