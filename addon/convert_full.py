@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     import keras
 
 LABELS_RETURNED = 5
-FC_SCALEDOWN = 3  # the FC read-out delivers 8-bit values, codes * 8 (docs/usb_protocol.md, section 7)
 
 
 def parser() -> param_parser.Parser:
@@ -105,12 +104,13 @@ def full_model(
     """
     from gti import converter
     from gti.chip.formats.model_file import compose
+    from gti.chip.spec import FC_SHIFT
     from gti.chip.wire.protocol import Mode
 
     data = {f"{stem}.dat": dat}
     chip = converter.chip_layer(chip_json, f"{stem}_model.json")
     # Host layers take codes 0..31 of the FC read-out, whatever the template says about other uses.
-    chip |= {"data file": f"{stem}.dat", "mode": int(Mode.FC), "output scaledown": FC_SCALEDOWN, "output type": "float"}
+    chip |= {"data file": f"{stem}.dat", "mode": int(Mode.FC), "output scaledown": FC_SHIFT, "output type": "float"}
     layers = list(chip_json["layer"])
     for entry, blob in host:
         if blob is not None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from gti.chip.wire.registers import MODE_NAMES
 from gti.cli import run
 from gti.errors import UsageError, sentence
 from gti.files import read_bytes, write_atomic
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_FILE_BYTES = 1 << 30
 ENGINES = ("auto", "numpy", "numba")
-MODES = ("fc", "learn", "single", "sublast", "lastmajor")
 
 
 def main() -> int:
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="picture (resized, converted to BGR), .npy (uint8 HWC in the chip's channel order) or planar .bin",
     )
-    run_parser.add_argument("--mode", choices=MODES, default="fc", help="which maps to read out (default: fc)")
+    run_parser.add_argument("--mode", choices=MODE_NAMES, default="fc", help="which maps to read out (default: fc)")
     run_parser.add_argument("--out", required=True, metavar="OUT.npz", help="map0, map1, ...: codes uint8 [C, H, W]")
     run_parser.add_argument("--engine", choices=ENGINES, default="auto", help="default: auto")
     run_parser.add_argument("--device", help="compute on a stick: auto | usb | usb:<serial or index> | virtual | ...")

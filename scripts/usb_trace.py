@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gti.chip.loaded_model import LoadedModel
-    from gti.chip.wire.protocol import Framing, WordMachine
+    from gti.chip.wire.protocol import Framing, Mode, WordMachine
 
 MAX_FILE_BYTES = 1 << 30
 FTDI_CHUNK = 2048
@@ -197,7 +197,7 @@ def _settings(model: LoadedModel) -> dict[str, Any]:
     return {}
 
 
-def _mode(arguments: argparse.Namespace, model: LoadedModel) -> int:
+def _mode(arguments: argparse.Namespace, model: LoadedModel) -> Mode:
     from gti.chip.wire.protocol import parse_mode
 
     return parse_mode(model.mode if arguments.mode is None else arguments.mode)

@@ -26,11 +26,11 @@ TABLE = {
     "chip.wire": "chip.spec",
     "chip.network": "chip.spec chip.wire files",
     "chip.formats": "chip.network chip.spec chip.wire files",
-    "chip.emulator": "chip.network chip.spec",
+    "chip.emulator": "chip.network chip.spec chip.wire",
     "chip.usb": "chip.wire files",
     "chip.virtual": "chip.emulator chip.formats chip.network chip.spec chip.usb chip.wire",
     "chip.host": "chip.formats chip.spec chip.wire files",
-    "chip.loaded_model": "chip.formats chip.host chip.spec chip.wire files",
+    "chip.loaded_model": "chip.formats chip.host chip.wire files",
     "chip.driver": "chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
     "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec chip.usb"
     " chip.virtual chip.wire",

@@ -30,8 +30,6 @@ from gti.errors import DeviceError, UsageError, sentence
 if TYPE_CHECKING:
     from gti.chip.virtual.memory import ExpectedResults
 
-_FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero (user guide, output scaledown 3)
-
 
 class GtiModel:
     """One .model or .dat (a file, or loaded already) in one stick; not for use by two threads at a time.
@@ -148,7 +146,7 @@ class GtiModel:
         return self._outputs(images, protocol.parse_mode(mode))
 
     def _outputs(
-        self, images: Iterable[npt.NDArray[np.uint8]], mode: int
+        self, images: Iterable[npt.NDArray[np.uint8]], mode: protocol.Mode
     ) -> Generator[list[npt.NDArray[Any]], None, None]:
         self._read_out(mode)
         link = self._opened()
@@ -169,11 +167,11 @@ class GtiModel:
             if started is not None:
                 link.abandon()
 
-    def _codes(self, data: bytes, mode: int) -> list[npt.NDArray[Any]]:
+    def _codes(self, data: bytes, mode: protocol.Mode) -> list[npt.NDArray[Any]]:
         read_out = self._read_out(mode)
         maps: list[npt.NDArray[Any]] = list(read_out.unpack(data))
-        if read_out.bits == 8:
-            maps = [values >> _FC_SHIFT for values in maps]
+        if read_out.shift:
+            maps = [values >> read_out.shift for values in maps]
         if self._model.ten_bit:
             last = len(self._model.header.layers) - 1
             layout = self._stick.settings.ten_bit_layout
@@ -183,7 +181,7 @@ class GtiModel:
             ]
         return maps
 
-    def _read_out(self, mode: int) -> protocol.ReadOut:
+    def _read_out(self, mode: protocol.Mode) -> protocol.ReadOut:
         """Return what `mode` delivers, or refuse what this network cannot deliver."""
         upsampled = self._model.upsampled
         last = len(self._model.header.layers) - 1

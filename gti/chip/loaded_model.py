@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip.formats.dat_header import INPUT_CODES, output_code
-from gti.chip.spec import IMAGE_SIZES
 from gti.chip.wire import protocol
 from gti.errors import FormatError, ImageError, ModelFileError, sentence
 from gti.files import read_bytes
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
     from gti.chip.host.preprocessing import Preprocessing
 
 _MAX_FILE_BYTES = 2**30  # of gti/chip/formats/model_file.py, whose import waits for a container
-# Input channel code of the global register, bits 16..19 (docs/dat_format.md section 2.2); RGB has no code of its own.
-_PLANES = {0: 3} | {code: planes for planes, code in INPUT_CODES.items()}
-_UPSAMPLE_BIT = 24  # of major layer 1 in the global register
 
 
 @dataclass
@@ -51,18 +46,17 @@ class LoadedModel:
     @property
     def planes(self) -> int:
         """Number of planes of the image."""
-        return _PLANES.get(self.header.words[1] >> 16 & 15, 3)
+        return self.header.planes
 
     @property
     def upsampled(self) -> list[int]:
         """Indices of the major layers that double their input."""
-        return [i for i in range(len(self.header.layers)) if self.header.words[1] >> _UPSAMPLE_BIT + i & 1]
+        return self.header.upsampled
 
     @cached_property
     def ten_bit(self) -> bool:
         """Whether the last layer has ten-bit activations: its register then counts every channel twice."""
-        last = self.header.layers[-1]
-        if last.sublayers != 1 or not _counts_twice(self.header.words[1] & 7, last):
+        if not self.header.last_reads_as(ten_bit=True):
             return False
         from gti.chip.formats import dat
 
@@ -116,12 +110,6 @@ class LoadedModel:
         Raises ModelFileError when the file holds no host layers.
         """
         return self.host_layers().run(image, chip).result
-
-
-def _counts_twice(code: int, last: protocol.MajorLayer) -> bool:
-    # The output size code is made of the real channel count; clamped, it may fit both counts.
-    doubled = last.output_channels % 32 == 0 and last.image_size in IMAGE_SIZES
-    return doubled and code == output_code(last.image_size, last.output_channels // 2, last.pooling)
 
 
 def _image_problem(image: Any, shape: tuple[int, int, int]) -> tuple[str, str] | None:

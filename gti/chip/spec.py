@@ -21,6 +21,9 @@ MAX_SUBLAYERS: Final = 12
 MAX_SUBLAYERS_LATE: Final = 9
 FIRST_LATE_MAJOR_LAYER: Final = 4
 FC_READOUT_SIZE: Final = 7
+FC_SHIFT: Final = 3  # FC read-out: codes in the upper five of 8 bits [guide, output scaledown 3; wire, section 7]
+# How upsampling fills each 2x2 window: with the pixel, or with the pixel at its top left and zeros [guide, appendix A].
+UPSAMPLE_MODES: Final = ("repeat", "zero")
 
 # Coefficients [num, section 3]: bits of the scale (signed) and of the bias (signed, two's complement) per coef_bits.
 COEF_BITS: Final = (1, 3)

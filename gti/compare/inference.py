@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip.network.types import Convolution, Network
+from gti.chip.network.delivered import delivered
+from gti.chip.network.types import Network
 from gti.chip.runtime.contract import ChipModel
-from gti.chip.wire.protocol import Mode
+from gti.chip.spec import TOP_CODE
+from gti.chip.wire.registers import parse_mode
 from gti.errors import UsageError, sentence
 from gti.files import write_atomic
 
@@ -94,24 +96,6 @@ def classify(
     return figures
 
 
-def maps_of_mode(network: Network, mode: int) -> list[Convolution]:
-    """Return the sublayers whose maps a read-out mode delivers, in its order (docs/usb_protocol.md, section 7)."""
-    every = network.convolutions
-    last_major = len(network.layers)
-    chosen = {
-        Mode.LEARN: lambda c: True,
-        Mode.SINGLE: lambda c: c is every[-1],
-        Mode.SUBLAST: lambda c: c.sub == network.layers[c.major - 1].sublayer_number,
-        Mode.LASTMAJOR: lambda c: c.major == last_major,
-        Mode.FC: lambda c: c is every[-1],
-    }
-    if mode not in chosen:
-        raise UsageError(
-            sentence(f"mode {mode}", "has no list of layers", expected=", ".join(m.name.lower() for m in Mode))
-        )
-    return [c for c in every if chosen[Mode(mode)](c)]
-
-
 def save_layer_outputs(
     folder: str | os.PathLike[str], network: Network, mode: int, maps: Sequence[npt.NDArray[np.uint8]]
 ) -> list[Path]:
@@ -121,8 +105,9 @@ def save_layer_outputs(
     Returns the paths. Raises UsageError where the folder cannot be written.
     """
     target = Path(folder)
-    names = [convolution.name for convolution in maps_of_mode(network, mode)]
-    tops = [1023 if c.ten_bit else 31 for c in maps_of_mode(network, mode)]
+    sublayers = delivered(network, parse_mode(mode))
+    names = [convolution.name for convolution in sublayers]
+    tops = [TOP_CODE[convolution.ten_bit] for convolution in sublayers]
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as problem:

@@ -7,13 +7,10 @@ from typing import Any
 from gti.chip.network import json_form as networks
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
-from gti.chip.spec import FC_READOUT_SIZE
+from gti.chip.spec import FC_READOUT_SIZE, FC_SHIFT
 from gti.chip.wire.registers import Mode
 from gti.errors import NetworkError
 from gti.importing.architecture import Architecture
-
-# FC read-out delivers codes * 8 in 8 bits (docs/usb_protocol.md section 7).
-FC_SCALEDOWN = 3
 
 
 def problems(architecture: Architecture) -> list[Violation]:
@@ -62,7 +59,7 @@ def model_json(network: Network, *, net: str, chip: str) -> dict[str, Any]:
                 "data offset": 0,
                 "device": {"chip": chip, "name": None, "type": 0, "emmc delay": 12000},
                 "mode": int(Mode.FC if fc else Mode.SINGLE),
-                "output scaledown": FC_SCALEDOWN if fc else 0,
+                "output scaledown": FC_SHIFT if fc else 0,
                 "output width": output_width,
                 "output height": output_height,
                 "output channels": output_channels,

@@ -17,6 +17,7 @@ from gti.chip.driver import GtiModel
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat
 from gti.chip.loaded_model import load_model
+from gti.chip.network.delivered import delivered
 from gti.chip.wire.protocol import Mode
 from gti.compare import inference
 from gti.errors import CheckpointError, DataError, FormatError, UsageError
@@ -193,7 +194,7 @@ def test_another_crop_than_in_training_is_noted(converted, tmp_path, capsys):
 
 def test_maps_of_every_mode():
     def names(mode):
-        return [convolution.name for convolution in inference.maps_of_mode(NETWORK, mode)]
+        return [convolution.name for convolution in delivered(NETWORK, mode)]
 
     assert names(Mode.LEARN) == ["conv1_1", "conv1_2", "conv2_1"]
     assert names(Mode.SUBLAST) == ["conv1_2", "conv2_1"]

@@ -13,12 +13,12 @@ import numpy as np
 
 from gti.chip import spec
 from gti.chip.emulator import arithmetic
+from gti.chip.network.delivered import delivered
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.chip.wire.registers import Mode, parse_mode
 from gti.errors import GtiError, ImageError, NetworkError, UsageError, sentence
 
-MODES = ("fc", "learn", "single", "sublast", "lastmajor")
 ENGINES = ("auto", "numpy", "numba")
-FILLS = ("repeat", "zero")
 
 # Images computed together are limited so that memory stays bounded, whatever the size of the data set: this many
 # bytes for the largest activation map of a group.
@@ -56,9 +56,11 @@ class Emulator:
         problems = _problems(network, weights)
         if problems:
             raise NetworkError("\n".join(problems), problems)
-        if upsample_fill not in (None, *FILLS):
+        if upsample_fill not in (None, *spec.UPSAMPLE_MODES):
             raise UsageError(
-                sentence("upsample_fill", "is unknown", expected=" or ".join(FILLS), received=upsample_fill)
+                sentence(
+                    "upsample_fill", "is unknown", expected=" or ".join(spec.UPSAMPLE_MODES), received=upsample_fill
+                )
             )
         if threads is not None and threads < 1:
             raise UsageError(sentence("threads", "must be positive", expected="1 or more", received=threads))
@@ -94,21 +96,20 @@ class Emulator:
         result = groups[0] if len(groups) == 1 else np.concatenate(groups)
         return np.ascontiguousarray(result.transpose(0, 3, 1, 2))
 
-    def read_out(self, image: np.ndarray, mode: str) -> list[np.ndarray]:
+    def read_out(self, image: np.ndarray, mode: str | int) -> list[np.ndarray]:
         """Return the maps [C, H, W] of one image, uint8 [H, W, C], in the order in which `mode` delivers them.
 
         fc: the last layer after pooling, 7x7; learn: every sublayer; single: the last sublayer of the last layer;
         sublast: the last sublayer of every major layer; lastmajor: every sublayer of the last layer; all but fc
         before pooling (docs/usb_protocol.md, result). Raises GtiError where fc meets a result that is not 7x7.
         """
-        if mode not in MODES:
-            raise UsageError(sentence("read-out mode", "is unknown", expected=", ".join(MODES), received=mode))
+        chosen = delivered(self.network, parse_mode(mode))
         image = np.asarray(image)
         if image.ndim != 3:
             raise ImageError(
                 sentence("image", "has the wrong number of axes", expected="[H, W, C]", received=list(image.shape))
             )
-        if mode == "fc":
+        if parse_mode(mode) == Mode.FC:
             _, height, width = self.network.output_shape
             if (height, width) != (spec.FC_READOUT_SIZE, spec.FC_READOUT_SIZE):
                 raise GtiError(
@@ -121,18 +122,7 @@ class Emulator:
                     )
                 )
             return [self.output(image[None])[0]]
-        chosen = {conv.index for conv in self.network.convolutions if self._delivers(conv, mode)}
-        return [codes[0] for conv, codes in self.sublayers(image[None]) if conv.index in chosen]
-
-    def _delivers(self, conv: Convolution, mode: str) -> bool:
-        in_last_layer = conv.major == len(self.network.layers)
-        ends_its_layer = conv.sub == self.network.layers[conv.major - 1].sublayer_number
-        return {
-            "learn": True,
-            "single": in_last_layer and ends_its_layer,
-            "sublast": ends_its_layer,
-            "lastmajor": in_last_layer,
-        }[mode]
+        return [codes[0] for conv, codes in self.sublayers(image[None]) if conv in chosen]
 
     def _codes(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -215,12 +205,12 @@ def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[s
                     fix="remove resnet_shortcut_start_layers; such a network can be encoded, not emulated",
                 )
             )
-        if layer.upsample_enable and layer.upsample_mode not in FILLS:
+        if layer.upsample_enable and layer.upsample_mode not in spec.UPSAMPLE_MODES:
             problems.append(
                 sentence(
                     f"major {number}",
                     "has an unknown upsample_mode",
-                    expected=" or ".join(FILLS),
+                    expected=" or ".join(spec.UPSAMPLE_MODES),
                     received=layer.upsample_mode,
                 )
             )

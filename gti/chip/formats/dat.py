@@ -18,6 +18,7 @@ from gti.chip.formats import dat_header, dat_rows
 from gti.chip.network.memory_plan import layer_addresses
 from gti.chip.network.rules import violations, violations_of_memory
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.chip.wire import header_words as bits
 from gti.errors import DatError, listing, sentence
 
 # 57 convolutions of 1024 x 1024 channels would be 374 MB of rows: nothing legal is larger.
@@ -69,7 +70,7 @@ def is_dat(data: bytes | memoryview) -> bool:
     if len(data) < spec.HEADER_BYTES:
         return False
     words = _words(data)
-    return words[0] == 1 and 1 <= words[1] >> 5 & 7 <= spec.MAX_MAJOR_LAYERS
+    return words[0] == 1 and 1 <= bits.MAJOR_LAYERS.of(words[bits.GLOBAL]) <= spec.MAX_MAJOR_LAYERS
 
 
 def encode(
@@ -370,14 +371,12 @@ def _holds_identity(data: bytes | memoryview, row: int, outputs: int) -> bool:
 def _bit_mode(header: dat_header.HeaderWords, data: bytes | memoryview) -> int:
     """Return the ActivationBitMode that explains the header; its flag itself is not stored [section 5]."""
     last = header.layers[-1]
-    doubled = last.output_channels % 32 == 0 and last.chip_sublayers == 1
-    if not doubled or last.image_size not in spec.IMAGE_SIZES:
-        return 0
-    codes = [dat_header.output_code(last.image_size, last.output_channels >> mode, last.pooling) for mode in (0, 1)]
-    if codes[0] != codes[1]:
-        return int(header.output_code == codes[1])
-    if header.output_code != codes[0]:
-        return 0
+    allowed = [
+        bits.reads_as(header.output_code, last.image_size, last.output_channels, last.pooling, ten_bit)
+        for ten_bit in (False, True)
+    ]
+    if last.chip_sublayers != 1 or not all(allowed):
+        return int(last.chip_sublayers == 1 and allowed[1])
     rows = [row_count(_interpret(header, mode, data)[0]) for mode in (0, 1)]
     lengths = [file_length(count) for count in rows]
     if lengths[0] != lengths[1] and len(data) in lengths:

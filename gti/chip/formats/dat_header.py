@@ -12,14 +12,9 @@ from dataclasses import dataclass
 from gti.chip import spec
 from gti.chip.network.memory_plan import layer_addresses
 from gti.chip.network.types import MajorLayer, Network
+from gti.chip.wire import header_words as bits
+from gti.chip.wire.words import round_up
 
-# Codes of the input channels, G[19:16]; every other count, 3 (RGB) included, has code 0 [section 2.2].
-INPUT_CODES = {1: 1, 2: 2, 4: 4, 8: 5, 12: 6, 16: 7, 24: 8, 32: 9, 64: 10, 128: 11, 256: 12, 512: 13, 1024: 14}
-_INPUT_CHANNELS = {0: 3} | {code: channels for channels, code in INPUT_CODES.items()}
-# Output size: log2 of how many times smaller than 56x56x16 the unpooled output is, plus 1 [section 2.2].
-_OUTPUT_TERMS = {7: 7, 14: 5, 28: 3, 56: 1, 112: -1, 224: -3, 448: -5}
-_SIZE_448 = 0xF0
-_FORMAT = 3  # G[11:10] of every current file; files of the older tool hold something else
 _LATE = spec.FIRST_LATE_MAJOR_LAYER - 1  # D words exist for the major layers before this index
 
 
@@ -55,110 +50,99 @@ class HeaderWords:
     layers: tuple[LayerWords, ...]
 
 
-def round_up(count: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is at least `count`."""
-    return -(-count // multiple) * multiple
-
-
-def output_code(image_size: int, output_channels: int, pooling: bool) -> int:
-    """Return G[2:0] for the last major layer [section 2.2]."""
-    channel_groups = round_up(output_channels, spec.ENGINES) // spec.ENGINES
-    if channel_groups & (channel_groups - 1):
-        return 1
-    code = _OUTPUT_TERMS[image_size] - (channel_groups.bit_length() - 1) + pooling
-    return max(1, min(code, 7))
-
-
 def words_of(network: Network) -> tuple[int, ...]:
     """Return the 23 header words of `network` as a current converter writes them; sizes must be legal."""
     first, last = network.layers[0], network.layers[-1]
-    g = output_code(last.image_size, last.output_channels, last.pooling)
-    g |= len(network.layers) << 5
-    g |= _FORMAT << 10
-    g |= any(layer.last_layer_out for layer in network.layers) << 12
-    g |= (last.pooling and last.image_size == 14) << 13
-    g |= INPUT_CODES.get(first.input_channels, 0) << 16
+    g = bits.OUTPUT_CODE.put(bits.output_code(last.image_size, last.output_channels, last.pooling))
+    g |= bits.MAJOR_LAYERS.put(len(network.layers))
+    g |= bits.FORMAT.put(bits.CURRENT_FORMAT)
+    g |= bits.LAST_LAYER_OUT.put(any(layer.last_layer_out for layer in network.layers))
+    g |= bits.FC.put(last.pooling and last.image_size == spec.TILE)
+    g |= bits.INPUT_CODE.put(bits.INPUT_CODES.get(first.input_channels, 0))
     for i, layer in enumerate(network.layers):
-        g |= layer.upsample_enable << (24 + i)
-    g |= (network.sampling_method == 1) << 31
+        g |= bits.upsampling(i).put(layer.upsample_enable)
+    g |= bits.TOP_LEFT.put(network.sampling_method == 1)
     words = [1, g] + [0] * (spec.HEADER_WORDS - 2)
     for i, (layer, addresses) in enumerate(zip(network.layers, layer_addresses(network), strict=True)):
         ten_bit = i == len(network.layers) - 1 and network.activation_bit_mode == 1
         words[2 + 3 * i : 5 + 3 * i] = _a(layer, i == 0, ten_bit), _b(layer, addresses), _c(layer)
         if i < _LATE:
-            words[20 + i] = _d(layer)
+            words[bits.LATE + i] = _d(layer)
     return tuple(words)
 
 
 def _a(layer: MajorLayer, first: bool, ten_bit: bool) -> int:
-    size = _SIZE_448 if layer.image_size == 448 else layer.image_size & 0xFF
     inputs = layer.input_channels
     if first:
         inputs = max(spec.ENGINES, 1 << (inputs - 1).bit_length())
         inputs = spec.ENGINES if inputs > 1024 else inputs
     outputs = round_up(layer.output_channels, spec.ENGINES) << ten_bit
-    word = size | (inputs & 0x7FF) << 8 | (outputs & 0x7FF) << 19
-    return word | layer.pooling << 30 | (layer.learning or layer.last_layer_out) << 31
+    word = bits.IMAGE_SIZE.put(bits.size_code(layer.image_size))
+    word |= bits.INPUT_CHANNELS.put(inputs) | bits.OUTPUT_CHANNELS.put(outputs)
+    return word | bits.POOLING.put(layer.pooling) | bits.LEARNING.put(layer.learning or layer.last_layer_out)
 
 
 def _shift(layer: MajorLayer, sub: int) -> int:
-    return layer.scaling[sub] & 15 if sub < len(layer.scaling) else 0
+    return layer.scaling[sub] if sub < len(layer.scaling) else 0
 
 
 def _b(layer: MajorLayer, addresses: tuple[int, int]) -> int:
-    word = _shift(layer, 0) | (layer.chip_sublayers & 15) << 4
-    return word | (addresses[0] & 0x7FF) << 8 | (addresses[1] & 0x7FF) << 19 | (layer.coef_bits == 3) << 30
+    word = bits.FIRST_SHIFT.put(_shift(layer, 0)) | bits.SUBLAYERS.put(layer.chip_sublayers)
+    word |= bits.IN_ADDRESS.put(addresses[0]) | bits.OUT_ADDRESS.put(addresses[1])
+    return word | bits.THREE_BIT.put(layer.coef_bits == 3)
 
 
 def _c(layer: MajorLayer) -> int:
-    return sum(_shift(layer, j + 1) << 4 * j for j in range(8))
+    return sum(place.put(_shift(layer, j)) for j, place in enumerate(bits.C_SHIFTS, 1))
 
 
 def _d(layer: MajorLayer) -> int:
-    word = sum(_shift(layer, j + 9) << 4 * j for j in range(3))
+    word = sum(place.put(_shift(layer, j)) for j, place in enumerate(bits.D_SHIFTS, 1 + len(bits.C_SHIFTS)))
     for start in layer.shortcuts:
-        word |= 1 << (12 + (start - 1) // 2)
-    for j, flag in enumerate(layer.one_coef[: spec.MAX_SUBLAYERS]):
-        word |= (flag & 1) << (18 + j)
+        word |= bits.D_SHORTCUTS[(start - 1) // 2].put(1)
+    for place, flag in zip(bits.D_ONE_COEF, layer.one_coef, strict=False):
+        word |= place.put(flag)
     return word
 
 
 def parse(words: Sequence[int]) -> HeaderWords:
     """Return the fields of 23 header words; nothing is judged but the number of layers must be 1..6."""
-    g = words[1]
-    current = g >> 10 & 3 == _FORMAT
+    g = words[bits.GLOBAL]
+    current = bits.FORMAT.of(g) == bits.CURRENT_FORMAT
     return HeaderWords(
-        output_code=g & 7,
+        output_code=bits.OUTPUT_CODE.of(g),
         current=current,
-        last_layer_out=bool(g >> 12 & 1),
-        first_input_channels=_INPUT_CHANNELS.get(g >> 16 & 15, 0),
-        sampling_method=g >> 31,
-        layers=tuple(_parse_layer(words, i, current) for i in range(g >> 5 & 7)),
+        last_layer_out=bool(bits.LAST_LAYER_OUT.of(g)),
+        first_input_channels=bits.INPUTS_OF_CODE.get(bits.INPUT_CODE.of(g), 0),
+        sampling_method=bits.TOP_LEFT.of(g),
+        layers=tuple(_parse_layer(words, i, current) for i in range(bits.MAJOR_LAYERS.of(g))),
     )
 
 
 def _parse_layer(words: Sequence[int], i: int, current: bool) -> LayerWords:
     a, b, c = words[2 + 3 * i : 5 + 3 * i]
     # Files of the older tool hold something else in place of D [section 2.5].
-    d = words[20 + i] if current and i < _LATE else 0
-    count = b >> 4 & 15
-    shifts = [b & 15, *(c >> 4 * j & 15 for j in range(8)), *(d >> 4 * j & 15 for j in range(3)), 0, 0, 0]
-    one_coef = tuple(d >> (18 + j) & 1 for j in range(min(count, spec.MAX_SUBLAYERS)))
+    d = words[bits.LATE + i] if current and i < _LATE else 0
+    count = bits.SUBLAYERS.of(b)
+    # A count of more than 12, which the rules refuse, has zeros for what no word holds.
+    places = [*(place.of(c) for place in bits.C_SHIFTS), *(place.of(d) for place in bits.D_SHIFTS), 0, 0, 0]
+    shifts = [bits.FIRST_SHIFT.of(b), *places]
+    one_coef = tuple(place.of(d) for place in bits.D_ONE_COEF[:count])
     return LayerWords(
-        image_size=448 if a & 0xFF == _SIZE_448 else a & 0xFF,
-        input_channels=a >> 8 & 0x7FF,
-        output_channels=a >> 19 & 0x7FF,
-        pooling=bool(a >> 30 & 1),
-        outputs=bool(a >> 31),
+        image_size=bits.size_of_code(bits.IMAGE_SIZE.of(a)),
+        input_channels=bits.INPUT_CHANNELS.of(a),
+        output_channels=bits.OUTPUT_CHANNELS.of(a),
+        pooling=bool(bits.POOLING.of(a)),
+        outputs=bool(bits.LEARNING.of(a)),
         chip_sublayers=count,
-        in_address=b >> 8 & 0x7FF,
-        out_address=b >> 19 & 0x7FF,
-        coef_bits=3 if b >> 30 & 1 else 1,
-        upsample_enable=bool(words[1] >> (24 + i) & 1),
+        in_address=bits.IN_ADDRESS.of(b),
+        out_address=bits.OUT_ADDRESS.of(b),
+        coef_bits=3 if bits.THREE_BIT.of(b) else 1,
+        upsample_enable=bool(bits.upsampling(i).of(words[bits.GLOBAL])),
         shifts=tuple(shifts[:count]),
-        shortcuts=tuple(2 * m + 1 for m in range(6) if d >> (12 + m) & 1),
+        shortcuts=tuple(2 * m + 1 for m, place in enumerate(bits.D_SHORTCUTS) if place.of(d)),
         one_coef=one_coef if any(one_coef) else (),
-        depth_enable=bool(d >> 30 & 1),
+        depth_enable=bool(bits.D_DEPTH.of(d)),
     )
 
 

@@ -123,7 +123,7 @@ def _layer(layer: MajorLayer, before: MajorLayer | None, index: int, *, is_last:
         output_channels=_OUTPUTS_AT_448 if working == largest else output_channels,
         coef_bits=closest(layer.coef_bits, spec.COEF_BITS),
         upsample_enable=upsample,
-        upsample_mode=layer.upsample_mode if layer.upsample_mode in ("repeat", "zero") else "repeat",
+        upsample_mode=layer.upsample_mode if layer.upsample_mode in spec.UPSAMPLE_MODES else spec.UPSAMPLE_MODES[0],
         pooling=pooling,
         one_coef=() if late else layer.one_coef,
         shortcuts=() if late else layer.shortcuts,

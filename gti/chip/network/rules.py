@@ -16,7 +16,6 @@ from gti.errors import sentence
 
 # Hostile files may list a million layers: what lies this far beyond the limit is not looked at one by one.
 MAX_EXAMINED = 16
-UPSAMPLE_MODES = ("repeat", "zero")
 _ODD_STARTS = "odd starts (1, 3, 5, ...)"
 
 
@@ -127,11 +126,11 @@ def _upsample_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
 
 @_layer_rule("upsample-mode", "upsample_mode")
 def _upsample_mode(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if layers[i].upsample_mode not in UPSAMPLE_MODES:
+    if layers[i].upsample_mode not in spec.UPSAMPLE_MODES:
         yield (
             major_path(i + 1),
             "upsample_mode is unknown",
-            _one_of(UPSAMPLE_MODES),
+            _one_of(spec.UPSAMPLE_MODES),
             layers[i].upsample_mode,
             "use repeat",
         )

@@ -28,12 +28,10 @@ from gti.chip.usb.devices import parse_device
 from gti.chip.usb.transport import Settings, Transport
 from gti.chip.wire import protocol
 from gti.chip.wire.protocol import Mode
+from gti.chip.wire.registers import OF_EVERY_CHIP
 from gti.errors import DeviceError, ModelFileError, UsageError, sentence
 
 Image = npt.NDArray[np.uint8]
-# Modes that deliver the last sublayer of a part before pooling, and with it what the next chip needs.
-_WITH_LAST_MAP = (Mode.LEARN, Mode.SUBLAST)
-_TOP_LEFT_BIT = 1 << 31
 
 
 class ChipChain:
@@ -87,7 +85,7 @@ class ChipChain:
         for part, name in zip(self._parts, names, strict=True):
             self._chips.append(GtiModel(part, name, mode=self._mode_of(part), settings=settings))
 
-    def _mode_of(self, part: LoadedModel) -> int:
+    def _mode_of(self, part: LoadedModel) -> Mode:
         return self.mode if part is self._parts[-1] else Mode.SINGLE
 
     # Frames
@@ -112,8 +110,9 @@ class ChipChain:
         number = protocol.parse_mode(mode)
         result: list[npt.NDArray[Any]] = []
         for part, chip in zip(self._parts[:-1], self._chips[:-1], strict=True):
-            maps = chip.layer_outputs(image, number if number in _WITH_LAST_MAP else Mode.SINGLE)
-            result += maps if number in _WITH_LAST_MAP else []
+            # Those of every chip end with the last sublayer of the part before pooling: what the next chip needs.
+            maps = chip.layer_outputs(image, number if number in OF_EVERY_CHIP else Mode.SINGLE)
+            result += maps if number in OF_EVERY_CHIP else []
             image = _following(maps[-1], part)
         return result + self._chips[-1].layer_outputs(image, number)
 
@@ -244,7 +243,7 @@ def _passed_on(chip: GtiModel, part: LoadedModel, images: Iterable[Image]) -> Ge
 
 
 def _following(codes: npt.NDArray[np.uint8], part: LoadedModel) -> Image:
-    return next_image(codes, part.header.layers[-1].pooling, bool(part.header.words[1] & _TOP_LEFT_BIT))
+    return next_image(codes, part.header.layers[-1].pooling, part.header.takes_top_left)
 
 
 def _check_joints(parts: Sequence[LoadedModel]) -> None:

@@ -19,11 +19,10 @@ import numpy.typing as npt
 
 from gti.chip.driver import GtiModel
 from gti.chip.host import preprocessing
+from gti.chip.spec import FC_SHIFT
 from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
 from gti.errors import UsageError, sentence
-
-_FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero (user guide, output scaledown 3)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Classifier:
             return
         for codes in self._sticks.evaluate_many(self._host.chip_image(image) for image in images):
             planes = codes[0].transpose(2, 0, 1).astype(np.uint8)
-            yield [planes << _FC_SHIFT]
+            yield [planes << FC_SHIFT]
 
     def release(self) -> None:
         """Give the sticks back; safe to call twice."""

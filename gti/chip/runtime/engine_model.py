@@ -21,12 +21,10 @@ from gti.chip.formats.splitting import next_image
 from gti.chip.loaded_model import LoadedModel, load_chips
 from gti.chip.runtime import known_answer
 from gti.chip.spec import MAX_CODE, TOP_CODE
-from gti.chip.wire import protocol
+from gti.chip.wire.registers import OF_EVERY_CHIP, parse_mode
 
 # Images computed together: the engine gains nothing from more, and progress is seen.
 _MOST_TOGETHER = 64
-# Modes that deliver maps of every chip in a row; the others concern the last one.
-_OF_EVERY_CHIP = ("learn", "sublast")
 
 
 class EngineModel:
@@ -74,14 +72,13 @@ class EngineModel:
 
     def layer_outputs(self, image: npt.NDArray[np.uint8], mode: str | int = "learn") -> list[npt.NDArray[Any]]:
         """Return the maps of one image that a read-out mode delivers; as `GtiModel.layer_outputs`."""
-        number = protocol.parse_mode(mode)
-        name = next((known.name.lower() for known in protocol.Mode if known == number), str(number))
+        chosen = parse_mode(mode)
         image = self._checked(image)
         maps: list[npt.NDArray[Any]] = []
         for emulator in self._emulators[:-1]:
-            maps += emulator.read_out(image, name) if name in _OF_EVERY_CHIP else []
+            maps += emulator.read_out(image, chosen) if chosen in OF_EVERY_CHIP else []
             image = next_image(emulator.output(image[None])[0], pooled=False)
-        return maps + self._emulators[-1].read_out(image, name)
+        return maps + self._emulators[-1].read_out(image, chosen)
 
     def _checked(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return self._first.to_planes(image).transpose(1, 2, 0)

@@ -307,7 +307,7 @@ def _parse(value: object, name: str) -> KnownAnswer:
     if (
         not isinstance(modes, list)
         or len(modes) > spec.MAX_MAJOR_LAYERS
-        or not {*map(str, modes)} <= {"repeat", "zero"}
+        or not {*map(str, modes)} <= set(spec.UPSAMPLE_MODES)
     ):
         raise refuse("upsample modes", '"repeat" or "zero" for each major layer')
     if isinstance(bits, bool) or bits not in (0, 1):

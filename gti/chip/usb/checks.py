@@ -35,8 +35,8 @@ class ResultChecks:
         read_out = protocol.read_out(self._header, frame.mode)
         if self._settings.check_constant and data.count(data[:1]) == len(data):
             self._check_constant(frame, data, read_out)
-        low_bits = read_out.bits == 8 and self._settings.check_low_bits
-        if low_bits and any((values & 7).any() for values in read_out.unpack(data)):
+        low = (1 << read_out.shift) - 1
+        if low and self._settings.check_low_bits and any((values & low).any() for values in read_out.unpack(data)):
             raise TransferError(
                 "checking", "the low 3 bits of an FC result are not zero (setting check_low_bits turns this off)"
             )

@@ -30,7 +30,7 @@ class Frame:
     """One image on its way: planes uint8 [C,H,W], the read-out mode, the words of a frame after the first."""
 
     planes: npt.NDArray[np.uint8]
-    mode: int
+    mode: protocol.Mode
     block: bytes
 
 
@@ -55,19 +55,19 @@ class Link:
         self._channels = channels
         self._settings = settings
         self._check = check
-        self._encoders: dict[int, protocol.FrameEncoder] = {}
+        self._encoders: dict[protocol.Mode, protocol.FrameEncoder] = {}
         self._load: bytes | None = None
         self._loaded = False
-        self._mode: int | None = None  # whose registers the chip has
+        self._mode: protocol.Mode | None = None  # whose registers the chip has
         self._frame: Frame | None = None  # in work
         self._sent = False
         self._fault: TransferError | None = None
 
-    def encode(self, planes: npt.NDArray[np.uint8], mode: int) -> Frame:
+    def encode(self, planes: npt.NDArray[np.uint8], mode: protocol.Mode) -> Frame:
         """Lay an image, uint8 [C,H,W], out for the wire; may be done while the chip works on another one."""
         return Frame(planes, mode, self._encoder(mode).encode(planes))
 
-    def _encoder(self, mode: int) -> protocol.FrameEncoder:
+    def _encoder(self, mode: protocol.Mode) -> protocol.FrameEncoder:
         if mode not in self._encoders:
             self._encoders[mode] = protocol.FrameEncoder(
                 self._header, mode, self._channels, framing=self.transport.framing

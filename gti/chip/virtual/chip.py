@@ -182,6 +182,7 @@ def _pattern(image: protocol.Image) -> list[npt.NDArray[np.uint8]]:
     for maps in read_out.sets:
         count = maps.channels * maps.size * maps.size
         codes = (np.arange(count, dtype=np.uint32) * np.uint32(seed | 1) >> np.uint32(24)) & np.uint32(31)
-        shift = np.uint32(3 if read_out.bits == 8 else 0)
-        result.append((codes << shift).astype(np.uint8).reshape(maps.channels, maps.size, maps.size))
+        result.append(
+            (codes << np.uint32(read_out.shift)).astype(np.uint8).reshape(maps.channels, maps.size, maps.size)
+        )
     return result

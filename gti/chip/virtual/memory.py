@@ -13,19 +13,11 @@ import numpy as np
 from gti.chip import spec
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat as dat_file
-from gti.chip.formats.dat_header import output_code
 from gti.chip.network.types import ConvolutionWeights
+from gti.chip.wire import header_words as bits
 from gti.chip.wire import protocol
-from gti.chip.wire.registers import MODE_BITS
 from gti.chip.wire.ten_bit import split_codes
 from gti.errors import DatError, ImageError, sentence
-
-_OLD_MARKER = 0xAAAA  # word 22 of files of an older converter, docs/dat_format.md section 2.5
-_NEW_FILE = 0x0C00  # G[11:10] of today's files; bit 11 is among the mode bits
-_POOLED_7X7 = 0x2000  # G[13]
-_POOLING = 1 << 30
-_LEARNING = 1 << 31
-_FC_SHIFT = 3  # FC read-out: 8-bit values whose low 3 bits are zero
 
 
 def decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.Dat:
@@ -36,8 +28,8 @@ def decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.D
     """
     last = header.layers[-1]
     poolings = (True,) if last.pooling else (False, True)
-    fits = {ten: [pooled for pooled in poolings if _code_fits(header, pooled, ten)] for ten in (0, 1)}
-    if last.sublayers != 1 or not fits[1]:
+    fits = {ten: [pooled for pooled in poolings if header.last_reads_as(bool(ten), pooled)] for ten in (0, 1)}
+    if not fits[1]:
         return _decode(header, fits[0], 0, coefficients)
     if not fits[0]:
         return _decode(header, fits[1], 1, coefficients)
@@ -53,14 +45,6 @@ def _decode(header: protocol.Header, poolings: list[bool], ten_bit: int, coeffic
     return dat_file.decode(_as_file(header, pooled, coefficients), activation_bit_mode=ten_bit)
 
 
-def _code_fits(header: protocol.Header, pooled: bool, ten_bit: int) -> bool:
-    """Return whether the output size code of the global register allows this reading (docs/dat_format.md, 2.2)."""
-    last = header.layers[-1]
-    if last.image_size not in spec.IMAGE_SIZES or last.output_channels % (16 << ten_bit):
-        return False
-    return header.words[1] & 7 == output_code(last.image_size, last.output_channels >> ten_bit, pooled)
-
-
 def _second_half_empty(weights: ConvolutionWeights) -> bool:
     half = len(weights.biases) // 2
     return not (weights.filters[half:].any() or weights.biases[half:].any())
@@ -69,15 +53,15 @@ def _second_half_empty(weights: ConvolutionWeights) -> bool:
 def _as_file(header: protocol.Header, pooled: bool, coefficients: bytes) -> bytes:
     words = list(header.words)
     last = 2 + 3 * (len(header.layers) - 1)
-    words[1] &= ~MODE_BITS
-    if not (words[22] == _OLD_MARKER and not words[20] and not words[21]):
-        words[1] |= _NEW_FILE
+    words[bits.GLOBAL] &= ~bits.MODE_BITS
+    if not (words[22] == bits.OLD_MARKER and not words[20] and not words[21]):
+        words[bits.GLOBAL] |= bits.FORMAT.put(bits.CURRENT_FORMAT)
     for first in range(2, last + 1, 3):
-        words[first] &= ~_LEARNING
+        words[first] &= ~bits.LEARNING.mask
     if pooled:
-        words[last] |= _POOLING
+        words[last] |= bits.POOLING.mask
         if header.layers[-1].image_size == spec.TILE:
-            words[1] |= _POOLED_7X7
+            words[bits.GLOBAL] |= bits.FC.mask
     return struct.pack(f"<{len(words)}I", *words) + coefficients
 
 
@@ -97,7 +81,7 @@ class SoftwareNetwork:
             raise ImageError(sentence("image", "has too few planes", expected=channels, received=image.channels))
         # Zeros behind a small image can pass for planes: the network knows how many there are.
         pixels = np.ascontiguousarray(image.planes()[:channels].transpose(1, 2, 0))[None]
-        return read_out.pack([self._on_wire(codes, read_out.bits) for codes in self._maps(pixels, read_out)])
+        return read_out.pack([self._on_wire(codes, read_out) for codes in self._maps(pixels, read_out)])
 
     def _maps(self, pixels: np.ndarray, read_out: protocol.ReadOut) -> list[np.ndarray]:
         if all(maps.pooled for maps in read_out.sets):
@@ -113,10 +97,10 @@ class SoftwareNetwork:
                 computed[conv.index] = codes[0]
         return [computed[index] for index in wanted]
 
-    def _on_wire(self, codes: np.ndarray, bits: int) -> np.ndarray:
+    def _on_wire(self, codes: np.ndarray, read_out: protocol.ReadOut) -> np.ndarray:
         if codes.dtype == np.uint16:
             codes = split_codes(codes, self._ten_bit_layout)
-        return codes << _FC_SHIFT if bits == 8 else np.ascontiguousarray(codes)
+        return np.ascontiguousarray(codes << read_out.shift)
 
 
 class ExpectedResults:
@@ -129,7 +113,7 @@ class ExpectedResults:
         self._ten_bit_layout = ten_bit_layout
         self._network: SoftwareNetwork | None = None
 
-    def result(self, planes: np.ndarray, mode: int) -> bytes:
+    def result(self, planes: np.ndarray, mode: protocol.Mode) -> bytes:
         """Return the chip bytes that answer planes, uint8 [C,H,W], in `mode`; GtiError where nobody can tell."""
         header = protocol.Header.from_registers(*protocol.registers(self._header, mode), self._name)
         if self._network is None:

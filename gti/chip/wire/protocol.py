@@ -101,7 +101,7 @@ class FrameEncoder:
     `channels` planes are sent as they are: 3 stay 3. Not for use by two threads at a time.
     """
 
-    def __init__(self, header: Header, mode: int, channels: int, *, framing: Framing = FT601) -> None:
+    def __init__(self, header: Header, mode: Mode, channels: int, *, framing: Framing = FT601) -> None:
         """Lay out the frame; raises ImageError when images of the first layer's size have no tiles."""
         size = header.layers[0].image_size
         self.shape = (channels, size, size)
@@ -148,7 +148,7 @@ class FrameEncoder:
 
 
 def encode_frame(
-    dat: bytes | Header, mode: int, image: Bytes, *, first: bool = False, framing: Framing = FT601
+    dat: bytes | Header, mode: Mode, image: Bytes, *, first: bool = False, framing: Framing = FT601
 ) -> bytes:
     """Return the bytes of one frame of `image`, uint8 [C,H,W]; see `FrameEncoder`, which is faster for many frames."""
     header = dat if isinstance(dat, Header) else Header.parse(dat)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gti.chip.spec import FC_READOUT_SIZE, GROUPED_FROM, OUTPUT_GROUP, POOLED_TILE, READ_UNIT, TILE
-from gti.chip.wire.registers import FC_BIT, SUBLAST_BIT, Header, registers
+from gti.chip.spec import FC_READOUT_SIZE, FC_SHIFT, GROUPED_FROM, OUTPUT_GROUP, POOLED_TILE, READ_UNIT, TILE
+from gti.chip.wire import header_words
+from gti.chip.wire.registers import Header, Mode, registers
 from gti.chip.wire.tiles import from_tiles, to_tiles
 from gti.chip.wire.words import Bytes, round_up
 from gti.errors import DatError, DeviceError, ImageError, sentence
@@ -40,6 +41,11 @@ class ReadOut:
     bits: int
     tile: int
     sets: tuple[MapSet, ...]
+
+    @property
+    def shift(self) -> int:
+        """Left shift of the codes in the values: a value is code << shift, the bits below are zero."""
+        return FC_SHIFT if self.bits == 8 else 0
 
     @property
     def tile_bytes(self) -> int:
@@ -117,7 +123,7 @@ def select(header: Header) -> ReadOut:
 
     Raises DatError when a map does not fit tiles, or an FC read-out is not 7x7.
     """
-    reg0, layers, last = header.words[1], header.layers, len(header.layers) - 1
+    reg0, layers, last = header.reg0, header.layers, len(header.layers) - 1
     final = layers[last]
     output = MapSet(
         last,
@@ -126,7 +132,7 @@ def select(header: Header) -> ReadOut:
         final.output_channels,
         final.image_size // 2 if final.pooling else final.image_size,
     )
-    if reg0 & FC_BIT:
+    if header_words.FC.of(reg0):
         if output.size != FC_READOUT_SIZE:
             raise DatError(
                 sentence(
@@ -138,7 +144,7 @@ def select(header: Header) -> ReadOut:
                 )
             )
         return _checked(ReadOut(8, POOLED_TILE, (output,)))
-    if reg0 & SUBLAST_BIT:
+    if header_words.LAST_LAYER_OUT.of(reg0):
         chosen = [(i, max(layer.sublayers - 1, 0)) for i, layer in enumerate(layers)]
     else:
         chosen = [(i, j) for i, layer in enumerate(layers) if layer.learning for j in range(layer.sublayers)]
@@ -148,22 +154,22 @@ def select(header: Header) -> ReadOut:
     return _checked(ReadOut(5, TILE, sets))
 
 
-def read_out(header: Header, mode: int) -> ReadOut:
-    """Return what a frame sent in `mode` (a number, see `registers.Mode`) delivers; errors as `select`."""
+def read_out(header: Header, mode: Mode) -> ReadOut:
+    """Return what a frame sent in `mode` delivers; errors as `select`."""
     return select(Header.from_registers(*registers(header, mode)))
 
 
-def read_length(header: Header, mode: int) -> int:
+def read_length(header: Header, mode: Mode) -> int:
     """Return the chip data bytes of one result, a multiple of 1024; on the wire each takes one word."""
     return read_out(header, mode).length
 
 
-def unpack(data: bytes | bytearray | memoryview, header: Header, mode: int) -> list[Bytes]:
+def unpack(data: bytes | bytearray | memoryview, header: Header, mode: Mode) -> list[Bytes]:
     """Return the maps, uint8 [C,H,W] raw values, in chip bytes `data` read in `mode`; errors as `ReadOut.unpack`."""
     return read_out(header, mode).unpack(data)
 
 
-def pack(maps: Sequence[Bytes], header: Header, mode: int) -> bytes:
+def pack(maps: Sequence[Bytes], header: Header, mode: Mode) -> bytes:
     """Return the chip bytes a stick delivers for `maps` in `mode`, inverse to `unpack`; errors as `ReadOut.pack`."""
     return read_out(header, mode).pack(maps)
 

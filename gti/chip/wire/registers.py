@@ -12,39 +12,41 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from gti.chip.spec import HEADER_BYTES, HEADER_WORDS, LAYER_REGISTER_BYTES, REGISTER_SLOTS
+from gti.chip.wire import header_words as bits
 from gti.errors import DatError, UsageError, sentence
-
-MODE_BITS = 0x3800
-FC_BIT = 0x2000
-SUBLAST_BIT = 0x1000
-_CLEARED_BIT = 0x10
-_POOLING_BIT = 1 << 30
-_LEARNING_BIT = 1 << 31
-_SIZE_448 = 0xF0
-LARGEST_MODE = 6
 
 
 class Mode(IntEnum):
-    """Read-out modes of the chip (docs/usb_protocol.md, section 6); 5 and 6 read what the file itself selects."""
+    """Read-out modes of the chip (docs/usb_protocol.md, section 6)."""
 
-    FC = 0
-    LEARN = 1
-    SINGLE = 2
-    SUBLAST = 3
-    LASTMAJOR = 4
+    FC = 0  # the output, pooled to 7x7, in 8 bits
+    LEARN = 1  # every sublayer
+    SINGLE = 2  # the last sublayer of the last layer
+    SUBLAST = 3  # the last sublayer of every major layer
+    LASTMAJOR = 4  # every sublayer of the last layer
+    FILE_5 = 5  # what the file itself selects
+    FILE_6 = 6
 
 
-def parse_mode(value: str | int) -> int:
-    """Return the number, 0..6, of a read-out mode given as a number or as a name in any case.
+# Those that have a list of maps of their own, and their names for users.
+NAMED_MODES = (Mode.FC, Mode.LEARN, Mode.SINGLE, Mode.SUBLAST, Mode.LASTMAJOR)
+MODE_NAMES = tuple(mode.name.lower() for mode in NAMED_MODES)
+# Of chips in a row, every one delivers in these; the others concern the last one.
+OF_EVERY_CHIP = (Mode.LEARN, Mode.SUBLAST)
+LARGEST_MODE = int(max(Mode))
+
+
+def parse_mode(value: str | int) -> Mode:
+    """Return the read-out mode given as a number, 0..6, or as a name in any case.
 
     Raises UsageError for anything else.
     """
-    text = str(value).strip().lower()
-    if text.upper() in Mode.__members__:
-        return int(Mode[text.upper()])
+    text = str(int(value) if isinstance(value, Mode) else value).strip().lower()
+    if text in MODE_NAMES:
+        return Mode[text.upper()]
     if not isinstance(value, bool) and len(text) == 1 and text in "0123456":
-        return int(text)
-    names = ", ".join(mode.name.lower() for mode in Mode)
+        return Mode(int(text))
+    names = ", ".join(MODE_NAMES)
     raise UsageError(
         sentence("read-out mode", "is unknown", expected=f"one of {names} or a number 0..{LARGEST_MODE}", received=text)
     )
@@ -90,7 +92,7 @@ class Header:
     @classmethod
     def from_words(cls, words: Sequence[int], name: str = "header") -> Header:
         """Return the header of 23 `words`; see `parse` for the errors."""
-        count = words[1] >> 5 & 7
+        count = bits.MAJOR_LAYERS.of(words[bits.GLOBAL])
         layers = tuple(_major_layer(words[2 + 3 * i], words[3 + 3 * i]) for i in range(count))
         if not layers or not all(any(words[2 + 3 * i : 5 + 3 * i]) for i in range(count)):
             raise DatError(
@@ -109,39 +111,80 @@ class Header:
         """Return the header that the registers `reg0` and `layers`, 84 bytes, stand for; see `parse` for the errors."""
         return cls.from_words((1, reg0, *struct.unpack(f"<{LAYER_REGISTER_BYTES // 4}I", layers)), name)
 
+    @property
+    def reg0(self) -> int:
+        """The word of the global register."""
+        return self.words[bits.GLOBAL]
+
+    @property
+    def planes(self) -> int:
+        """Number of planes of the image."""
+        return bits.INPUTS_OF_CODE.get(bits.INPUT_CODE.of(self.reg0), 3)
+
+    @property
+    def upsampled(self) -> list[int]:
+        """Indices of the major layers that double their input."""
+        return [i for i in range(len(self.layers)) if bits.upsampling(i).of(self.reg0)]
+
+    @property
+    def takes_top_left(self) -> bool:
+        """Whether pooling takes the top-left pixel, not the largest."""
+        return bool(bits.TOP_LEFT.of(self.reg0))
+
+    def last_reads_as(self, ten_bit: bool, pooling: bool | None = None) -> bool:
+        """Return whether the header allows a last layer of five bits, or with `ten_bit` of ten.
+
+        `pooling`: in place of that in the header. Only a layer of one sublayer can have ten bits; both readings may be
+        possible, and then the filter rows tell (`dat.decode`).
+        """
+        last = self.layers[-1]
+        if ten_bit and last.sublayers != 1:
+            return False
+        pooled = last.pooling if pooling is None else pooling
+        code = bits.OUTPUT_CODE.of(self.reg0)
+        return bits.reads_as(code, last.image_size, last.output_channels, pooled, ten_bit)
+
     def to_bytes(self) -> bytes:
         """Return the 92 bytes of the header."""
         return struct.pack(f"<{HEADER_WORDS}I", *self.words)
 
 
 def _major_layer(a: int, b: int) -> MajorLayer:
-    size = a & 0xFF
     return MajorLayer(
-        image_size=448 if size == _SIZE_448 else size,
-        input_channels=a >> 8 & 0x7FF,
-        output_channels=a >> 19 & 0x7FF,
-        sublayers=b >> 4 & 0xF,
-        pooling=bool(a & _POOLING_BIT),
-        learning=bool(a & _LEARNING_BIT),
+        image_size=bits.size_of_code(bits.IMAGE_SIZE.of(a)),
+        input_channels=bits.INPUT_CHANNELS.of(a),
+        output_channels=bits.OUTPUT_CHANNELS.of(a),
+        sublayers=bits.SUBLAYERS.of(b),
+        pooling=bool(bits.POOLING.of(a)),
+        learning=bool(bits.LEARNING.of(a)),
     )
 
 
-def registers(header: Header, mode: int) -> tuple[int, bytes]:
+_SELECTIONS = {
+    Mode.FC: bits.FC.mask,
+    Mode.LEARN: bits.UPPER_FORMAT.mask,
+    Mode.SINGLE: bits.UPPER_FORMAT.mask,
+    Mode.SUBLAST: bits.UPPER_FORMAT.mask | bits.LAST_LAYER_OUT.mask,
+    Mode.LASTMAJOR: bits.UPPER_FORMAT.mask,
+}
+
+
+def registers(header: Header, mode: Mode) -> tuple[int, bytes]:
     """Return the global register and the 84 bytes of layer registers that make the chip read out `mode`.
 
-    Numbers that are no `Mode` leave the selection of the file in place and let no layer send all its sublayers.
+    FILE_5 and FILE_6 leave the selection of the file in place and let no layer send all its sublayers.
     """
-    selection = {Mode.FC: FC_BIT, Mode.SUBLAST: 0x1800}.get(Mode(mode), 0x0800) if mode in list(Mode) else None
-    reg0 = header.words[1] & ~_CLEARED_BIT
+    selection = _SELECTIONS.get(mode)
+    reg0 = header.reg0 & ~bits.CLEARED.mask
     if selection is not None:
-        reg0 = reg0 & ~MODE_BITS | selection
+        reg0 = reg0 & ~bits.MODE_BITS | selection
 
     words = list(header.words[2:])
     last = len(header.layers) - 1
     for i in range(len(header.layers)):
-        words[3 * i] &= ~_LEARNING_BIT
+        words[3 * i] &= ~bits.LEARNING.mask
         if mode == Mode.LEARN or (mode == Mode.LASTMAJOR and i == last):
-            words[3 * i] |= _LEARNING_BIT
+            words[3 * i] |= bits.LEARNING.mask
     if mode == Mode.SINGLE:
-        words[3 * last] &= ~_POOLING_BIT
+        words[3 * last] &= ~bits.POOLING.mask
     return reg0, struct.pack(f"<{len(words)}I", *words)

@@ -14,9 +14,10 @@ from emulated import images, layer, lively_weights
 from golden import generators
 
 from gti.chip.emulator import arithmetic
-from gti.chip.emulator.emulator import MODES, Emulator
+from gti.chip.emulator.emulator import Emulator
 from gti.chip.network.json_form import from_json
 from gti.chip.network.types import ConvolutionWeights, Network
+from gti.chip.wire.registers import MODE_NAMES
 from gti.errors import GtiError, ImageError, NetworkError, UsageError
 
 # Digests of an independent 64-bit implementation: sha256 of each sublayer's codes [C, H, W] before pooling and of the
@@ -204,7 +205,7 @@ def test_images_are_checked() -> None:
         emulator.output(good.transpose(0, 3, 1, 2))
     with pytest.raises(ImageError, match=r"expected \[H, W, C\]"):
         emulator.read_out(good, "learn")
-    with pytest.raises(UsageError, match=", ".join(MODES)):
+    with pytest.raises(UsageError, match=", ".join(MODE_NAMES)):
         emulator.read_out(good[0], "all")
 
 

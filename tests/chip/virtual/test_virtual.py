@@ -9,13 +9,14 @@ import pytest
 import usb.core
 from sticks import KINDS, dat_bytes, images, lively_weights, open_model, small_network, stick, tiny_network
 
-from gti.chip.emulator.emulator import MODES, Emulator
+from gti.chip.emulator.emulator import Emulator
 from gti.chip.network.types import MajorLayer, Network
 from gti.chip.usb.transport import VIRTUAL_SETTINGS
 from gti.chip.virtual.chip import VirtualChip
 from gti.chip.virtual.faults import Fault
 from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire.protocol import FT601, encode_frame, encode_load
+from gti.chip.wire.registers import MODE_NAMES
 from gti.chip.wire.ten_bit import join_codes, split_codes
 from gti.errors import DeviceError
 
@@ -87,7 +88,7 @@ def test_a_handle_dies_with_the_address():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", MODE_NAMES)
 def test_every_mode_equals_the_emulator(kind: str, mode: str, tmp_path):
     network = small_network()
     path = tmp_path / "small.dat"
