@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
 from gti.chip.network import json_form as networks

@@ -23,8 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gti import param_parser
 from gti.chip.spec import CHIP
@@ -145,7 +144,7 @@ def parser() -> param_parser.Parser:
         metavar="SHARE",
         help="share of the trials that is killed while a checkpoint is written",
     )
-    flags.add_argument("--report", metavar="FILE", help="write the counts as JSON")
+    flags.add_argument("--json", metavar="FILE", help="write the counts as JSON")
     return flags
 
 
@@ -242,8 +241,8 @@ def main() -> int:
             print(last.output, file=sys.stderr)
     for name, value in asdict(counts).items():
         print(f"{name.replace('_', ' ')}: {value}")
-    if args.report:
-        files.write_json(args.report, asdict(counts))
+    if args.json:
+        files.write_json(args.json, asdict(counts))
     return 1 if counts.failures else 0
 
 

@@ -108,7 +108,7 @@ def test_two_kills(tmp_path):
         "1",
     ]
     done = subprocess.run(
-        [*command, "--window", "1", "--report", str(report)], capture_output=True, text=True, check=False
+        [*command, "--window", "1", "--json", str(report)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     counts = json.loads(report.read_text())
