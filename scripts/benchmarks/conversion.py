@@ -15,17 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from scripts.benchmarks import networks
-from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import (
-    Actions,
-    Paired,
-    Sample,
-    Worker,
-    evaluated,
-    is_contended,
-    paired,
-    start_tensorflow,
-)
+from scripts.benchmarks.figures import Figure, Scale, compare, compared
+from scripts.benchmarks.measure import Actions, Round, Worker, repeated, start_tensorflow
 
 PART = "conversion"
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,29 +61,14 @@ def script_side(folder: str, net: str) -> Actions:
     import numba  # noqa: F401
 
     from gti import converter, quantize  # noqa: F401
-    from gti.chip.emulator import (
-        emulator,  # noqa: F401
-        engine_numba,  # noqa: F401
-    )
+    from gti.chip.emulator import emulator, engine_numba  # noqa: F401
     from gti.model import base  # noqa: F401
-    from gti.training import (
-        checkpoint,  # noqa: F401
-        restore,  # noqa: F401
-    )
+    from gti.training import checkpoint, restore  # noqa: F401
 
     network = networks.of_net(net)
-    flags = [
-        "--net",
-        net,
-        "--nets_dir",
-        str(networks.NETS),
-        "--chip",
-        "2801",
-        "--checkpoint",
-        f"{folder}/{CHECKPOINT}",
-        "--output_dir",
-        folder,
-    ]
+    words = (
+        f"--net {net} --nets_dir {networks.NETS} --chip 2801 --checkpoint {folder}/{CHECKPOINT} --output_dir {folder}"
+    )
     random = np.random.RandomState(6)
     weights = [
         random.standard_normal((3, 3, conv.input_channels, conv.output_channels)).astype(np.float32)
@@ -100,7 +76,7 @@ def script_side(folder: str, net: str) -> Actions:
     ]
 
     def convert() -> None:
-        sys.argv = ["convert_to_chip.py", *flags]
+        sys.argv = ["convert_to_chip.py", *words.split()]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             runpy.run_path(str(ROOT / "convert_to_chip.py"))["main"]()
 
@@ -131,41 +107,33 @@ def codec_side(folder: str, net: str) -> Actions:
     }
 
 
-def first_calls(folder: str, scale: Scale) -> Paired:
-    """Return the times of the first conversion in processes that have just started: what a user waits for."""
-    quiet: list[tuple[Sample, Sample]] = []
-    contended: list[tuple[Sample, Sample]] = []
-    while len(quiet) < scale.rounds and len(quiet) + len(contended) < 2 * scale.rounds:
-        if len(contended) >= scale.rounds:
-            break
-        with Worker(script_side, folder, scale.net) as worker:
-            samples = (worker.run("convert"), worker.run("save"))
-        (contended if is_contended(samples) else quiet).append(samples)
-    return evaluated(quiet, contended, scale.rounds)
-
-
 def measure(scale: Scale) -> Iterator[Figure]:
     """Yield the figures of conversion."""
     title = networks.title(scale.net)
+    savez = "np.savez of the float weights"
     with tempfile.TemporaryDirectory() as folder:
         with Worker(write_checkpoint, folder, scale.net) as worker:
             worker.value("write")
-        savez = "np.savez of the float weights"
-        found = first_calls(folder, scale)
+
+        def first(turn: int) -> Round:
+            # In a process that has just started: what a user waits for.
+            with Worker(script_side, folder, scale.net) as worker:
+                return worker.run("convert"), worker.run("save")
+
         name = f"{title}: checkpoint to .model, first call"
+        found = repeated(first, scale.rounds, name)
         yield compared(PART, name, "seconds", found, savez, goal=GOAL_CONVERSION)
         with Worker(script_side, folder, scale.net) as worker:
             name = f"{title}: checkpoint to .model, repeated"
-            found = paired((worker, "convert"), (worker, "save"), rounds=scale.rounds, min_seconds=0, title=name)
-            yield compared(PART, name, "seconds", found, savez)
+            sides = (worker, "convert"), (worker, "save")
+            yield compare(PART, name, "seconds", sides, savez, rounds=scale.rounds)
         with Worker(codec_side, folder, scale.net) as worker:
             for name, action, yardstick, words, goal in (
                 ("model_tool.py info, whole process", "info", "import", "python -c 'import numpy'", GOAL_INFO),
                 (".DAT encode", "encode", "save", "np.save of the integers", GOAL_ENCODE),
                 (".DAT decode", "decode", "load", "np.load of the integers", GOAL_DECODE),
             ):
-                found = paired(
-                    (worker, action), (worker, yardstick),
-                    rounds=scale.rounds, min_seconds=scale.min_seconds, title=f"{title}: {name}",
+                yield compare(
+                    PART, f"{title}: {name}", "seconds", ((worker, action), (worker, yardstick)), words,
+                    rounds=scale.rounds, min_seconds=scale.min_seconds, goal=goal,
                 )  # fmt: skip
-                yield compared(PART, f"{title}: {name}", "seconds", found, words, goal=goal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 
 from gti.chip.network.types import Network
 from scripts.benchmarks import networks
-from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import Actions, Spread, Worker, paired, start_tensorflow
+from scripts.benchmarks.figures import Figure, Scale, compare
+from scripts.benchmarks.measure import Actions, Spread, Worker, start_tensorflow
 
 PART = "emulator"
 YARDSTICK = "TensorFlow float32"
@@ -29,11 +30,13 @@ def emulator_side(cases: Cases) -> Actions:
     """Return a forward pass of the emulator for every case."""
     from gti.chip.emulator.emulator import Emulator
 
+    @functools.cache
+    def emulator(network: Network) -> Emulator:
+        return Emulator(network, networks.random_weights(network), engine="numba")
+
     return {
-        name: partial(emulator.output, networks.random_images(network, batch))
-        for name, network, batch, emulator in _each(
-            cases, lambda network: Emulator(network, networks.random_weights(network), engine="numba")
-        )
+        name: partial(emulator(network).output, networks.random_images(network, batch))
+        for name, (network, batch) in cases.items()
     }
 
 
@@ -42,12 +45,14 @@ def tensorflow_side(cases: Cases) -> Actions:
     start_tensorflow()
     import tensorflow as tf
 
-    def run(forward: Any, images: Any) -> np.ndarray:
-        return forward(images).numpy()
+    forward = functools.cache(plain_forward)
+
+    def run(network: Network, images: Any) -> np.ndarray:
+        return forward(network)(images).numpy()
 
     return {
-        name: partial(run, forward, tf.constant(networks.random_images(network, batch), tf.float32))
-        for name, network, batch, forward in _each(cases, plain_forward)
+        name: partial(run, network, tf.constant(networks.random_images(network, batch), tf.float32))
+        for name, (network, batch) in cases.items()
     }
 
 
@@ -74,16 +79,6 @@ def plain_forward(network: Network) -> Callable[[Any], Any]:
     return tf.function(forward)
 
 
-def _each(cases: Cases, make: Callable[[Network], Any]) -> Iterator[tuple[str, Network, int, Any]]:
-    made: list[tuple[Network, Any]] = []
-    for name, (network, batch) in cases.items():
-        found = [thing for known, thing in made if known == network]
-        if not found:
-            found = [make(network)]
-            made.append((network, found[0]))
-        yield name, network, batch, found[0]
-
-
 def single_convolutions() -> tuple[Cases, Cases]:
     """Return the two growth series of one convolution: by channels, and by image size."""
     channels = {f"one convolution, 28x28, {n} -> {n}": (networks.one_convolution(28, n, n), 1) for n in CHANNELS}
@@ -98,8 +93,10 @@ def measure(scale: Scale) -> Iterator[Figure]:
     batches = {f"{title}, batch {batch}": (network, batch) for batch in (1, scale.batch)}
     with Worker(emulator_side, batches) as ours, Worker(tensorflow_side, batches) as theirs:
         for name, (_, batch) in batches.items():
-            found = paired((ours, name), (theirs, name), rounds=scale.rounds, min_seconds=scale.min_seconds, title=name)
-            yield compared(PART, name, "speed", found, YARDSTICK, goal=GOALS.get(batch))
+            yield compare(
+                PART, name, "speed", ((ours, name), (theirs, name)), YARDSTICK,
+                rounds=scale.rounds, min_seconds=scale.min_seconds, goal=GOALS.get(batch),
+            )  # fmt: skip
         peak = ours.peak_megabytes()
         name = f"memory of the process, batch {scale.batch}"
         yield Figure(PART, name, "megabytes", Spread(peak, peak, peak), GOAL_MEGABYTES)
@@ -109,7 +106,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
     for cases in (batches, *single_convolutions()):
         with Worker(emulator_side, cases) as ours, Worker(tensorflow_side, cases) as theirs:
             for name in cases:
-                found = paired(
-                    (ours, name), (theirs, name), rounds=scale.rounds, min_seconds=scale.min_seconds / 2, title=name
-                )
-                yield compared(PART, name, "speed", found, YARDSTICK)
+                yield compare(
+                    PART, name, "speed", ((ours, name), (theirs, name)), YARDSTICK,
+                    rounds=scale.rounds, min_seconds=scale.min_seconds / 2,
+                )  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from scripts.benchmarks.measure import Paired, Spread, as_json
+from scripts.benchmarks.measure import Paired, Side, Spread, paired
 
 PARTS = ("emulator", "qat", "calibration", "conversion", "usb", "pipeline")
 # What a figure's goal is about: how many times faster than the yardstick, how many times its cost, seconds, megabytes.
@@ -37,15 +38,9 @@ class Scale:
 
 FULL = Scale()
 QUICK = Scale(
-    rounds=3,
-    step_rounds=3,
-    min_seconds=0.1,
-    small_steps=3,
-    growth=False,
-    large_training=False,
-    calibration_batches=2,
+    rounds=3, step_rounds=3, min_seconds=0.1, small_steps=3, growth=False, large_training=False, calibration_batches=2,
     stick_seconds=1.0,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -103,14 +98,20 @@ def compared(
     )  # fmt: skip
 
 
+def compare(
+    part: str, name: str, kind: Kind, sides: tuple[Side, Side], words: str, *, rounds: int, min_seconds: float = 0.0,
+    goal: float | None = None, remark: str = "", clock: bool = False,
+) -> Figure:  # fmt: skip
+    """Measure a subject against its yardstick (`sides`, `words`) and return the figure; see `measure.paired`."""
+    found = paired(*sides, rounds=rounds, min_seconds=min_seconds, title=name, clock=clock)
+    return compared(part, name, kind, found, words, goal=goal, remark=remark)
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures were measured on: processor, cores, system and versions."""
-    model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        named = {key.strip(): value.strip() for key, _, value in lines}
-        model = named.get("model name") or model or named.get("Hardware", "")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     versions = {}
     for package in PACKAGES:
         try:
@@ -118,7 +119,7 @@ def machine() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "processor": model or platform.machine(),
+        "processor": named.get("model name") or platform.processor() or named.get("Hardware") or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -128,7 +129,7 @@ def machine() -> dict[str, Any]:
 
 def to_json(figures: Sequence[Figure], about: Mapping[str, Any]) -> dict[str, Any]:
     """Return the result file: `about` the run, and every figure with its verdict."""
-    return {**about, "figures": [{**as_json(figure), "met": figure.met} for figure in figures]}
+    return {**about, "figures": [{**_rounded(asdict(figure)), "met": figure.met} for figure in figures]}
 
 
 def from_json(value: Mapping[str, Any]) -> list[Figure]:
@@ -169,7 +170,7 @@ def markdown(figures: Iterable[Figure], about: Mapping[str, Any]) -> str:
     """Return the tables of docs/performance.md: the machine, and one table per part."""
     figures = list(figures)
     machine_words = ", ".join(f"{key} {value}" for key, value in about.get("machine", {}).items())
-    lines = [f"Machine: {machine_words}." + (" Quick run: fewer rounds." if about.get("quick") else "")]
+    lines = textwrap.wrap(f"Machine: {machine_words}." + " Quick run: fewer rounds." * bool(about.get("quick")), 100)
     for part in PARTS:
         rows = [line(figure) for figure in figures if figure.part == part]
         if rows:
@@ -204,9 +205,11 @@ def about(quick: bool, parts: Sequence[str], took: float) -> dict[str, Any]:
     return {"machine": machine(), "quick": quick, "parts": list(parts), "seconds": round(took, 1)}
 
 
-def scale_json(scale: Scale) -> dict[str, Any]:
-    """Return a scale as JSON holds it."""
-    return asdict(scale)
+def _rounded(value: Any) -> Any:
+    # Six digits of every number.
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _range(spread: Spread, kind: Kind) -> str:

@@ -7,6 +7,7 @@ took more than `FOREIGN_SHARE` of the cores is contended and does not count.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -14,11 +15,10 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from gti.progress import progress_bar
@@ -42,7 +42,11 @@ class Sample:
 
     wall: float
     cpu: float
-    foreign: float | None  # None where the system does not tell
+    foreign: float = 0.0  # also where the system does not tell
+
+
+Round = tuple[Sample, Sample]  # subject, yardstick
+Side = tuple["Worker", str]  # and its action
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: list[float]) -> Spread:
+    def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
 
@@ -81,41 +85,29 @@ def start_tensorflow() -> None:
     tf.get_logger().setLevel("ERROR")
 
 
-def busy_seconds() -> float | None:
-    """Return the CPU time that all programs of the machine have used so far, None where the system does not tell."""
+def others_seconds() -> float:
+    """Return the CPU time of all programs but this one and its descendants so far; 0 where there is no /proc."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
     except OSError:
-        return None
+        return 0.0
     user, nice, system, _, _, irq, softirq, steal = map(int, fields)
-    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-
-
-def tree_seconds() -> float:
-    """Return the CPU time of this process and its descendants so far (Linux)."""
     parents, ticks = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:  # it has ended
-                continue
-            parents[int(entry.name)] = int(fields[1])
-            ticks[int(entry.name)] = sum(map(int, fields[11:15]))  # own, and of children that have ended
+            with contextlib.suppress(OSError):  # it has ended
+                stat = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                parents[int(entry.name)] = int(stat[1])
+                ticks[int(entry.name)] = sum(map(int, stat[11:15]))  # own, and of children that have ended
     family, generation = set(), {os.getpid()}
     while generation:
         family |= generation
         generation = {pid for pid, parent in parents.items() if parent in generation} - family
-    return sum(ticks.get(pid, 0) for pid in family) / os.sysconf("SC_CLK_TCK")
+    everybody = user + nice + system + irq + softirq + steal
+    return (everybody - sum(ticks.get(pid, 0) for pid in family)) / os.sysconf("SC_CLK_TCK")
 
 
-def own_cpu_seconds() -> float:
-    """Return the CPU time of this process, its threads and its ended children."""
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-class Worker:
+class Worker(contextlib.AbstractContextManager["Worker"]):
     """A process that prepares some actions once and then runs them on demand.
 
     `prepare(*arguments)` returns the actions by name; it must be importable. Raises RuntimeError with the process's
@@ -133,16 +125,11 @@ class Worker:
 
     def run(self, action: str, repeat: int = 1) -> Sample:
         """Run an action `repeat` times; return the means of one run."""
-        before, own_before = busy_seconds(), tree_seconds() if Path("/proc/stat").exists() else 0.0
-        start = time.perf_counter()
+        before, start = others_seconds(), time.perf_counter()
         wall, cpu = self._ask("run", action, repeat)
         seconds = time.perf_counter() - start
-        foreign = None
-        after = busy_seconds()
-        if before is not None and after is not None:
-            others = after - before - (tree_seconds() - own_before)
-            foreign = max(0.0, others - TICK_ERROR) / (seconds * (os.cpu_count() or 1))
-        return Sample(wall / repeat, cpu / repeat, foreign)
+        others = others_seconds() - before - TICK_ERROR
+        return Sample(wall / repeat, cpu / repeat, max(0.0, others) / (seconds * (os.cpu_count() or 1)))
 
     def value(self, action: str) -> Any:
         """Run an action once and return its result."""
@@ -151,16 +138,6 @@ class Worker:
     def peak_megabytes(self) -> float:
         """Return the largest memory (resident set) of the process so far, in 10**6 bytes."""
         return self._ask("peak", "", 1)
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process.is_alive():
-            self._connection.send(None)
-            self._process.join(10)
-        if self._process.is_alive():
-            self._process.terminate()
-            self._process.join()
-        self._connection.close()
 
     def _ask(self, *request: Any) -> Any:
         self._connection.send(request)
@@ -172,17 +149,23 @@ class Worker:
         except EOFError:
             problem, result = "the process of a side ended", None
         if problem:
-            self.close()
+            self.__exit__()
             raise RuntimeError(problem)
         return result
 
-    def __enter__(self) -> Worker:
-        return self
+    def __exit__(self, *_: object) -> None:
+        if self._process.is_alive():
+            self._connection.send(None)
+            self._process.join(10)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+        self._connection.close()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _serve(connection: Connection, prepare: Callable[..., Actions], arguments: tuple[Any, ...]) -> None:
@@ -198,10 +181,10 @@ def _serve(connection: Connection, prepare: Callable[..., Actions], arguments: t
                 result = actions[action]()
             else:
                 run = actions[action]
-                cpu, start = own_cpu_seconds(), time.perf_counter()
+                cpu, start = _cpu_seconds(), time.perf_counter()
                 for _ in range(repeat):
                     run()
-                result = (time.perf_counter() - start, own_cpu_seconds() - cpu)
+                result = (time.perf_counter() - start, _cpu_seconds() - cpu)
             connection.send(("", result))
     except (EOFError, KeyboardInterrupt):
         pass
@@ -210,18 +193,11 @@ def _serve(connection: Connection, prepare: Callable[..., Actions], arguments: t
 
 
 def paired(
-    subject: tuple[Worker, str],
-    yardstick: tuple[Worker, str],
-    *,
-    rounds: int,
-    min_seconds: float,
-    title: str = "",
-    clock: bool = False,
+    subject: Side, yardstick: Side, *, rounds: int, min_seconds: float, title: str = "", clock: bool = False
 ) -> Paired:
     """Compare two actions in at least `rounds` rounds, a side taking at least `min_seconds` of a round.
 
-    Both sides run unmeasured first; short actions are repeated within a round. `clock`: most of the time is spent
-    waiting, so CPU time would say nothing; contended rounds count by the clock where there are no others.
+    Both sides run unmeasured first; short actions are repeated within a round. `clock`: see `repeated`.
     """
     repeats = []
     for worker, action in (subject, yardstick):
@@ -229,50 +205,49 @@ def paired(
         if once < WARM_UP_SECONDS:  # most of it may have been compilation, or the processor waking up
             once = worker.run(action).wall
         repeats.append(max(1, round(min_seconds / max(once, 1e-7))))
-    quiet: list[tuple[Sample, Sample]] = []
-    contended: list[tuple[Sample, Sample]] = []
+
+    def one(turn: int) -> Round:
+        sides = [(*subject, repeats[0]), (*yardstick, repeats[1])]
+        samples = [worker.run(action, repeat) for worker, action, repeat in (sides[::-1] if turn % 2 else sides)]
+        first, second = samples[::-1] if turn % 2 else samples
+        return first, second
+
+    return repeated(one, rounds, title, clock)
+
+
+def repeated(one: Callable[[int], Round], rounds: int, title: str = "", clock: bool = False) -> Paired:
+    """Call `one` with the numbers of rounds until `rounds` were quiet, or as often as patience allows.
+
+    `clock`: most of the time is spent waiting, so CPU time would say nothing; contended rounds count by the clock where
+    there are no others.
+    """
+    quiet: list[Round] = []
+    contended: list[Round] = []
     with progress_bar(rounds, title if sys.stderr.isatty() else "", "round") as bar:
-        while len(quiet) < rounds and len(quiet) + len(contended) < PATIENCE * rounds:
+        while len(quiet) < rounds and (done := len(quiet) + len(contended)) < PATIENCE * rounds:
             if len(contended) > rounds and not quiet:
                 break  # nothing of this machine is free
-            sides = [(*subject, repeats[0]), (*yardstick, repeats[1])]
-            turn = (len(quiet) + len(contended)) % 2
-            samples = [worker.run(action, repeat) for worker, action, repeat in (sides[::-1] if turn else sides)]
-            if turn:
-                samples.reverse()
-            if is_contended((samples[0], samples[1])):
-                contended.append((samples[0], samples[1]))
+            samples = one(done)
+            if is_contended(samples):
+                contended.append(samples)
             else:
-                quiet.append((samples[0], samples[1]))
+                quiet.append(samples)
                 bar.update()
     return evaluated(quiet, contended, rounds, clock)
 
 
-def is_contended(samples: tuple[Sample, Sample]) -> bool:
+def is_contended(samples: Round) -> bool:
     """Return whether others computed during a round."""
-    return any((sample.foreign or 0.0) > FOREIGN_SHARE for sample in samples)
+    return any(sample.foreign > FOREIGN_SHARE for sample in samples)
 
 
-def evaluated(
-    quiet: list[tuple[Sample, Sample]], contended: list[tuple[Sample, Sample]], rounds: int, clock: bool = False
-) -> Paired:
-    """Return the figures of (subject, yardstick) rounds: by the clock if `rounds` are quiet, else by CPU time."""
+def evaluated(quiet: list[Round], contended: list[Round], rounds: int, clock: bool = False) -> Paired:
+    """Return the figures of the rounds: by the clock if `rounds` are quiet, else by CPU time."""
     enough = len(quiet) >= rounds
     counted = quiet if enough else quiet + contended
     basis = "wall" if enough or clock else "cpu"
     ours, theirs = ([getattr(pair[side], basis) for pair in counted] for side in (0, 1))
     ratios = [a / max(b, 1e-9) for a, b in zip(ours, theirs, strict=True)]
-    foreign = statistics.median(sample.foreign or 0.0 for pair in counted for sample in pair)
+    foreign = statistics.median(sample.foreign for pair in counted for sample in pair)
     rejected = len(contended) if enough else 0
     return Paired(Spread.of(ours), Spread.of(theirs), Spread.of(ratios), len(counted), rejected, basis, foreign)
-
-
-def as_json(value: Any) -> dict[str, Any]:
-    """Return a dataclass as JSON holds it, numbers with six digits."""
-    return _rounded(asdict(value))
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return float(f"{value:.6g}") if isinstance(value, float) else value

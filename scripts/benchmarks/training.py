@@ -14,8 +14,8 @@ from gti import files
 from gti.chip.network import json_form as network_files
 from gti.chip.network.types import Network
 from scripts.benchmarks import networks
-from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import Actions, Worker, paired, start_tensorflow
+from scripts.benchmarks.figures import Figure, Scale, compare
+from scripts.benchmarks.measure import Actions, Worker, start_tensorflow
 
 GOAL_STEP = 1.05
 GOAL_CALIBRATION = 1.1
@@ -86,11 +86,10 @@ def measure_steps(scale: Scale) -> Iterator[Figure]:
         with Worker(epoch_side, net, network, batch, steps, stages) as worker:
             for stage in stages[1:]:
                 name = f"{title}, batch {batch}: {stage}, {steps} step" + "s" * (steps > 1)
-                found = paired(
-                    (worker, stage), (worker, "float"), rounds=scale.step_rounds, min_seconds=scale.min_seconds,
-                    title=name,
+                yield compare(
+                    "qat", name, "cost", ((worker, stage), (worker, "float")), "the same in float",
+                    rounds=scale.step_rounds, min_seconds=scale.min_seconds, goal=GOAL_STEP, remark=REMARK[stage],
                 )  # fmt: skip
-                yield compared("qat", name, "cost", found, "the same in float", goal=GOAL_STEP, remark=REMARK[stage])
 
 
 def calibration_side(net: str, network: Network, batch: int, batches: int) -> Actions:
@@ -124,8 +123,9 @@ def measure_calibration(scale: Scale) -> Iterator[Figure]:
     for net, network, batch, batches, title in cases:
         name = f"{title}, {batches} batches of {batch}"
         with Worker(calibration_side, net, network, batch, batches) as worker:
-            found = paired((worker, "calibrate"), (worker, "forward"), rounds=scale.rounds, min_seconds=0, title=name)
-        yield compared("calibration", name, "cost", found, "forward passes", goal=GOAL_CALIBRATION)
+            sides = (worker, "calibrate"), (worker, "forward")
+            goal = GOAL_CALIBRATION
+            yield compare("calibration", name, "cost", sides, "forward passes", rounds=scale.rounds, goal=goal)
 
 
 def write_photographs(folder: Path, count: int) -> None:
@@ -195,17 +195,13 @@ def measure_evaluation(scale: Scale) -> Iterator[Figure]:
         with Worker(evaluation_side, str(Path(folder) / "val"), network, scale.batch, stages) as worker:
             for stage in stages:
                 name = f"{networks.title(scale.net)}, {count} JPEG files: evaluate, {stage}"
-                found = paired(
-                    (worker, f"evaluate {stage}"), (worker, f"forward {stage}"),
-                    rounds=scale.rounds, min_seconds=0, title=name,
+                yield compare(
+                    "pipeline", name, "cost", ((worker, f"evaluate {stage}"), (worker, f"forward {stage}")),
+                    "forward passes, images in memory", rounds=scale.rounds, goal=GOAL_EVALUATION,
                 )  # fmt: skip
-                yield compared(
-                    "pipeline", name, "cost", found, "forward passes, images in memory", goal=GOAL_EVALUATION
-                )
             for action, words in (("pipeline", "evaluation"), ("training", "training, random crops")):
                 name = f"{count} JPEG files to codes: {words}"
-                found = paired(
-                    (worker, action), (worker, "decode"),
-                    rounds=scale.rounds, min_seconds=scale.min_seconds, title=name,
+                yield compare(
+                    "pipeline", name, "cost", ((worker, action), (worker, "decode")), "decoding alone",
+                    rounds=scale.rounds, min_seconds=scale.min_seconds,
                 )  # fmt: skip
-                yield compared("pipeline", name, "cost", found, "decoding alone")

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.runtime.pool import GtiPool
 from gti.chip.wire import protocol
 from scripts.benchmarks import networks
-from scripts.benchmarks.figures import Figure, Scale, compared
-from scripts.benchmarks.measure import Actions, Worker, paired
+from scripts.benchmarks.figures import Figure, Scale, compare
+from scripts.benchmarks.measure import Actions, Worker
 
 PART = "usb"
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,14 +118,14 @@ def start_side() -> Actions:
 def measure(scale: Scale) -> Iterator[Figure]:
     """Yield the figures of the USB path."""
     size = networks.of_net(scale.net).input_shape[0]
+    often: dict[str, Any] = {"rounds": scale.rounds, "min_seconds": scale.min_seconds}
     with Worker(frame_side, SIZES) as worker:
         for one in SIZES if scale.growth else (size,):
             name = f"encode {one}x{one}x3 + decode {OUTPUTS}x7x7"
-            found = paired(
-                (worker, f"frame {one}"), (worker, f"copies {one}"),
-                rounds=scale.rounds, min_seconds=scale.min_seconds, title=name,
+            yield compare(
+                PART, name, "seconds", ((worker, f"frame {one}"), (worker, f"copies {one}")), "copies in NumPy",
+                **often, goal=GOAL_FRAME if one == 224 else None,
             )  # fmt: skip
-            yield compared(PART, name, "seconds", found, "copies in NumPy", goal=GOAL_FRAME if one == 224 else None)
     # The time of one stick over that of several for the same frames.
     frames = max(FRAMES_HELD, round(scale.stick_seconds * 1000 / CHIP_MS))
     with tempfile.TemporaryDirectory() as folder:
@@ -134,24 +135,23 @@ def measure(scale: Scale) -> Iterator[Figure]:
             for sticks in STICKS if scale.growth else STICKS[-1:]:
                 name = f"{sticks} sticks, {frames} frames of {CHIP_MS:g} ms on the chip"
                 with Worker(pool_side, str(path), sticks, size, frames) as several:
-                    found = paired((several, "frames"), (single, "frames"), rounds=scale.rounds, min_seconds=0,
-                                   title=name, clock=True)  # fmt: skip
+                    yield compare(
+                        PART, name, "speed", ((several, "frames"), (single, "frames")), "1 stick",
+                        rounds=scale.rounds, goal=GOAL_STICKS.get(sticks), clock=True,
+                    )  # fmt: skip
                     several.value("release")
-                yield compared(PART, name, "speed", found, "1 stick", goal=GOAL_STICKS.get(sticks))
             single.value("release")
         small = networks.six_convolutions()
         path.write_bytes(dat.encode(small, networks.random_weights(small)))
         with Worker(accuracy_side, str(path), small, scale.small_batch) as worker:
             name = f"six convolutions 56, {scale.small_batch} images: chip_infer.py --engine_only"
-            found = paired((worker, "engine"), (worker, "stick"), rounds=scale.rounds, min_seconds=scale.min_seconds,
-                           title=name)  # fmt: skip
+            sides = (worker, "engine"), (worker, "stick")
+            yield compare(PART, name, "speed", sides, "virtual stick, frame by frame", **often)
             worker.value("release")
-        yield compared(PART, name, "speed", found, "virtual stick, frame by frame")
     with Worker(start_side) as worker:
         name = "start Python and import gti.chip.driver"
-        found = paired((worker, "driver"), (worker, "numpy"), rounds=scale.rounds, min_seconds=scale.min_seconds,
-                       title=name)  # fmt: skip
-        yield compared(PART, name, "seconds", found, "import numpy", goal=GOAL_IMPORT)
+        sides = (worker, "driver"), (worker, "numpy")
+        yield compare(PART, name, "seconds", sides, "import numpy", **often, goal=GOAL_IMPORT)
 
 
 def _images(size: int) -> np.ndarray:

@@ -75,7 +75,7 @@ def test_all_rounds_count_where_too_few_are_quiet(clock, basis, median):
 
 def test_a_round_is_contended_above_the_limit():
     alone, disturbed = Sample(1, 1, measure.FOREIGN_SHARE), Sample(1, 1, measure.FOREIGN_SHARE + 0.01)
-    assert not measure.is_contended((alone, Sample(1, 1, None)))
+    assert not measure.is_contended((alone, Sample(1, 1)))
     assert measure.is_contended((alone, disturbed))
 
 
