@@ -2,11 +2,12 @@
 
     python scripts/check.py --net vgg16
     python scripts/check.py nets/2801_vgg16_dat.json --fc 4096,4096,1001
-    python scripts/check.py my_model.keras --json check.json
+    python scripts/check.py my_model.onnx --json check.json
 
-Of a .keras file only the configuration is read: no weights, no code. A JSON or a .keras file needs no TensorFlow; the
-host layers of --net do, and are left out where it is not installed. Exit status: 0 fits, 1 does not fit, 2 a mistake on
-the command line or in a file. docs/check.md says how the figures come about, and how sure they are.
+Model files (.onnx, .keras, .h5, .pth, .safetensors) are read as import_model.py reads them; no array and no code of them
+is used. No file needs TensorFlow; the host layers of --net do, and are left out where it is not installed. Exit status: 0
+fits, 1 does not fit, 2 a mistake on the command line or in a file. docs/check.md says how the figures come about, and
+how sure they are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gti import cli
 from gti.chip.spec import CHIP
 from gti.errors import UsageError, sentence
 from gti.param_parser import Parser, count, net_file, net_name
+from scripts.import_model import bits
 
 
 def main() -> int:
@@ -39,7 +41,9 @@ def main() -> int:
         study = feasibility.of_json(args.file, units=args.fc)
     else:
         _check_kind(args.file)
-        study = feasibility.of_keras(args.file, coef_bits=args.coef_bits, units=args.fc)
+        study = feasibility.of_model_file(
+            args.file, coef_bits=args.coef_bits, units=args.fc, image_size=args.image_size
+        )
     print(feasibility.text(study))
     if args.json:
         from gti import files
@@ -50,7 +54,7 @@ def main() -> int:
 
 def _check_kind(name: str) -> None:
     # A .keras file is opened by its name alone, and whatever else there is would be "no such file".
-    expected = "a dat.json or .keras file"
+    expected = "a dat.json or a model file (.onnx, .keras, .h5, .pth, .safetensors)"
     if Path(name).exists() and not Path(name).is_file():
         raise UsageError(sentence(name, "is not a regular file", expected=expected, fix="pass a file's path"))
     if name.lower().endswith((".model", ".dat")):
@@ -61,12 +65,15 @@ def _check_kind(name: str) -> None:
 
 def _arguments() -> Any:
     parser = Parser("Does a network fit the chip, and what does it cost? Exit status 0: fits, 1: does not, 2: mistake.")
-    parser.add_argument("file", nargs="?", metavar="FILE", help="dat.json or .keras file")
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="dat.json or model file (.onnx, .keras, .h5, .pth, .safetensors)"
+    )
     parser.add_argument("--net", type=net_name, help="a net of the kit, in place of FILE")
     parser.add_argument("--nets_dir", default="nets", metavar="DIR", help="folder of <chip>_<net>_dat.json")
     parser.add_argument(
-        "--coef_bits", type=int, choices=(1, 3), default=3, help="for plain Conv2D layers of a .keras file"
+        "--coef_bits", type=bits, default=(3,), metavar="N,N,...", help="of a model file, as import_model.py takes them"
     )
+    parser.add_argument("--image_size", type=count(1), metavar="PIXELS", help="of a model file; default: as it says")
     parser.add_argument("--fc", type=_units, metavar="N,N,...", help="outputs of fully connected layers on the host")
     parser.add_argument(
         "--classes",

@@ -1,38 +1,38 @@
-"""Keras model configuration -> Network of the chip and host layers, with everything that the chip cannot do.
-
-Only the configuration is read, never weights or code: a .keras file is a zip whose `config.json` names the layers, so a
-file from anywhere can be looked at without running it, and without TensorFlow.
-"""
+"""Graph -> the Network of the chip and the host's steps, with everything that neither can do."""
 
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gti.chip import spec
 from gti.chip.network.budget import HostLayer
 from gti.chip.network.rules import Violation
-from gti.chip.network.types import MajorLayer, Network
+from gti.chip.network.types import Network
 from gti.errors import FormatError, sentence
-from gti.files import MAX_JSON_BYTES, parse_json
-from gti.importing.keras_config import Graph, Layer, graph, name_of, pair, whole
+from gti.importing import keras_files, model_files
+from gti.importing.chip_part import (
+    CHIP_CONVOLUTION,
+    CHIP_POOLING,
+    CONVOLUTIONS,
+    INERT,
+    POOLINGS,
+    SCALES,
+    ChipReader,
+    Sublayer,
+    padded_up,
+)
+from gti.importing.graph import Graph, Layer, name_of, pair, whole
+from gti.importing.host_part import DENSE, GLOBAL, HostReader, Step
 
-CONFIG_NAME = "config.json"
-CHIP_CONVOLUTION, CHIP_POOLING = "ChipConv2D", "ChipPooling"
-CONVOLUTIONS = frozenset({CHIP_CONVOLUTION, "Conv2D"})
-POOLINGS = frozenset({CHIP_POOLING, "MaxPooling2D"})
-# Nothing happens in these at inference.
-INERT = frozenset({"Dropout", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout"})
-DENSE = frozenset({"HostDense", "Dense"})
+_BEHIND_CONVOLUTION = frozenset({"BatchNormalization", "ReLU", "Activation", *SCALES})
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A Keras model as the kit sees it: chip part, fully connected host layers, and what does not fit.
+    """A model as the kit sees it: chip part, fully connected host layers, and what does not fit.
 
     Where `problems` is not empty, `network` is the closest reading of the model.
     """
@@ -42,249 +42,105 @@ class Architecture:
     host: tuple[HostLayer, ...]
     problems: tuple[Violation, ...]
     uncounted: tuple[str, ...] = ()  # convolutions that the host computes: no part of `host`
+    sublayers: tuple[Sublayer, ...] = ()
+    steps: tuple[Step, ...] = ()  # of the host
+    host_problems: tuple[Violation, ...] = ()  # why the host's part cannot be written
+    input_scales: tuple[Layer, ...] = ()  # in front of the first convolution
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a user should know of the reading
+    legal_sizes: tuple[int, ...] = ()  # image sizes of the chip that give the same result, the nearest first
 
 
-@dataclass
-class _Sublayer:
-    name: str
-    output_channels: int
-    coef_bits: int
-    upsample: str | None
-    max_code: int
-    activated: bool
-    pooled: bool = False
+def load(
+    path: str | os.PathLike[str], *, coef_bits: Sequence[int] = (3,), image_size: int | None = None
+) -> Architecture:
+    """Return the architecture of a model file; plain convolutions count as `coef_bits` wide.
 
-
-@dataclass
-class _Reader:
-    """Walks the chip part layer by layer; holds the sublayers and problems found so far."""
-
-    coef_bits: int
-    sublayers: list[_Sublayer] = field(default_factory=list)
-    problems: list[Violation] = field(default_factory=list)
-    sampling: set[int] = field(default_factory=set)
-    upsample: str | None = None
-
-    def unfit(self, layer: str, problem: str, expected: object, received: object, fix: str) -> None:
-        self.problems.append(Violation(f"layer {layer}", "keras-layer", problem, expected, received, fix))
-
-    def read(self, layer: Layer) -> None:
-        layout = layer.config.get("data_format") or "channels_last"
-        if layout != "channels_last":
-            self.unfit(layer.name, "the layout is not the kit's", "channels_last", layout,
-                       "build the model channels_last; conversion reorders for the chip")  # fmt: skip
-        if layer.kind == CHIP_CONVOLUTION:
-            self._chip_convolution(layer)
-        elif layer.kind == "Conv2D":
-            self._convolution(layer)
-        elif layer.kind in POOLINGS:
-            self._pooling(layer)
-        elif layer.kind == "UpSampling2D":
-            self._upsampling(layer)
-        elif layer.kind in ("BatchNormalization", "ReLU", "Activation"):
-            self._after_convolution(layer)
-        elif layer.kind not in INERT:
-            self.unfit(
-                layer.name,
-                "the chip has no layer of this kind",
-                "3x3 convolutions with ReLU, 2x2 pooling and upsampling in front of the host's layers",
-                layer.kind,
-                "leave it out, or move it behind the last chip layer, where the host computes it",
-            )
-
-    def _chip_convolution(self, layer: Layer) -> None:
-        self._activation_missing()
-        config = layer.config
-        if config.get("upsample"):
-            self._upsampled_already(layer, "upsampling")
-        self.sublayers.append(
-            _Sublayer(
-                name=layer.name,
-                output_channels=whole(config.get("output_channels"), 0),
-                coef_bits=whole(config.get("coef_bits"), 0),
-                upsample=config.get("upsample") or self.upsample,
-                max_code=whole(config.get("max_code"), spec.MAX_CODE),
-                activated=True,
-            )
-        )
-        self.upsample = None
-
-    def _convolution(self, layer: Layer) -> None:
-        self._activation_missing()
-        config = layer.config
-        kernel, strides = pair(config.get("kernel_size", 3)), pair(config.get("strides", 1))
-        if kernel != (3, 3):
-            remedy = {(1, 1): "use 3x3 (its centre can hold the 1x1 filter)", (5, 5): "use two 3x3 layers in a row"}
-            self.unfit(layer.name, "the kernel is not 3x3", "3x3", "x".join(map(str, kernel)),
-                       remedy.get(kernel, "use one or several 3x3 layers in a row"))  # fmt: skip
-        if strides != (1, 1):
-            self.unfit(layer.name, "the stride is not 1", 1, strides, "use stride 1 and a 2x2 max pooling behind it")
-        if config.get("padding") != "same":
-            self.unfit(layer.name, "the padding is not one pixel of zeros", "same", config.get("padding"),
-                       'set padding="same"')  # fmt: skip
-        if pair(config.get("dilation_rate", 1)) != (1, 1):
-            self.unfit(layer.name, "the filter is dilated", 1, config.get("dilation_rate"), "use dilation_rate=1")
-        if config.get("groups", 1) != 1:
-            self.unfit(layer.name, "the convolution is grouped", 1, config.get("groups"), "use groups=1")
-        activation = name_of(config.get("activation"))
-        if activation not in ("relu", "linear"):
-            self.unfit(layer.name, "the activation is not a ReLU", "relu", activation, 'use activation="relu"')
-        self.sublayers.append(
-            _Sublayer(
-                name=layer.name,
-                output_channels=whole(config.get("filters"), 0),
-                coef_bits=self.coef_bits,
-                upsample=self.upsample,
-                max_code=spec.MAX_CODE,
-                activated=activation != "linear",
-            )
-        )
-        self.upsample = None
-
-    def _pooling(self, layer: Layer) -> None:
-        self._activation_missing()
-        self._upsampled_already(layer, "pooling")
-        if layer.kind == CHIP_POOLING:
-            self.sampling.add(whole(layer.config.get("sampling_method"), 0))
-        else:
-            self.sampling.add(0)
-            window = pair(layer.config.get("pool_size", 2))
-            strides = pair(layer.config.get("strides") or window)
-            if (window, strides) != ((2, 2), (2, 2)):
-                self.unfit(layer.name, "the pooling is not 2x2 with stride 2", "2x2, stride 2",
-                           f"{window[0]}x{window[1]}, stride {strides[0]}", "use MaxPooling2D(2)")  # fmt: skip
-        if not self.sublayers or self.sublayers[-1].pooled:
-            self.unfit(layer.name, "no convolution stands before this pooling", "convolution, then pooling", "pooling",
-                       "put a ChipConv2D in front of it")  # fmt: skip
-        else:
-            self.sublayers[-1].pooled = True
-
-    def _upsampling(self, layer: Layer) -> None:
-        size, mode = pair(layer.config.get("size", 2)), layer.config.get("interpolation", "nearest")
-        if size != (2, 2) or mode != "nearest":
-            self.unfit(layer.name, "the chip doubles images by repeating pixels", "size 2, nearest",
-                       f"size {size[0]}, {mode}", 'use UpSampling2D(2, interpolation="nearest")')  # fmt: skip
-        self._upsampled_already(layer, "upsampling")
-        self.upsample = "repeat"
-
-    def _upsampled_already(self, layer: Layer, step: str) -> None:
-        if self.upsample:
-            self.unfit(layer.name, "the chip upsamples in front of a convolution only", "upsampling, then convolution",
-                       f"upsampling, then {step}", "put a ChipConv2D between them, or leave both out"
-                       if step == "pooling" else "put a ChipConv2D between them")  # fmt: skip
-
-    def _after_convolution(self, layer: Layer) -> None:
-        last = self.sublayers[-1] if self.sublayers and not self.sublayers[-1].pooled else None
-        if layer.kind == "BatchNormalization":
-            if last is None or last.activated:
-                self.unfit(layer.name, "this batch norm cannot be folded into a convolution",
-                           "convolution -> batch norm -> ReLU", "another order",
-                           "put it between a convolution and its ReLU (batch_norm=True of ChipConv2D)")  # fmt: skip
-            axis = layer.config.get("axis", -1)
-            if axis not in (-1, 3, [-1], [3]):
-                self.unfit(layer.name, "the batch norm does not normalise channels", "axis -1", f"axis {axis}",
-                           "set axis=-1")  # fmt: skip
-            return
-        activation = "relu" if layer.kind == "ReLU" else name_of(layer.config.get("activation"))
-        if activation != "relu":
-            self.unfit(layer.name, "the activation is not a ReLU", "relu", activation, "use a ReLU")
-        # A max_value is no obstacle: every ReLU of the chip has a cap, and calibration sets it.
-        for option in ("negative_slope", "threshold"):
-            if layer.config.get(option):
-                self.unfit(layer.name, "the ReLU does not begin at 0 with slope 0 below", f"{option} 0",
-                           f"{option} {layer.config[option]}", f"set {option}=0")  # fmt: skip
-        if last is None:
-            self.unfit(layer.name, "no convolution stands before this activation", "convolution, then ReLU",
-                       layer.kind, "remove it: every ChipConv2D ends with its ReLU")  # fmt: skip
-        else:
-            last.activated = True
-
-    def _activation_missing(self) -> None:
-        if self.sublayers and not self.sublayers[-1].activated:
-            last = self.sublayers[-1]
-            last.activated = True
-            self.unfit(last.name, "the convolution has no ReLU", "relu", "linear", 'use activation="relu"')
-
-    def finish(self, image_size: int, channels: int) -> Network:
-        self._activation_missing()
-        if len(self.sampling) > 1:
-            self.unfit("pooling", "the chip pools in one way for the whole network", "one sampling_method",
-                       sorted(self.sampling), "use the same sampling_method in every ChipPooling")  # fmt: skip
-        for sublayer in self.sublayers[:-1]:
-            if sublayer.max_code != spec.MAX_CODE:
-                self.unfit(sublayer.name, "only the last sublayer can have ten-bit codes", spec.MAX_CODE,
-                           sublayer.max_code, "leave max_code at 31 here")  # fmt: skip
-        ten_bit = bool(self.sublayers) and self.sublayers[-1].max_code == spec.MAX_CODE_TEN_BIT
-        return Network(
-            layers=_major_layers(self.sublayers, image_size, channels, split_last=ten_bit),
-            chip_type=spec.CHIP_TYPE,
-            sampling_method=min(self.sampling, default=0),
-            activation_bit_mode=int(ten_bit),
-        )
-
-
-def load(path: str | os.PathLike[str], *, coef_bits: int = 3) -> Architecture:
-    """Return the architecture of a .keras file; plain Conv2D layers count as `coef_bits` wide.
-
-    Raises FormatError when the file is no .keras archive, or holds no model of a single chain of named layers.
+    Raises FormatError when the file holds no model of named layers, UsageError for other numbers of `coef_bits`.
     """
-    name = os.fspath(path)
-    try:
-        if not os.path.isfile(name):
-            raise FormatError(sentence(name, "no such file", fix="check the path"))
-        with zipfile.ZipFile(name) as archive:
-            if archive.getinfo(CONFIG_NAME).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError("packed in an unusual way")  # the other methods unpack without a bound
-            with archive.open(CONFIG_NAME) as file:
-                data = file.read(MAX_JSON_BYTES + 1)
-    except KeyError:
-        raise FormatError(sentence(name, "is no Keras model", expected=f"a zip with {CONFIG_NAME} inside")) from None
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ) as problem:
-        fix = 'save the model with model.save("NAME.keras")'
-        raise FormatError(sentence(name, f"is no .keras file ({problem})", expected="a zip archive", fix=fix)) from None
-    if len(data) > MAX_JSON_BYTES:
-        raise FormatError(sentence(name, "its configuration is too large", expected=f"at most {MAX_JSON_BYTES} bytes"))
-    return from_config(parse_json(data, f"{name}/{CONFIG_NAME}"), name, coef_bits=coef_bits)
+    return from_graph(model_files.load(path), os.fspath(path), coef_bits=coef_bits, image_size=image_size)
 
 
-def of_model(model: Any, *, coef_bits: int = 3) -> Architecture:
-    """Return the architecture of a Keras model in memory; see `load`."""
+def of_model(model: Any, *, coef_bits: Sequence[int] = (3,)) -> Architecture:
+    """Return the architecture of a Keras model in memory, without its arrays; see `load`."""
     kind = type(model).__name__
     config = {"class_name": "Sequential" if kind == "Sequential" else "Functional", "config": model.get_config()}
-    return from_config(config, f"model {model.name}", coef_bits=coef_bits)
+    name = f"model {model.name}"
+    return from_graph(keras_files.graph(config, name), name, coef_bits=coef_bits)
 
 
-def from_config(config: Any, source: str, *, coef_bits: int = 3) -> Architecture:
-    """Return the architecture of a Keras configuration (a Functional or Sequential model); see `load`."""
-    model = graph(config, source)
-    layers = model.layers
+def from_graph(
+    model: Graph, source: str, *, coef_bits: Sequence[int] = (3,), image_size: int | None = None
+) -> Architecture:
+    """Return the architecture of a Graph; see `load`. `image_size` takes the place of the size in the file."""
+    layers = _linear_head(model.layers)
     end = _chip_end(layers)
-    reader = _Reader(coef_bits)
+    reader = ChipReader(0)
     _check_chain(layers[:end], reader)
-    _check_host(model, end, reader)
-    size, channels = _image(model.input_shape, reader)
+    _check_host(replace(model, layers=tuple(layers)), end, reader)
+    size, channels = _image(model.input_shape, reader, layers, image_size)
     for layer in layers[:end]:
         reader.read(layer)
     if not reader.sublayers:
         raise FormatError(
-            sentence(
-                source,
-                "holds no convolution for the chip",
-                expected="ChipConv2D layers",
-                fix="build it from gti.layers, without a model inside the model",
-            )
+            sentence(source, "holds no convolution for the chip", expected="3x3 convolutions in front of the host part")
         )
-    network = reader.finish(size, channels)
-    uncounted = tuple(layer.name for layer in layers[end:] if "Conv" in layer.kind)
-    return Architecture(model.name, network, _host(layers[end:]), tuple(reader.problems), uncounted)
+    last, result = reader.sublayers[-1].output_channels, _sizes(reader.sublayers, size)[-1]
+    host = HostReader(result, last, padded_up(last))
+    host.read(layers[end:])
+    sizes = _legal_sizes(reader.sublayers, size, fixed=bool(host.steps) and host.steps[0].kind not in GLOBAL)
+    reader.image_size = _checked_size(reader, size if image_size is None else image_size, sizes, result)
+    network = reader.finish(channels, coef_bits)
+    return Architecture(
+        name=model.name,
+        network=network,
+        host=_host(layers[end:]) if host.problems else host.layers(),
+        problems=tuple(reader.problems),
+        uncounted=tuple(layer.name for layer in layers[end:] if "Conv" in layer.kind) if host.problems else (),
+        sublayers=tuple(reader.sublayers),
+        steps=tuple(host.steps),
+        host_problems=tuple(host.problems),
+        input_scales=tuple(reader.input_scales),
+        labels=model.labels,
+        notes=(*_notes(reader.sublayers), *host.notes),
+        legal_sizes=sizes,
+    )
+
+
+def _linear_head(layers: Sequence[Layer]) -> list[Layer]:
+    # A linear 1x1 convolution in front of the last global average is a fully connected layer behind it.
+    result = list(layers)
+    at = max((i for i, layer in enumerate(result) if layer.kind == "GlobalAveragePooling2D"), default=0)
+    head = max((i for i in range(at) if result[i].kind not in INERT), default=None)
+    if head is None or not _is_linear_1x1(result[head]) or any(layer.kind in DENSE for layer in result[at:]):
+        return result
+    convolution, average = result[head], result[at]
+    between = [
+        replace(layer, sources=convolution.sources if i == 0 else layer.sources)
+        for i, layer in enumerate(result[head + 1 : at + 1])
+    ]
+    if average.sources == (convolution.name,):
+        average = replace(average, sources=convolution.sources)
+        between[-1] = average
+    moved = replace(convolution, sources=(average.name,))
+    behind = [
+        replace(layer, sources=tuple(moved.name if s == average.name else s for s in layer.sources))
+        if layer.sources
+        else layer
+        for layer in result[at + 1 :]
+    ]
+    return [*result[:head], *between, moved, *behind]
+
+
+def _is_linear_1x1(layer: Layer) -> bool:
+    config = layer.config
+    return (
+        layer.kind == "Conv2D"
+        and pair(config.get("kernel_size", 0)) == (1, 1)
+        and pair(config.get("strides", 1)) == (1, 1)
+        and config.get("groups", 1) == 1
+        and name_of(config.get("activation")) == "linear"
+    )
 
 
 def _chip_end(layers: Sequence[Layer]) -> int:
@@ -292,13 +148,29 @@ def _chip_end(layers: Sequence[Layer]) -> int:
     own = any(layer.kind == CHIP_CONVOLUTION for layer in layers)
     kinds = {CHIP_CONVOLUTION, CHIP_POOLING} if own else CONVOLUTIONS | POOLINGS
     end = max((i + 1 for i, layer in enumerate(layers) if layer.kind in kinds), default=0)
+    if own:
+        return end
+    # 1x1 convolutions of what a global pooling left are fully connected layers, and poolings at the end the host's
+    # where the chip has none such.
+    average = max((i for i, layer in enumerate(layers) if layer.kind in GLOBAL), default=end)
+    if all(_is_linear_1x1(layer) or layer.kind not in CONVOLUTIONS | POOLINGS for layer in layers[average:]):
+        end = min(end, average)
+    while end and (layers[end - 1].kind in INERT or _is_hosts_pooling(layers[end - 1])):
+        end -= 1
     # What belongs to the last convolution of a plain model stands behind it.
-    while not own and end < len(layers) and layers[end].kind in ("BatchNormalization", "ReLU", "Activation"):
+    while end < len(layers) and layers[end].kind in _BEHIND_CONVOLUTION:
         end += 1
     return end
 
 
-def _check_chain(layers: Sequence[Layer], reader: _Reader) -> None:
+def _is_hosts_pooling(layer: Layer) -> bool:
+    window = pair(layer.config.get("pool_size", 2))
+    return layer.kind == "AveragePooling2D" or (
+        layer.kind == "MaxPooling2D" and window != (2, 2) and pair(layer.config.get("strides") or window) == window
+    )
+
+
+def _check_chain(layers: Sequence[Layer], reader: ChipReader) -> None:
     for i, layer in enumerate(layers):
         if layer.sources is None:
             continue
@@ -310,10 +182,10 @@ def _check_chain(layers: Sequence[Layer], reader: _Reader) -> None:
                          f"input from {layer.sources[0]}", "use each layer once, without branches")  # fmt: skip
 
 
-def _check_host(model: Graph, end: int, reader: _Reader) -> None:
+def _check_host(model: Graph, end: int, reader: ChipReader) -> None:
     for layer in model.layers:
-        if layer.is_model:
-            reader.unfit(layer.name, "a model inside the model is not read", "layers", layer.kind,
+        if "layers" in layer.config:
+            reader.unfit(layer.name, "a model inside the model has several inputs", "one input", layer.kind,
                          "put its layers into the model itself")  # fmt: skip
     for name in model.inputs[1:]:
         reader.unfit(name, "the network has another input", "one image", f"{len(model.inputs)} inputs",
@@ -332,60 +204,94 @@ def _check_host(model: Graph, end: int, reader: _Reader) -> None:
                          f"an output of {name}", "leave this output out")  # fmt: skip
 
 
-def _image(shape: object, reader: _Reader) -> tuple[int, int]:
-    if not isinstance(shape, (list, tuple)):
-        shape = []
-    if len(shape) != 4 or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape[1:]):
+def _image(shape: Any, reader: ChipReader, layers: Sequence[Layer], image_size: int | None) -> tuple[int, int]:
+    if not isinstance(shape, (list, tuple)) or len(shape) != 4:
+        shape = [None, None, None, None]
+    height, width, channels = shape[1:]
+    if channels is None:  # the first convolution knows
+        first = next((layer for layer in layers if "kernel" in layer.weights), None)
+        channels = first.weights["kernel"].shape[2] if first and len(first.weights["kernel"].shape) == 4 else None
+    if height is None and width is None and image_size:
+        height = width = image_size
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in (height, width, channels)):
         reader.unfit("input", "the image size is open", "[batch, size, size, channels]", list(shape),
-                     "give keras.Input a fixed shape, for example (224, 224, 3)")  # fmt: skip
-        return 224, 3
-    _, height, width, channels = shape
+                     "pass --image_size, or give keras.Input a fixed shape, for example (224, 224, 3)")  # fmt: skip
+        return image_size or 224, 3
+    size = max(height, width)
     if height != width:
         reader.unfit("input", "images of the chip are square", f"{width}x{width}", f"{height}x{width}",
-                     f"use ({max(height, width)}, {max(height, width)}, {channels})")  # fmt: skip
-    return max(height, width), channels
+                     f"use ({size}, {size}, {channels})")  # fmt: skip
+    return size, channels
 
 
-def _major_layers(
-    sublayers: Sequence[_Sublayer], image_size: int, channels: int, *, split_last: bool
-) -> tuple[MajorLayer, ...]:
-    # A new major layer begins where the chip's registers can only say so: after pooling, at an upsampling, with
-    # other channels or another width of coefficients, and for a ten-bit last layer, which stands alone.
-    layers: list[MajorLayer] = []
-    before: _Sublayer | None = None
-    for i, sublayer in enumerate(sublayers):
-        alone = split_last and i == len(sublayers) - 1
-        if (
-            before is None
-            or before.pooled
-            or sublayer.upsample
-            or alone
-            or (before.output_channels, before.coef_bits) != (sublayer.output_channels, sublayer.coef_bits)
-        ):
-            previous = layers[-1] if layers else None
-            layers.append(
-                MajorLayer(
-                    image_size=previous.output_size if previous else image_size,
-                    input_channels=previous.output_channels if previous else channels,
-                    output_channels=sublayer.output_channels,
-                    sublayer_number=0,
-                    coef_bits=sublayer.coef_bits,
-                    scaling=(),
-                    upsample_enable=sublayer.upsample is not None,
-                    upsample_mode=sublayer.upsample or "repeat",
-                )
-            )
-        last = layers[-1]
-        count = last.sublayer_number + 1
-        layers[-1] = replace(last, sublayer_number=count, scaling=(0,) * count, pooling=sublayer.pooled)
-        before = sublayer
-    return tuple(layers)
+def _sizes(sublayers: Sequence[Sublayer], size: int) -> list[int]:
+    """Return the sizes at which the sublayers work, and that of the result, for images of `size`."""
+    sizes = []
+    for sublayer in sublayers:
+        size = size * 2 if sublayer.upsample else size
+        sizes.append(size)
+        if sublayer.pooled:
+            size = (size + sublayer.rounds_up) // 2
+    return [*sizes, size]
+
+
+def _legal_sizes(sublayers: Sequence[Sublayer], size: int, *, fixed: bool) -> tuple[int, ...]:
+    """Return the image sizes of the chip at which every sublayer has a size of the chip, the nearest to `size` first.
+
+    `fixed`: the host takes a result of one size.
+    """
+    wanted = _sizes(sublayers, size)[-1]
+    found = [
+        legal
+        for legal in spec.IMAGE_SIZES
+        if all(n in spec.IMAGE_SIZES for n in _sizes(sublayers, legal)[:-1])
+        and (not fixed or _sizes(sublayers, legal)[-1] == wanted)
+    ]
+    return tuple(sorted(found, key=lambda legal: (abs(legal - size), -legal)))
+
+
+def _checked_size(reader: ChipReader, size: int, legal: Sequence[int], result: int) -> int:
+    """Return the image size of the network: `size`, or the nearest one where the chip lacks it, which is said."""
+    if size in legal or (size in spec.IMAGE_SIZES and not legal):  # else the chip's own rules say it
+        return size
+    if legal:
+        fix = f"pass --image_size {legal[0]}, which gives the same {result}x{result} result"
+        reader.unfit("input", "the chip has no such image size here", " or ".join(map(str, legal[:3])), size, fix)
+    else:
+        sizes = ", ".join(map(str, sorted(spec.IMAGE_SIZES)))
+        reader.unfit("input", "no image size of the chip gives the same result", f"one that ends at {result}x{result}",
+                     size, f"build the model for one of {sizes}, or with a global pooling")  # fmt: skip
+    return legal[0] if legal else size
+
+
+def _notes(sublayers: Sequence[Sublayer]) -> list[str]:
+    notes = []
+    padded = [
+        f"{s.layer.name} {s.output_channels} -> {padded_up(s.output_channels)}"
+        for s in sublayers
+        if padded_up(s.output_channels) != s.output_channels
+    ]
+    if padded:
+        notes.append(f"channels padded up with zero filters: {', '.join(padded)}")
+    kernels = [s.layer.name for s in sublayers if pair(s.layer.config.get("kernel_size", 3)) == (1, 1)]
+    if kernels:
+        notes.append(f"1x1 filters stand in the centre of 3x3 ones: {', '.join(kernels)}")
+    limits = sorted({s.limit for s in sublayers if s.limit})
+    if limits:
+        notes.append(
+            f"activations end at {', '.join(f'{n:g}' for n in limits)} in the source; float training has no limit, "
+            "calibration sets one"
+        )
+    return notes
 
 
 def _host(layers: Sequence[Layer]) -> tuple[HostLayer, ...]:
     result = []
     for layer in layers:
         if layer.kind in DENSE:
-            inputs = whole(layer.input_shape[-1] if layer.input_shape else None, 0)
-            result.append(HostLayer(layer.name, inputs, whole(layer.config.get("units"), 0)))
+            kernel = layer.weights.get("kernel")
+            shape = kernel.shape[:1] if kernel else layer.input_shape[-1:]
+            result.append(
+                HostLayer(layer.name, whole(shape[0] if shape else None, 0), whole(layer.config.get("units"), 0))
+            )
     return tuple(result)

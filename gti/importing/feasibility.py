@@ -17,6 +17,7 @@ from gti.chip.network.nearest import Change
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
 from gti.errors import NetworkError, printable
+from gti.importing import advice
 
 WORD_BYTES = {"FT601": 4, "FT600": 2}
 IMAGENET_CLASSES = 1001  # with background
@@ -52,16 +53,26 @@ def of_json(path: str | os.PathLike[str], *, units: Sequence[int] | None = None)
     return study(network, name, violations=violations, units=units)
 
 
-def of_keras(path: str | os.PathLike[str], *, coef_bits: int = 3, units: Sequence[int] | None = None) -> Study:
-    """Return the study of a .keras file, from its configuration alone. Raises FormatError."""
+def of_model_file(
+    path: str | os.PathLike[str],
+    *,
+    coef_bits: Sequence[int] = (3,),
+    units: Sequence[int] | None = None,
+    image_size: int | None = None,
+) -> Study:
+    """Return the study of a model file, as import_model.py reads it; no arrays are read. Raises FormatError."""
     from gti.importing import architecture, templates
 
-    model = architecture.load(path, coef_bits=coef_bits)
+    model = architecture.load(path, coef_bits=coef_bits, image_size=image_size)
     result = study(model.network, os.fspath(path), violations=templates.problems(model), units=units)
+    notes = [f"{note[:1].upper()}{note[1:]}." for note in model.notes]
     if model.uncounted:
         names = ", ".join(printable(name) for name in model.uncounted)
-        note = f"Behind the last chip layer, the host computes {names}: not on the chip, and in none of the figures."
-        result = replace(result, notes=(*result.notes, note))
+        notes.append(
+            f"Behind the last chip layer, the host computes {names}: not on the chip, and in none of the figures."
+        )
+    notes += [f"import_model.py cannot write the host's part: {reason}" for reason in advice.lines(model.host_problems)]
+    result = replace(result, notes=(*result.notes, *notes))
     return replace(result, host=model.host) if units is None else result
 
 
@@ -195,7 +206,7 @@ def text(result: Study) -> str:
     else:
         number = len(result.violations)
         lines = [f"{name}: does not fit the GTI {spec.CHIP}, for {number} reason{'s' if number > 1 else ''}:"]
-        lines += [f"  {violation}" for violation in result.violations]
+        lines += [f"  {reason}" for reason in advice.lines(result.violations)]
         if result.changes:
             lines += ["", "The nearest network that fits:"]
             lines += [f"  {printable(str(change))}" for change in result.changes]

@@ -1,11 +1,12 @@
-"""Pretrained float weights -> a float checkpoint of a net, whose input is five-bit BGR (docs/porting.md).
+"""Float weights -> a float checkpoint of a net, whose input is five-bit BGR (docs/import.md).
 
-A source network takes 8-bit pixels minus a mean, `8 * code` stands for the pixel of a code 0..31, so
+A source network takes 8-bit pixels minus a mean, divided by a deviation. `8 * code` stands for the pixel of a code
+0..31, so that with `a = 8 / std`
 
-    W . (8 * code - mean) + b  ==  (8 * W) . code + (b - sum(W * mean))
+    W . ((8 * code - mean) / std) + b  ==  (a * W) . code + (b - sum(W * mean / std))
 
 which is exact wherever the filter lies inside the image. Outside of it the source sees 0, the mean colour, and the
-chip sees code 0, black: the ported network is the source network on an image with a black frame of one pixel.
+chip sees code 0, black: the network of the kit is the source network on an image with a black frame of one pixel.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import numpy as np
 
 from gti.chip.network.types import Network
 from gti.errors import CheckpointError, UsageError, sentence
-from gti.importing.pretrained import Weight, Weights
+from gti.importing import folding
+from gti.importing.graph import Layer, Weight, Weights
 from gti.training import checkpoint
 
 if TYPE_CHECKING:
@@ -38,35 +40,48 @@ _CHIP_SCOPE = re.compile(r"conv\d+_\d+")
 
 @dataclass(frozen=True)
 class InputOf:
-    """What a source network takes: 8-bit pixels in `order` minus `mean` (always R, G, B), or codes as the chip."""
+    """What a source network takes: (pixel - mean) / std, or codes as the chip; then what its first layers scale.
+
+    `mean` and `std` are always R, G, B; `scales` are layers in front of the first convolution, in the source's order.
+    """
 
     order: str  # "rgb", "bgr" or "codes"
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scales: tuple[Layer, ...] = ()
 
 
 def fold_input(filters: np.ndarray, biases: np.ndarray, source: InputOf) -> tuple[np.ndarray, np.ndarray]:
-    """Return (filters [3, 3, 3, out], biases [out]), float32, of the first layer for codes 0..31 in B, G, R.
+    """Return (filters [3, 3, in, out], biases [out]), float32, of the first layer for codes 0..31 in B, G, R.
 
     Exact up to rounding wherever the 3x3 window lies inside the image; see the module's first lines for the frame.
-    Raises UsageError for a first layer that takes no three-channel image.
+    Raises UsageError for a first layer that takes no image, or a grey one with a mean for each colour.
     """
-    if source.order == "codes":
+    if source.order == "codes" and not source.scales:
         return filters, biases
-    if filters.shape[2] != 3:
-        raise UsageError(
-            sentence(
-                "--input",
-                "is about colour images",
-                expected="a first layer with 3 input channels, or --input codes",
-                received=f"{filters.shape[2]} channels",
+    channels = filters.shape[2]
+    mean, std = np.zeros(channels), np.ones(channels)
+    if source.order != "codes":
+        same = len(set(source.mean)) == len(set(source.std)) == 1
+        if channels != 3 and not (channels == 1 and same):
+            raise UsageError(
+                sentence(
+                    "--input",
+                    "is about colour images",
+                    expected="a first layer with 3 input channels, 1 with the same mean and std three times, or "
+                    "--input codes",
+                    received=f"{channels} channels",
+                )
             )
-        )
+        step = 1 if source.order == "rgb" else -1
+        mean, std = np.array(source.mean)[::step][:channels], np.array(source.std)[::step][:channels]
+    factor, offset = folding.scales(source.scales, channels)
     wide = filters.astype(np.float64)
-    mean = np.array(source.mean)
+    shifted = biases.astype(np.float64) + np.einsum("hwio,i->o", wide, offset - factor * mean / std)
+    wide = wide * (factor / std * (1 if source.order == "codes" else PIXELS_PER_CODE))[:, None]
     if source.order == "rgb":
         wide = wide[:, :, ::-1]
-    shifted = biases.astype(np.float64) - np.einsum("hwio,i->o", wide, mean[::-1])
-    return (wide * PIXELS_PER_CODE).astype(np.float32), shifted.astype(np.float32)
+    return wide.astype(np.float32), shifted.astype(np.float32)
 
 
 def with_background(weights: np.ndarray, biases: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

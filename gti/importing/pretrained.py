@@ -13,7 +13,6 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from gti import files
 from gti.chip.formats import npy
 from gti.errors import CheckpointError, FormatError, sentence
+from gti.importing.graph import Weight, Weights, in_memory
 from gti.training import checkpoint
 
 MAX_FILE_BYTES = 4 * 1024**3
@@ -45,17 +45,6 @@ _LAYER = re.compile(r"(?:block(\d+)_conv|conv(\d+)_)(\d+)")
 _BATCH_NORM = re.compile(r"(?:batch_normalization|bn|BatchNorm)")
 
 
-@dataclass(frozen=True)
-class Weight:
-    """One array of a file, not read yet."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
-
-
-Weights = dict[str, Weight]
-
-
 def read(path: str | os.PathLike[str], net: str) -> Weights:
     """Return the arrays of a weights file or TensorFlow checkpoint prefix, by `<layer>/<kind>`.
 
@@ -66,16 +55,16 @@ def read(path: str | os.PathLike[str], net: str) -> Weights:
     prefix = text.removesuffix(".index")
     if checkpoint.index_path(prefix).is_file():
         arrays, _ = checkpoint.load(prefix)
-        found = {name: _in_memory(array) for name, array in arrays.items()}
+        found = {name: in_memory(array) for name, array in arrays.items()}
     elif text.endswith(".npz"):
         data = files.read_bytes(path, limit=MAX_FILE_BYTES)
-        found = {name: _in_memory(array) for name, array in npy.parse_npz(data, text).items()}
+        found = {name: in_memory(array) for name, array in npy.parse_npz(data, text).items()}
     elif text.endswith(".npy"):
         raise _npy_refused(path)
     elif text.endswith((".h5", ".hdf5")):
-        found = _hdf5(path, text)
+        found = _layers_of(hdf5(text))
     elif text.endswith(".keras"):
-        found = _hdf5(_weights_in_archive(path), text)
+        found = _layers_of(hdf5_of_archive(text))
     else:
         raise CheckpointError(
             sentence(
@@ -134,46 +123,83 @@ def _npy_refused(path: str | os.PathLike[str]) -> FormatError:
     )
 
 
-def _weights_in_archive(path: str | os.PathLike[str]) -> io.BytesIO:
-    name = os.fspath(path)
-    data = files.read_bytes(path, limit=MAX_FILE_BYTES)
+def hdf5_of_archive(name: str) -> Weights:
+    """Return the arrays of `model.weights.h5` in a `.keras` file by their paths in it. Raises FormatError."""
+    if not os.path.isfile(name):
+        raise FormatError(sentence(name, "no such file", fix="check the path"))
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(name) as archive:
             member = archive.getinfo("model.weights.h5")
-            if member.file_size > MAX_FILE_BYTES or member.file_size > 64 * 1024**2 + 10 * len(data):
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError("packed in an unusual way")
+            if member.file_size > min(MAX_FILE_BYTES, 64 * 1024**2 + 10 * os.path.getsize(name)):
                 raise FormatError(sentence(name, "unpacks to too much", received=f"{member.file_size} bytes"))
             with archive.open(member) as file:
-                return io.BytesIO(file.read(member.file_size + 1))
+                data = io.BytesIO(file.read(member.file_size + 1))
     except KeyError:
         raise FormatError(sentence(name, "holds no model.weights.h5", fix="save it with model.save again")) from None
     except FormatError:
         raise
     except Exception as problem:  # a damaged archive fails in many ways
         raise FormatError(sentence(name, f"is not a .keras archive ({problem})", fix="copy the file again")) from None
+    return hdf5(name, data)
 
 
-def _hdf5(source: str | os.PathLike[str] | io.BytesIO, name: str) -> Weights:
-    import h5py
+def hdf5_config(name: str) -> bytes | None:
+    """Return the model's configuration in a `.h5` file, None where it holds weights alone. Raises FormatError."""
+    text = _opened(name, None).attrs.get("model_config")
+    return text.encode() if isinstance(text, str) else text if isinstance(text, bytes) else None
 
-    if not isinstance(source, io.BytesIO) and not Path(source).is_file():
-        raise FormatError(sentence(name, "no such file", fix="check the path"))
+
+def hdf5(name: str, data: io.BytesIO | None = None) -> Weights:
+    """Return the arrays of an HDF5 file (or of its content `data`) by path, where floating-point; optimizers left out.
+
+    The path of a layer's numbered variables ends in `/vars/0`. Raises FormatError for links, arrays in other files,
+    and whatever else is not as Keras writes it.
+    """
+    file = _opened(name, data)
     try:
-        file = h5py.File(source, "r")
         datasets = list(_datasets(file, "", name))
     except FormatError:
         raise
     except Exception as problem:  # a damaged file fails in many ways
-        reason = str(problem).split("\n")[0][:120]
-        raise FormatError(sentence(name, f"is not an HDF5 file ({reason})", fix="copy the file again")) from None
+        raise _not_hdf5(name, problem) from None
+    datasets.sort(key=lambda item: _natural(item[0]))
+    return {path: _NamedWeight(tuple(d.shape), _reader(d, f"{name}, {path}"), layer) for path, layer, d in datasets}
+
+
+@dataclass(frozen=True)
+class _NamedWeight(Weight):
+    layer: str = ""  # the name of the layer, where a Keras 3 file has it
+
+
+def _opened(name: str, data: io.BytesIO | None) -> Any:
+    import h5py
+
+    if data is None and not os.path.isfile(name):
+        raise FormatError(sentence(name, "no such file", fix="check the path"))
+    try:
+        return h5py.File(data or name, "r")
+    except Exception as problem:  # a damaged file fails in many ways
+        raise _not_hdf5(name, problem) from None
+
+
+def _not_hdf5(name: str, problem: Exception) -> FormatError:
+    reason = str(problem).split("\n")[0][:120]
+    return FormatError(sentence(name, f"is not an HDF5 file ({reason})", fix="copy the file again"))
+
+
+def _layers_of(weights: Weights) -> Weights:
+    """Return the arrays of an HDF5 file by `<layer>/<variable>`."""
     numbers: dict[str, int] = {}
     result: Weights = {}
-    for path, group_name, dataset in sorted(datasets, key=lambda item: _natural(item[0])):
+    for path, weight in weights.items():
         key = path
         match = re.fullmatch(r"(.*/)?([^/]+)/vars/(\d+)", path)
         if match:  # Keras 3: numbered variables of numbered layers
             kind = ("filters", "biases")[int(match[3])] if int(match[3]) < 2 else match[3]
-            key = f"{group_name or _numbered(match[2], numbers)}/{kind}"
-        result[key] = Weight(tuple(dataset.shape), _reader(dataset, f"{name}, {path}"))
+            key = f"{getattr(weight, 'layer', '') or _numbered(match[2], numbers)}/{kind}"
+        result[key] = weight
     return result
 
 

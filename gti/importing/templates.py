@@ -10,11 +10,12 @@ from gti.chip.network.types import Network
 from gti.chip.spec import FC_READOUT_SIZE, FC_SHIFT
 from gti.chip.wire.registers import Mode
 from gti.errors import NetworkError
+from gti.importing import advice
 from gti.importing.architecture import Architecture
 
 
 def problems(architecture: Architecture) -> list[Violation]:
-    """Return everything that keeps a Keras model from the chip: its layers first, then the chip's rules."""
+    """Return everything that keeps a model from the chip: its layers first, then the chip's rules."""
     return [*architecture.problems, *networks.violations(architecture.network)]
 
 
@@ -25,8 +26,7 @@ def templates(architecture: Architecture, *, net: str, chip: str) -> tuple[dict[
     """
     found = problems(architecture)
     if found:
-        lines = "".join(f"\n  {violation}" for violation in found)
-        raise NetworkError(f"model {architecture.name}: the chip cannot run it as it is:{lines}", found)
+        raise NetworkError(advice.text(f"model {architecture.name}", found), found)
     return networks.to_json(architecture.network), model_json(architecture.network, net=net, chip=chip)
 
 

@@ -54,11 +54,11 @@ def _without_shifts(value: dict) -> dict:
 
 
 def test_what_does_not_fit_is_refused_with_all_reasons(monkeypatch, tmp_path, capsys):
-    path = save(tmp_path, ChipConv2D(24, 3), ChipPooling(), ChipConv2D(32, 1), shape=(32, 32, 3))
+    path = save(tmp_path, ChipConv2D(2000, 3), ChipPooling(), ChipConv2D(32, 1), shape=(32, 32, 3))
     assert make(monkeypatch, path, "--net", "bad", "--chip", "2801", "--output_dir", tmp_path) == 2
     message = capsys.readouterr().err
-    assert "major 1: image_size is not a size of the chip" in message
-    assert "major 1: output_channels is not a count of the chip" in message
+    assert "image size" in message
+    assert "output_channels" in message
     assert not list(tmp_path.glob("*.json"))
 
 

@@ -145,7 +145,7 @@ def test_convolutions_of_the_host_are_named(tmp_path):
     behind = keras.layers.Conv2D(8, 5, name="behind")
     model = keras.Sequential([keras.Input((14, 14, 3)), ChipConv2D(16, 3), behind, ChipFlatten(), HostDense(4)])
     model.save(tmp_path / "host.keras")
-    assert any("the host computes behind:" in note for note in feasibility.of_keras(tmp_path / "host.keras").notes)
+    assert any("the host computes behind:" in note for note in feasibility.of_model_file(tmp_path / "host.keras").notes)
 
 
 def test_open_questions_about_silicon_are_said(tmp_path):
