@@ -9,7 +9,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,import,test]"
 	touch $@
 
 demo: setup

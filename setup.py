@@ -1,4 +1,4 @@
-"""Install the kit: the base is the chip runtime; `[train]` adds TensorFlow, `[gpu]` its CUDA libraries."""
+"""Install the kit: the base runs networks; `[train]` adds TensorFlow, `[gpu]` CUDA, `[import]` readers of model files."""
 
 from pathlib import Path
 
@@ -24,7 +24,8 @@ setup(
     extras_require={
         "images": ["pillow>=10"],
         "train": train,
+        "import": ["onnx>=1.15", "safetensors>=0.4"],
         "gpu": [*train, "tensorflow[and-cuda]>=2.18"],
-        "test": ["pytest>=8", "hypothesis>=6", "ruff", "mypy"],
+        "test": ["pytest>=8", "hypothesis>=6", "onnxruntime>=1.17", "ruff", "mypy"],
     },
 )

@@ -4,10 +4,10 @@
     python scripts/check.py nets/2801_vgg16_dat.json --fc 4096,4096,1001
     python scripts/check.py my_model.onnx --json check.json
 
-Model files (.onnx, .keras, .h5, .pth, .safetensors) are read as import_model.py reads them; no array and no code of them
-is used. No file needs TensorFlow; the host layers of --net do, and are left out where it is not installed. Exit status: 0
-fits, 1 does not fit, 2 a mistake on the command line or in a file. docs/check.md says how the figures come about, and
-how sure they are.
+Model files (.onnx, .keras, .h5, .pth, .safetensors) are read as import_model.py reads them; no array and no code of
+them is used. No file needs TensorFlow; the host layers of --net do, and are left out where it is not installed. Exit
+status: 0 fits, 1 does not fit, 2 a mistake on the command line or in a file. docs/check.md says how the figures come
+about, and how sure they are.
 """
 
 from __future__ import annotations

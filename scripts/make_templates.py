@@ -30,7 +30,7 @@ def main() -> None:
 
     from gti.importing import architecture, templates
 
-    model = architecture.load(args.model)
+    model = architecture.load(args.model, arrays=False)
     values = templates.templates(model, net=args.net, chip=args.chip)
     paths = [Path(args.output_dir) / f"{args.chip}_{args.net}_{kind}.json" for kind in ("dat", "model")]
     for path in paths:

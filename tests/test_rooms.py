@@ -45,7 +45,7 @@ TABLE = {
     " quantize stage",
     "model": "chip.network chip.spec files layers param_parser quantize stage",
     "training": "chip.network data files fusion layers model param_parser progress stage",
-    "importing": "chip.formats chip.network chip.spec chip.wire data files layers model quiet training",
+    "importing": "chip.formats chip.network chip.spec chip.wire data files layers model quiet stage training",
     "compare": "chip.emulator chip.formats chip.network chip.runtime chip.spec chip.wire data_utils files"
     " model training",
     "report": "chip.emulator chip.network chip.spec converter files fusion model progress training",

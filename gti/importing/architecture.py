@@ -52,13 +52,19 @@ class Architecture:
 
 
 def load(
-    path: str | os.PathLike[str], *, coef_bits: Sequence[int] = (3,), image_size: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    coef_bits: Sequence[int] = (3,),
+    image_size: int | None = None,
+    arrays: bool = True,
 ) -> Architecture:
     """Return the architecture of a model file; plain convolutions count as `coef_bits` wide.
 
-    Raises FormatError when the file holds no model of named layers, UsageError for other numbers of `coef_bits`.
+    Without `arrays` a Keras file's weights are not looked for. Raises FormatError when the file holds no model of named
+    layers, UsageError for other numbers of `coef_bits`.
     """
-    return from_graph(model_files.load(path), os.fspath(path), coef_bits=coef_bits, image_size=image_size)
+    graph = model_files.load(path, arrays=arrays)
+    return from_graph(graph, os.fspath(path), coef_bits=coef_bits, image_size=image_size)
 
 
 def of_model(model: Any, *, coef_bits: Sequence[int] = (3,)) -> Architecture:

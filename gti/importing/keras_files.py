@@ -36,12 +36,12 @@ _OLD_NAMES = {"filters": "kernel", "weights": "kernel", "biases": "bias"}  # of 
 Arrays = Mapping[tuple[str, ...], Weight]  # by place in the file
 
 
-def load(path: str | os.PathLike[str]) -> Graph:
+def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
     """Return the model of a `.keras` or `.h5` file. Raises FormatError, also for `.h5` files of weights alone."""
     name = os.fspath(path)
     if name.lower().endswith(".keras"):
         config = _config_of_archive(name)
-        return graph(config, name, lambda: _numbered(pretrained.hdf5_of_archive(name)))
+        return graph(config, name, (lambda: _numbered(pretrained.hdf5_of_archive(name))) if arrays else dict)
     text = pretrained.hdf5_config(name)
     if text is None:
         raise FormatError(
@@ -51,7 +51,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
                 fix='save the whole model with model.save("NAME.keras"), or pass the --net whose weights they are',
             )
         )
-    return graph(parse_json(text, f"{name}, model_config"), name, lambda: _named(pretrained.hdf5(name)))
+    config = parse_json(text, f"{name}, model_config")
+    return graph(config, name, (lambda: _named(pretrained.hdf5(name))) if arrays else dict)
 
 
 def _config_of_archive(name: str) -> Any:

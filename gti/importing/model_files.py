@@ -20,10 +20,14 @@ READERS = {
 EXPECTED = ".onnx, .keras, .h5, .safetensors or .pth"
 
 
-def load(path: str | os.PathLike[str]) -> Graph:
-    """Return the model in a file. Raises FormatError for a damaged one, UsageError for one of another kind."""
+def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
+    """Return the model in a file; a Keras file without `arrays` is not looked through for them.
+
+    Raises FormatError for a damaged file, UsageError for one of another kind.
+    """
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in READERS:
         raise UsageError(sentence(name, "is no model file", expected=EXPECTED, fix="check the path"))
-    return import_module(f"gti.importing.{READERS[suffix]}").load(path)
+    graph: Graph = import_module(f"gti.importing.{READERS[suffix]}").load(path, arrays=arrays)
+    return graph

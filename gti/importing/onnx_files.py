@@ -12,19 +12,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gti import files
 from gti.errors import FormatError, UsageError, sentence
 from gti.importing.graph import Graph, Layer, Weight
-from gti.importing.onnx_nodes import HANDLERS, Node, Value, Walk
+from gti.importing.onnx_constants import MAX_RANK, Node, array_of
+from gti.importing.onnx_nodes import HANDLERS, Value, Walk
 
 # protobuf's own limit.
 MAX_FILE_BYTES = 2**31 - 1
 # Of everything but the arrays; VGG16 has 20 KB, a network of 10,000 nodes 2 MB. In memory it takes 50 times as much.
 MAX_STRUCTURE_BYTES = 8 * 1024**2
 OLDEST_OPSET = 7
-MAX_RANK = 8
 MAX_NODES = 10_000
 _LABEL_KEYS = ("names", "labels", "classes", "class_names")
 
@@ -35,7 +33,7 @@ _NODE: Mapping[int, Any] = {5: _ATTRIBUTE}
 _MODEL: Mapping[int, Any] = {7: {1: _NODE, 5: _TENSOR}}
 
 
-def load(path: str | os.PathLike[str]) -> Graph:
+def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
     """Return the model of an `.onnx` file. Raises FormatError; UsageError where `onnx` is not installed."""
     name = os.fspath(path)
     data = files.read_bytes(path, limit=MAX_FILE_BYTES)
@@ -172,36 +170,6 @@ def _initializers(graph: Any, name: str) -> Iterator[tuple[str, Weight]]:
         raise FormatError(sentence(name, "holds sparse arrays", fix="export it with dense ones"))
     for tensor in graph.initializer:
         yield tensor.name, array_of(tensor, name)
-
-
-def array_of(tensor: Any, name: str) -> Weight:
-    """Return a tensor of the file. Raises FormatError where it lies in another file or is not what it claims."""
-    import onnx
-
-    where = f"{name}, array {tensor.name}"
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        raise FormatError(
-            sentence(
-                where,
-                "lies in another file",
-                expected="arrays inside the file",
-                fix="save it with onnx.save(model, FILE, save_as_external_data=False)",
-            )
-        )
-    shape = tuple(tensor.dims)
-    if len(shape) > MAX_RANK or any(n < 0 for n in shape):
-        raise FormatError(sentence(where, "has an impossible shape", received=list(shape)[: MAX_RANK + 1]))
-
-    def read() -> np.ndarray:
-        try:
-            array = onnx.numpy_helper.to_array(tensor)
-            array = array if array.dtype.kind in "biu" else array.astype(np.float32, copy=False)
-        except Exception as problem:  # shapes that do not fit the data, unknown types
-            reason = str(problem).split("\n")[0][:120]
-            raise FormatError(sentence(where, f"cannot be read ({reason})", fix="export the model again")) from None
-        return array.reshape(shape)
-
-    return Weight(shape, read)
 
 
 def _needed(graph: Any, name: str) -> list[Any]:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from gti.errors import FormatError, sentence
+from gti.importing import onnx_constants
 from gti.importing.graph import Layer, Weight, in_memory
+from gti.importing.onnx_constants import MAX_FOLDED, Node
 
-# Of arrays that are computed with while reading: shapes, paddings, scales of channels.
-MAX_FOLDED = 65536
 Shape = tuple[int | None, ...] | None
 
 
@@ -28,27 +28,6 @@ class Value:
     source: str
     shape: Shape  # (channels, height, width) whatever the layout, or (features,); None: not known
     layout: str  # "chw", "hwc" or "flat"
-
-
-class Node:
-    """A node with its attributes as Python values."""
-
-    def __init__(self, proto: Any) -> None:
-        self.kind = str(proto.op_type)
-        self.domain = str(proto.domain)
-        self.inputs = list(proto.input)
-        self.outputs = list(proto.output)
-        self.name = str(proto.name or (proto.output[0] if proto.output else proto.op_type))
-        self._attributes = {attribute.name: attribute for attribute in proto.attribute}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return an attribute: numbers, text, lists of them, or a tensor as the file has it."""
-        import onnx
-
-        if name not in self._attributes:
-            return default
-        value = onnx.helper.get_attribute_value(self._attributes[name])
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 @dataclass
@@ -137,7 +116,7 @@ class Walk:
     def constant(self, node: Node) -> bool:
         """Compute a node whose inputs are all constants, or that asks for a shape; return whether it was one."""
         if node.kind == "Constant":
-            self.constants[node.outputs[0]] = _constant(node)
+            self.constants[node.outputs[0]] = onnx_constants.constant(node)
             return True
         if node.kind == "Shape" and node.inputs and node.inputs[0] in self.values:
             shape = _full_shape(self.values[node.inputs[0]])
@@ -158,27 +137,10 @@ class Walk:
                 raise ValueError(f"node {node.name}: no permutation")
             self.constants[node.outputs[0]] = _permuted(weights[0], order)
             return True
-        fold = _FOLDED.get(node.kind)
-        if fold is None or any(math.prod(weight.shape) > MAX_FOLDED for weight in weights):
-            return False
-        with np.errstate(all="ignore"):
-            result = np.asarray(fold(node, *[weight.read() for weight in weights]))
-        if result.size > MAX_FOLDED:
-            raise ValueError(f"node {node.name}: a computed array of {result.size} numbers")
-        self.constants[node.outputs[0]] = in_memory(result)
-        return True
-
-
-def _constant(node: Node) -> Weight:
-    from gti.importing.onnx_files import array_of
-
-    tensor = node.get("value")
-    if tensor is not None:
-        return array_of(tensor, f"node {node.name}")
-    for name in ("value_int", "value_ints", "value_float", "value_floats"):
-        if node.get(name) is not None:
-            return in_memory(np.array(node.get(name), np.int64 if "int" in name else np.float32))
-    raise ValueError(f"node {node.name}: a constant of another kind than numbers")
+        result = onnx_constants.folded(node, weights)
+        if result is not None:
+            self.constants[node.outputs[0]] = in_memory(result)
+        return result is not None
 
 
 def _permuted(weight: Weight, order: tuple[int, ...]) -> Weight:
@@ -192,50 +154,6 @@ def _full_shape(value: Value) -> list[int] | None:
     if value.layout == "hwc":
         known = [*known[1:], known[0]]
     return [1, *known]
-
-
-def _axes(node: Node, more: tuple[np.ndarray, ...]) -> tuple[int, ...]:
-    axes = node.get("axes") if not more else more[0]
-    return tuple(int(n) for n in np.atleast_1d(axes)) if axes is not None else ()
-
-
-def _slice(node: Node, data: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    if more:
-        starts, ends = more[0], more[1]
-        axes = more[2] if len(more) > 2 else np.arange(len(starts))
-        steps = more[3] if len(more) > 3 else np.ones(len(starts), np.int64)
-    else:
-        starts, ends = np.array(node.get("starts")), np.array(node.get("ends"))
-        axes, steps = np.array(node.get("axes", range(len(starts)))), np.ones(len(starts), np.int64)
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index: list[slice] = [slice(None)] * data.ndim
-        index[int(axis)] = slice(int(start), int(end), int(step))
-        data = data[tuple(index)]
-    return data
-
-
-def _unsqueezed(node: Node, data: np.ndarray, *more: np.ndarray) -> np.ndarray:
-    return np.expand_dims(data, _axes(node, more))
-
-
-# What exporters compute shapes and scales with.
-_FOLDED: dict[str, Callable[..., Any]] = {
-    "Gather": lambda node, data, index: np.take(data, index.astype(np.int64), axis=node.get("axis", 0)),
-    "Concat": lambda node, *parts: np.concatenate(parts, axis=node.get("axis", 0)),
-    "Slice": _slice,
-    "Squeeze": lambda node, data, *more: np.squeeze(data, _axes(node, more) or None),
-    "Unsqueeze": _unsqueezed,
-    "Cast": lambda node, data: data.astype({6: np.int32, 7: np.int64, 1: np.float32, 11: np.float32}[node.get("to")]),
-    "Reshape": lambda node, data, shape: data.reshape([int(n) for n in shape]),
-    "ReduceProd": lambda node, data, *more: np.prod(data, keepdims=bool(node.get("keepdims", 1))),
-    "Add": lambda node, a, b: a + b,
-    "Sub": lambda node, a, b: a - b,
-    "Mul": lambda node, a, b: a * b,
-    "Div": lambda node, a, b: a // b if a.dtype.kind in "iu" else a / b,
-    "Sqrt": lambda node, a: np.sqrt(a),
-    "Neg": lambda node, a: -a,
-    "Reciprocal": lambda node, a: 1 / a,
-}
 
 
 # Layers

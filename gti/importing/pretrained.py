@@ -29,7 +29,7 @@ MAX_VARIABLES = 4096
 
 _SAFE_CONVERSION = (
     "such a file runs code when it is opened; convert one that you trust, on a machine without anything of value, to "
-    ".npz (docs/porting.md has the four lines) and pass that"
+    ".npz (docs/import.md has the four lines) and pass that"
 )
 _KINDS = {
     "filters": "filters",

@@ -40,7 +40,7 @@ _SAVE_AGAIN = "with PyTorch: torch.save(torch.load(FILE, weights_only=True), NEW
 _NUMBERED = re.compile(r"(?:.*\.)?(features|classifier)\.(\d+)\.(\w+)")
 
 
-def load(path: str | os.PathLike[str]) -> Graph:
+def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
     """Return the VGG-like network of a `.safetensors` or `.pth` file. Raises FormatError for anything else."""
     name = os.fspath(path)
     return torchvision_graph(read(path), name)
