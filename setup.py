@@ -1,4 +1,4 @@
-"""Install the kit: the base runs networks; `[train]` adds TensorFlow, `[gpu]` CUDA, `[import]` readers of model files."""
+"""Install the kit: the base runs networks; `[train]` adds TensorFlow, `[gpu]` CUDA, `[import]` model files."""
 
 from pathlib import Path
 

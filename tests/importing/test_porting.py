@@ -294,7 +294,7 @@ def test_pickled_dictionary_is_not_opened(nets, tmp_path, source):
             return (open, (str(marker), "w"))
 
     np.save(tmp_path / "old.npy", {"conv1_1": Trap()}, allow_pickle=True)
-    with pytest.raises(FormatError, match=r"pickled dictionary, which is not opened.*docs/porting\.md"):
+    with pytest.raises(FormatError, match=r"pickled dictionary, which is not opened.*docs/import\.md"):
         port(nets, tmp_path / "old.npy")
     assert not marker.exists()
 
