@@ -1,8 +1,8 @@
-"""Compiled kernels of the fast engine: one sublayer over a range of tile rows and output channels.
+"""Compiled kernels of the fast engine: one sublayer over a range of tiles and output channels.
 
 Importing this module imports numba. All kernels release the GIL and write disjoint parts of their target, so that
-plain threads share a sublayer. The fast path is Winograd's F(2x2, 3x3) on integers, `engine_numba` says when it is
-exact; `convolve_wide` is the path for every other case.
+plain threads share a sublayer. The fast paths are Winograd's F(2x2, 3x3) and F(4x4, 3x3) on integers, `engine_numba`
+says when they are exact; `convolve_wide` is the path for every other case.
 """
 
 # Compiled code takes positional arguments only.
@@ -19,9 +19,9 @@ from numba import njit
 
 from gti.chip.emulator import arithmetic, vector_code
 from gti.chip.emulator.vector_code import (
+    FILTERS,
     LANES,
     LARGEST,
-    POSITIONS,
     TOP_LEFT,
     WHOLE_WINDOW,
     multiply_panel,
@@ -29,10 +29,14 @@ from gti.chip.emulator.vector_code import (
     transform_input,
 )
 
-# Register tiles: output channels -> tiles computed at once. `convolve_tiles` holds the same numbers as literals.
+# Register tiles: output channels -> tiles computed at once, or one less. `convolve_tiles` has them as literals.
 REGISTER_TILES = {4 * LANES: 6, 2 * LANES: 8, LANES: 6}
+WINDOWS = (2, 4)  # pixels along a side of the window of results of a tile
+# Between the values of one position and the next, so that they do not fall on the same lines of the first-level cache.
+APART_BYTES = 64
 
 requantize = njit(arithmetic.requantize)
+
 
 # numba finds a stale cache by the file of the cached function alone. This digest of every file whose code ends in the
 # kernels is bound to them, so that it becomes part of their key in the cache.
@@ -48,108 +52,158 @@ def _kernel(function: Callable) -> Callable:
         return njit(nogil=True)(function)
 
 
-def _build(digest: str) -> tuple[Callable, Callable, Callable]:
-    @_kernel
-    def transform_filters(filters, result, first, last):
-        """Write the transformed filters 4 * GgG' of output blocks first..last-1.
+def _build(digest: str) -> tuple[dict[int, Callable], dict[int, Callable], Callable]:
+    def transformation(window):
+        matrix = FILTERS[window]
 
-        filters: int16 [out, in, 3, 3]; result: int16 [blocks, 16, pairs, width, 2], zero where it is padding.
-        Returns whether every value fits in 16 bits. 2G = [2 0 0; 1 1 1; 1 -1 1; 0 0 2].
-        """
-        _ = digest
-        outputs, inputs = filters.shape[:2]
-        width = result.shape[3]
-        g = np.empty((4, 3), np.int32)
-        fits = True
-        for o in range(first * width, min(last * width, outputs)):
-            block, lane = o // width, o % width
-            for i in range(inputs):
-                for x in range(3):
-                    a, b, c = filters[o, i, 0, x], filters[o, i, 1, x], filters[o, i, 2, x]
-                    g[0, x], g[1, x], g[2, x], g[3, x] = 2 * a, a + b + c, a - b + c, 2 * c
-                for y in range(4):
-                    a, b, c = g[y, 0], g[y, 1], g[y, 2]
-                    values = (2 * a, a + b + c, a - b + c, 2 * c)
-                    for x in range(4):
-                        fits &= -32768 <= values[x] <= 32767
-                        result[block, 4 * y + x, i // 2, lane, i % 2] = values[x]
-        return fits
+        @_kernel
+        def transform_filters(filters, result, largest, first, last):
+            """Write the transformed filters GgG' of output blocks first..last-1, modulo 2**16.
 
-    @_kernel
-    def convolve_tiles(source, filters, biases, target, numbers, pooling, tiles, rows, blocks, step, scratch):
-        """Compute one sublayer for tile rows rows[0]..rows[1]-1 and output blocks blocks[0]..blocks[1]-1.
+            filters: int16 [out, in, 3, 3]; result: int32 [blocks, positions, pairs, width] of two int16 each, channel
+            pairs with the even one in the lower half, zero where it is padding.
+            largest: int32 [blocks, positions], gets the largest magnitudes.
+            """
+            _ = digest
+            outputs, inputs = filters.shape[:2]
+            pairs, width, side = (inputs + 1) // 2, result.shape[3], window + 2
+            taps = np.zeros((3, 3, 2 * width), np.int32)  # of a channel pair, the lanes of each
+            g = np.empty((side, 3, 2 * width), np.int32)
+            values = np.empty(2 * width, np.int32)
+            for block in range(first, last):
+                lanes = min(width, outputs - block * width)
+                for pair in range(pairs):
+                    taps[:] = 0
+                    for i in range(2 * pair, min(2 * pair + 2, inputs)):
+                        for lane in range(lanes):
+                            for y in range(3):
+                                for x in range(3):
+                                    taps[y, x, i % 2 * width + lane] = filters[block * width + lane, i, y, x]
+                    for y in range(side):
+                        for x in range(3):
+                            for k in range(2 * width):
+                                g[y, x, k] = (
+                                    matrix[y, 0] * taps[0, x, k]
+                                    + matrix[y, 1] * taps[1, x, k]
+                                    + matrix[y, 2] * taps[2, x, k]
+                                )
+                    for y in range(side):
+                        for x in range(side):
+                            most = largest[block, side * y + x]
+                            for k in range(2 * width):
+                                value = (
+                                    g[y, 0, k] * matrix[x, 0] + g[y, 1, k] * matrix[x, 1] + g[y, 2, k] * matrix[x, 2]
+                                )
+                                values[k] = value
+                                most = max(most, abs(values[k]))
+                            largest[block, side * y + x] = most
+                            for k in range(width):
+                                result[block, side * y + x, pair, k] = values[k + width] << 16 | values[k] & 0xFFFF
 
-        source: uint8 [N, H + 2, W + 2, in], codes in a frame of zeros; target: uint8 or uint16, the same with this
-        layer's outputs, H and W halved where pooled. A tile row is two rows of pixels, counted over all images.
-        filters: as transform_filters writes them; numbers: int32, a Requantization; pooling: (pooled, top left).
-        tiles: rows of a register tile; step: tile rows computed together. scratch: (int16 values, int32 sums).
-        """
-        _ = digest
-        values, sums = scratch
-        pooled, take_top_left = pooling
-        pixels = 1 if pooled else 2  # of the target along a side of a window
-        rounding = (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4])
-        pairs, width = filters.shape[2], filters.shape[3]
-        channels = source.shape[3]
-        columns = (source.shape[2] - 2) // 2
-        image_rows = (source.shape[1] - 2) // 2
-        row_bytes, pixel_bytes = source.shape[2] * channels, channels
-        out_pixel = target.shape[3] * target.itemsize
-        out_row = target.shape[2] * out_pixel
-        value_bytes = channels * 2
-        for row in range(rows[0], rows[1], step):
-            count = (min(row + step, rows[1]) - row) * columns
-            panels = (count + tiles - 1) // tiles
-            position_bytes = panels * tiles * value_bytes
-            tile = 0
-            for r in range(row, min(row + step, rows[1])):
-                n, y = r // image_rows, r % image_rows
-                line = source.ctypes.data + ((n * source.shape[1] + 2 * y) * row_bytes)
-                for x in range(columns):
-                    patch = line + 2 * x * pixel_bytes
+        return transform_filters
+
+    def convolution(window):
+        @_kernel
+        def convolve_tiles(
+            source, filters, lows, split, biases, target, numbers, pooling, tiles, size, span, blocks, step, scratch,
+            known
+        ):  # fmt: skip
+            """Compute one sublayer for tiles span[0]..span[1]-1 and output blocks blocks[0]..blocks[1]-1.
+
+            source: uint8 [N, H + 2, W + 2, in], codes in a frame of zeros; target: uint8 or uint16, the same with this
+            layer's outputs, H and W halved where pooled. H and W are `size`, or more, to hold whole tiles: results
+            beyond `size` are stored too. A tile is a window of results; they are counted along rows over all images.
+            filters: as transform_filters writes them; where split[block, position] is not negative, they are a quarter,
+            rounded down, and lows[split[block, position]] is the rest.
+            numbers: int32, a Requantization; pooling: (pooled, top left).
+            tiles: rows of a register tile; step: tiles computed together. scratch: (int16 values, int32 sums); known:
+            the values are there already, as the last call with the same tiles left them, all in one step.
+            """
+            _ = digest
+            values, sums = scratch
+            pooled, take_top_left = pooling
+            pixels = window // 2 if pooled else window  # of the target along a side of a window
+            left = numbers[2] if target.itemsize > 1 else 0  # five bits shift nothing in, and a constant costs nothing
+            rounding = (numbers[0], numbers[1], np.int32(left), numbers[3], numbers[4])
+            positions, pairs, width = filters.shape[1], filters.shape[2], filters.shape[3]
+            channels = source.shape[3]
+            columns = (size + window - 1) // window
+            row_bytes, pixel_bytes = source.shape[2] * channels, channels
+            out_pixel = target.shape[3] * target.itemsize
+            out_row = target.shape[2] * out_pixel
+            value_bytes = channels * 2
+            for first in range(span[0], span[1], step):
+                count = min(step, span[1] - first)
+                panels = (count + tiles - 1) // tiles
+                # Where the tiles do not fill all panels, some of these compute one less.
+                shorter = min(panels, panels * tiles - count)
+                rows = panels * tiles - shorter
+                position_bytes = rows * value_bytes + APART_BYTES
+                for tile in range(0 if known else count):
+                    index = first + tile
+                    n, y, x = index // (columns * columns), index // columns % columns, index % columns
+                    patch = (
+                        source.ctypes.data + (n * source.shape[1] + window * y) * row_bytes + window * x * pixel_bytes
+                    )
                     out = values.ctypes.data + tile * value_bytes
                     if channels % 32 == 0:
                         for c in range(0, channels, 32):
-                            transform_input(32, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
+                            transform_input(window, 32, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
                     elif channels % 16 == 0:
                         for c in range(0, channels, 16):
-                            transform_input(16, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
+                            transform_input(window, 16, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
                     else:
                         for c in range(0, channels, 4):
-                            transform_input(4, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
-                    tile += 1
-            panel_bytes, sum_bytes = tiles * value_bytes, tiles * width * 4
-            apart = panels * sum_bytes
-            for block in range(blocks[0], blocks[1]):
-                for position in range(POSITIONS):
-                    u = filters[block, position].ctypes.data
-                    v = values.ctypes.data + position * position_bytes
-                    m = sums.ctypes.data + position * apart
-                    for _ in range(panels):
-                        if width == 4 * LANES:
-                            multiply_panel(6, 4, v, value_bytes, u, pairs, m)
-                        elif width == 2 * LANES:
-                            multiply_panel(8, 2, v, value_bytes, u, pairs, m)
-                        else:
-                            multiply_panel(6, 1, v, value_bytes, u, pairs, m)
-                        v += panel_bytes
-                        m += sum_bytes
-                tile = 0
-                for r in range(row, min(row + step, rows[1])):
-                    n, y = r // image_rows, r % image_rows
-                    line = target.ctypes.data + (n * target.shape[1] + pixels * y + 1) * out_row + out_pixel
-                    for x in range(columns):
+                            transform_input(window, 4, patch + c, row_bytes, pixel_bytes, out + 2 * c, position_bytes)
+                apart = rows * width * 4 + APART_BYTES
+                for block in range(blocks[0], blocks[1]):
+                    for position in range(positions):
+                        parts = 2 if split[block, position] >= 0 else 1
+                        for part in range(parts):
+                            u = (filters[block, position] if part == 0 else lows[split[block, position]]).ctypes.data
+                            v = values.ctypes.data + position * position_bytes
+                            m = sums.ctypes.data + (position if part == 0 else positions) * apart
+                            for panel in range(panels):
+                                if panel < panels - shorter:
+                                    if width == 4 * LANES:
+                                        multiply_panel(6, 4, v, value_bytes, u, pairs, m)
+                                    elif width == 2 * LANES:
+                                        multiply_panel(8, 2, v, value_bytes, u, pairs, m)
+                                    else:
+                                        multiply_panel(6, 1, v, value_bytes, u, pairs, m)
+                                    v += tiles * value_bytes
+                                    m += tiles * width * 4
+                                else:
+                                    if width == 4 * LANES:
+                                        multiply_panel(5, 4, v, value_bytes, u, pairs, m)
+                                    elif width == 2 * LANES:
+                                        multiply_panel(7, 2, v, value_bytes, u, pairs, m)
+                                    else:
+                                        multiply_panel(5, 1, v, value_bytes, u, pairs, m)
+                                    v += (tiles - 1) * value_bytes
+                                    m += (tiles - 1) * width * 4
+                        if parts == 2:
+                            quarters, rest = position * apart // 4, positions * apart // 4
+                            for k in range(rows * width):
+                                sums[quarters + k] = 4 * sums[quarters + k] + sums[rest + k]
+                    for tile in range(count):
+                        index = first + tile
+                        n, y, x = index // (columns * columns), index // columns % columns, index % columns
+                        line = target.ctypes.data + (n * target.shape[1] + pixels * y + 1) * out_row
                         for c in range(0, width, LANES):
                             m = sums.ctypes.data + (tile * width + c) * 4
                             b = biases.ctypes.data + (block * width + c) * 4
-                            out = line + x * pixels * out_pixel + (block * width + c) * target.itemsize
+                            out = line + (pixels * x + 1) * out_pixel + (block * width + c) * target.itemsize
                             if not pooled:
-                                store_window(WHOLE_WINDOW, target, m, apart, b, rounding, out, out_row, out_pixel)
+                                store_window(
+                                    window, WHOLE_WINDOW, target, m, apart, b, rounding, out, out_row, out_pixel
+                                )
                             elif take_top_left:
-                                store_window(TOP_LEFT, target, m, apart, b, rounding, out, out_row, out_pixel)
+                                store_window(window, TOP_LEFT, target, m, apart, b, rounding, out, out_row, out_pixel)
                             else:
-                                store_window(LARGEST, target, m, apart, b, rounding, out, out_row, out_pixel)
-                        tile += 1
+                                store_window(window, LARGEST, target, m, apart, b, rounding, out, out_row, out_pixel)
+
+        return convolve_tiles
 
     @_kernel
     def convolve_wide(source, filters, biases, target, numbers, rows):
@@ -174,7 +228,11 @@ def _build(digest: str) -> tuple[Callable, Callable, Callable]:
                                 total += np.int64(pixel[i]) * np.int64(taps[i])
                     target[n, y + 1, x + 1, o] = requantize(total, half, right, left, bottom, top)
 
-    return transform_filters, convolve_tiles, convolve_wide
+    return (
+        {window: transformation(window) for window in WINDOWS},
+        {window: convolution(window) for window in WINDOWS},
+        convolve_wide,
+    )
 
 
 transform_filters, convolve_tiles, convolve_wide = _build(_DIGEST)

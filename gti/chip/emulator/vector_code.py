@@ -3,8 +3,8 @@
 Each function here is called from compiled code with plain memory addresses. `lanes`, `tiles` and `vectors` must be
 literal integers at the call, because a register tile is laid out when the code is compiled. Nothing checks bounds.
 
-The transforms are those of Winograd's F(2x2, 3x3) on integers (docs/emulator.md, fast engine). What follows them is
-written by the functions of `arithmetic`, which act on vectors as they act on arrays.
+The transforms are those of Winograd's F(2x2, 3x3) and F(4x4, 3x3) on integers (docs/emulator.md, fast engine). What
+follows them is written by the functions of `arithmetic`, which act on vectors as they act on arrays.
 """
 
 # Compiled code takes positional arguments only.
@@ -23,9 +23,14 @@ from numba.extending import intrinsic
 from gti.chip.emulator import arithmetic
 
 LANES = 16  # int32 lanes of one vector of accumulators
-POSITIONS = 16  # a transformed 4x4 tile
-# What is kept of a 2x2 window of results.
+# What is kept of a window of results: all of it, or one of each 2x2 pixels.
 WHOLE_WINDOW, LARGEST, TOP_LEFT = 0, 1, 2
+_NINTH = 0x38E38E39  # 9 * _NINTH = 1 modulo 2**32
+# The transform of filters G by window, each row times what makes it integer; `_output_of_2` and `_output_of_4` know it.
+FILTERS = {
+    2: np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.int32),
+    4: np.array([[1, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 1]], np.int32),
+}
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
@@ -54,43 +59,104 @@ def _offset(builder: ir.IRBuilder, address: ir.Value, stride: ir.Value, times: i
     return builder.add(address, builder.mul(stride, _I64(times))) if times else address
 
 
-@_literal_intrinsic
-def transform_input(typing_context, lanes, source, row, pixel, target, position):
-    """Transform a 4x4 patch d of `lanes` channels: B'dB, as int16.
+class _Lanes:
+    """A vector of integers in code that is being written: operators and NumPy's functions on it write instructions."""
 
-    `source` uint8 codes with strides `row` and `pixel` in bytes; the 16 results lie `position` bytes apart.
-    B' = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]. Codes up to 31 give values within -62..124.
+    def __init__(self, builder: ir.IRBuilder, vector: ir.Value) -> None:
+        self._builder, self.vector = builder, vector
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, first: _Lanes, second: _Lanes) -> _Lanes:
+        return _Lanes(self._builder, _INSTRUCTIONS[function](self._builder, first.vector, second.vector))
+
+    def __add__(self, other: _Lanes) -> _Lanes:
+        return _Lanes(self._builder, self._builder.add(self.vector, other.vector))
+
+    def __sub__(self, other: _Lanes) -> _Lanes:
+        return _Lanes(self._builder, self._builder.sub(self.vector, other.vector))
+
+    def __rshift__(self, other: _Lanes) -> _Lanes:
+        return _Lanes(self._builder, self._builder.ashr(self.vector, other.vector))
+
+    def times(self, factor: int) -> _Lanes:
+        """Return the product with a constant, modulo 2**bits."""
+        constant = ir.Constant(self.vector.type, [factor] * self.vector.type.count)
+        return _Lanes(self._builder, self._builder.mul(self.vector, constant))
+
+
+_INSTRUCTIONS: dict[np.ufunc, Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]] = {
+    np.add: ir.IRBuilder.add,
+    np.right_shift: ir.IRBuilder.ashr,
+    np.left_shift: ir.IRBuilder.shl,
+    np.minimum: lambda builder, a, b: builder.select(builder.icmp_signed("<", a, b), a, b),
+    np.maximum: lambda builder, a, b: builder.select(builder.icmp_signed(">", a, b), a, b),
+}
+
+
+def _input_of_2(d: list[_Lanes]) -> list[_Lanes]:
+    """B'd of F(2, 3), B' = [1 0 -1 0; 0 1 1 0; 0 -1 1 0; 0 1 0 -1]."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def _input_of_4(d: list[_Lanes]) -> list[_Lanes]:
+    """B'd of F(4, 3), B' = [4 0 -5 0 1 0; 0 -4 -4 1 1 0; 0 4 -4 -1 1 0; 0 -2 -1 2 1 0; 0 2 -1 -2 1 0; 0 4 0 -5 0 1].
+
+    Points 0, 1, -1, 2, -2 and infinity: A. Lavin and S. Gray, Fast Algorithms for Convolutional Neural Networks, 2016.
     """
-    count = lanes.literal_value
+    even, odd = d[4] - d[2].times(4), d[3] - d[1].times(4)
+    outer, inner = d[4] - d[2], (d[3] - d[1]).times(2)
+    return [
+        d[0].times(4) - d[2].times(5) + d[4],
+        even + odd,
+        even - odd,
+        outer + inner,
+        outer - inner,
+        d[1].times(4) - d[3].times(5) + d[5],
+    ]
+
+
+def _output_of_2(m: list[_Lanes]) -> list[_Lanes]:
+    """Twice both results: A'm, A' = [1 1 1 0; 0 1 -1 -1], of filters transformed by `FILTERS[2]`."""
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def _output_of_4(m: list[_Lanes]) -> list[_Lanes]:
+    """24, 12, 6 and 6 times the four results: A' = [6 -4 -4 1 1 0; 0 -2 2 1 -1 0; 0 -1 -1 1 1 0; 0 -1 1 2 -2 6]."""
+    p, q, r, s = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [m[0].times(6) + r - p.times(4), s - q.times(2), r - p, m[5].times(6) + s.times(2) - q]
+
+
+_INPUT, _OUTPUT = {2: _input_of_2, 4: _input_of_4}, {2: _output_of_2, 4: _output_of_4}
+
+
+def _in_both_directions(transform: Callable[[list[_Lanes]], list[_Lanes]], d: list[list[_Lanes]]) -> list[list[_Lanes]]:
+    rows = [transform(row) for row in d]
+    columns = [transform([row[x] for row in rows]) for x in range(len(rows[0]))]
+    return [[column[y] for column in columns] for y in range(len(columns[0]))]
+
+
+@_literal_intrinsic
+def transform_input(typing_context, window, lanes, source, row, pixel, target, position):
+    """Transform a patch d of `window` + 2 pixels a side and `lanes` channels: B'dB, as int16.
+
+    `source` uint8 codes with strides `row` and `pixel` in bytes; the results lie `position` bytes apart.
+    Codes up to 31 give values within -62..124 (`window` 2) or -1550..2108 (4).
+    """
+    side, count = window.literal_value + 2, lanes.literal_value
 
     def generate(context, builder, signature, arguments):
-        _, source, row, pixel, target, position = arguments
+        _, _, source, row, pixel, target, position = arguments
 
-        def transformed(d):
-            return (
-                builder.sub(d[0], d[2]),
-                builder.add(d[1], d[2]),
-                builder.sub(d[2], d[1]),
-                builder.sub(d[1], d[3]),
-            )
+        def loaded(address):
+            return _Lanes(builder, builder.zext(_load(builder, address, _vector(_I8, count), 1), _vector(_I16, count)))
 
-        rows = []
-        for y in range(4):
-            line = _offset(builder, source, row, y)
-            patch = [
-                builder.zext(
-                    _load(builder, _offset(builder, line, pixel, x), _vector(_I8, count), 1), _vector(_I16, count)
-                )
-                for x in range(4)
-            ]
-            rows.append(transformed(patch))
-        columns = [transformed([rows[y][x] for y in range(4)]) for x in range(4)]
-        for y in range(4):
-            for x in range(4):
-                _store(builder, columns[x][y], _offset(builder, target, position, 4 * y + x), 2)
+        lines = [_offset(builder, source, row, y) for y in range(side)]
+        patch = [[loaded(_offset(builder, line, pixel, x)) for x in range(side)] for line in lines]
+        for y, values in enumerate(_in_both_directions(_INPUT[window.literal_value], patch)):
+            for x, value in enumerate(values):
+                _store(builder, value.vector, _offset(builder, target, position, side * y + x), 2)
         return context.get_dummy_value()
 
-    return types.none(lanes, *[types.int64] * 5), generate
+    return types.none(window, lanes, *[types.int64] * 5), generate
 
 
 def adds_pairs(triple: str) -> bool:
@@ -193,39 +259,43 @@ def multiply_panel(typing_context, tiles, vectors, values, stride, filters, pair
     return types.none(tiles, vectors, *[types.int64] * 5), generate
 
 
-_INSTRUCTIONS: dict[np.ufunc, Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]] = {
-    np.add: ir.IRBuilder.add,
-    np.subtract: ir.IRBuilder.sub,
-    np.right_shift: ir.IRBuilder.ashr,
-    np.left_shift: ir.IRBuilder.shl,
-    np.minimum: lambda builder, a, b: builder.select(builder.icmp_signed("<", a, b), a, b),
-    np.maximum: lambda builder, a, b: builder.select(builder.icmp_signed(">", a, b), a, b),
-}
+def _divided(sums: list[list[_Lanes]], all_lanes: Callable[[ir.Value], _Lanes]) -> list[list[_Lanes]]:
+    """Return the window of results of the transformed sums: an exact division by powers of two, and by 9 of F(4, 3).
+
+    A product with the inverse of 9 divides modulo 2**32, so only the power of two must leave room in 32 bits.
+    """
+    if len(sums) == 2:
+        return [[value >> all_lanes(_I32(2)) for value in row] for row in sums]
+    places = [3, 2, 1, 1]  # 24, 12, 6, 6 without their factor 3
+    return [
+        [value.times(_NINTH) >> all_lanes(_I32(down + along)) for value, along in zip(row, places, strict=True)]
+        for row, down in zip(sums, places, strict=True)
+    ]
 
 
-class _Lanes:
-    """A vector of int32 in code that is being written: NumPy's functions on it write instructions."""
-
-    def __init__(self, builder: ir.IRBuilder, vector: ir.Value) -> None:
-        self._builder, self.vector = builder, vector
-
-    def __array_ufunc__(self, function: np.ufunc, method: str, first: _Lanes, second: _Lanes) -> _Lanes:
-        return _Lanes(self._builder, _INSTRUCTIONS[function](self._builder, first.vector, second.vector))
+def _pooled(window: list[list[_Lanes]], take_top_left: bool) -> list[list[Any]]:
+    """Return what pooling keeps of a window: one of each 2x2 results."""
+    return [
+        [
+            arithmetic.pool_window(above[x], above[x + 1], below[x], below[x + 1], take_top_left)
+            for x in range(0, len(above), 2)
+        ]
+        for above, below in zip(window[0::2], window[1::2], strict=True)
+    ]
 
 
 @_literal_intrinsic
-def store_window(typing_context, kept, codes, sums, position, biases, numbers, target, row, pixel):
-    """Transform 4x4 sums m of 16 output channels to the 2x2 window A'mA / 4, add biases, requantize and store.
+def store_window(typing_context, window, kept, codes, sums, position, biases, numbers, target, row, pixel):
+    """Transform the sums m of 16 output channels to a window of results, add biases, requantize and store.
 
-    `kept`: WHOLE_WINDOW stores four pixels, `row` and `pixel` bytes apart, LARGEST and TOP_LEFT store one.
-    `codes`: the array that the address `target` lies in, for its type. The 16 sums lie `position` bytes apart.
-    `biases`: address of int32 [16]; `numbers`: a Requantization, five int32.
-    A' = [1 1 1 0; 0 1 -1 -1]. The filters hold four times their value, so the division is exact.
+    `window`: 2 or 4 pixels a side. `kept`: WHOLE_WINDOW stores all pixels, `row` and `pixel` bytes apart, LARGEST and
+    TOP_LEFT one of each 2x2. `codes`: the array that the address `target` lies in, for its type. The (window + 2)**2
+    sums lie `position` bytes apart. `biases`: address of int32 [16]; `numbers`: a Requantization, five int32.
     """
-    stored = kept.literal_value
+    side, stored = window.literal_value + 2, kept.literal_value
 
     def generate(context, builder, signature, arguments):
-        _, _, sums, position, biases, numbers, target, row, pixel = arguments
+        _, _, _, sums, position, biases, numbers, target, row, pixel = arguments
         lane = _vector(_I32, LANES)
 
         def loaded(address):
@@ -235,23 +305,19 @@ def store_window(typing_context, kept, codes, sums, position, biases, numbers, t
             one = builder.insert_element(ir.Constant(lane, ir.Undefined), scalar, _I32(0))
             return _Lanes(builder, _shuffle(builder, one, [0] * LANES))
 
-        def transformed(m):
-            return np.add(np.add(m[0], m[1]), m[2]), np.subtract(np.subtract(m[1], m[2]), m[3])
-
-        rows = [transformed([loaded(_offset(builder, sums, position, 4 * y + x)) for x in range(4)]) for y in range(4)]
-        columns = [transformed([rows[y][x] for y in range(4)]) for x in range(2)]
-        (top_left, bottom_left), (top_right, bottom_right) = columns
-        window = [top_left, top_right, bottom_left, bottom_right]
+        products = [[loaded(_offset(builder, sums, position, side * y + x)) for x in range(side)] for y in range(side)]
+        results = _divided(_in_both_directions(_OUTPUT[side - 2], products), all_lanes)
         if stored != WHOLE_WINDOW:
-            window = [arithmetic.pool_window(top_left, top_right, bottom_left, bottom_right, stored == TOP_LEFT)]
-        two, bias = all_lanes(_I32(2)), loaded(biases)
+            results = _pooled(results, stored == TOP_LEFT)
+        bias = loaded(biases)
         vectors = [all_lanes(builder.extract_value(numbers, index)) for index in range(5)]
-        code_type = _vector(ir.IntType(signature.args[1].dtype.bitwidth), LANES)
-        for corner, value in enumerate(window):
-            result = arithmetic.requantize(np.add(np.right_shift(value, two), bias), *vectors)
-            address = _offset(builder, _offset(builder, target, row, corner // 2), pixel, corner % 2)
-            _store(builder, builder.trunc(result.vector, code_type), address, 1)
+        code_type = _vector(ir.IntType(signature.args[2].dtype.bitwidth), LANES)
+        for y, line in enumerate(results):
+            for x, value in enumerate(line):
+                result = arithmetic.requantize(value + bias, *vectors)
+                address = _offset(builder, _offset(builder, target, row, y), pixel, x)
+                _store(builder, builder.trunc(result.vector, code_type), address, 1)
         return context.get_dummy_value()
 
     three = [types.int64] * 3
-    return types.none(kept, codes, *three, types.UniTuple(types.int32, 5), *three), generate
+    return types.none(window, kept, codes, *three, types.UniTuple(types.int32, 5), *three), generate

@@ -1,4 +1,4 @@
-"""The fast engine against the reference engine: every class of shapes, and the bounds of its integers."""
+"""Both engines against the formulas in 64-bit integers: every class of shapes, and the bounds of their integers."""
 
 from __future__ import annotations
 
@@ -6,38 +6,51 @@ import threading
 
 import numpy as np
 import pytest
-from emulated import images, layer, lively_weights
+from emulated import images, layer, lively_weights, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gti.chip.emulator import engine_numba, kernels_numba
+from gti.chip.emulator import engine_numba, layers_numba
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.emulator.engine_numpy import convolve
 from gti.chip.network.types import ConvolutionWeights, Network
 
 INT32_MAX = 2**31 - 1
-# Largest sum of one-sided weights for which the fast path is taken: 4 * 31 * sum <= 2**31 - 1.
-LARGEST_SUM = INT32_MAX // (4 * 31)
+# Largest sums of one-sided weights for which F(4x4) and F(2x2) are taken: 64 * 31 * sum and 4 * 31 * sum < 2**31.
+LARGEST_SUMS = {4: INT32_MAX // (64 * 31), 2: INT32_MAX // (4 * 31)}
 
 
 def assert_engines_equal(network: Network, weights: list[ConvolutionWeights], batch: np.ndarray, **options) -> None:
-    reference = Emulator(network, weights, engine="numpy", upsample_fill=options.get("upsample_fill"))
-    fast = Emulator(network, weights, engine="numba", **options)
-    for (conv, got), (_, expected) in zip(fast.sublayers(batch), reference.sublayers(batch), strict=True):
-        assert got.dtype == expected.dtype
-        np.testing.assert_array_equal(got, expected, err_msg=conv.path)
-    output = fast.output(batch)
-    np.testing.assert_array_equal(output, reference.output(batch))
-    assert output.dtype == (np.uint16 if network.activation_bit_mode else np.uint8)
+    sublayers, output = reference(network, weights, batch, options.get("upsample_fill"))
+    for engine in ("numba", "numpy"):
+        emulator = Emulator(network, weights, engine=engine, **options)
+        for (conv, got), expected in zip(emulator.sublayers(batch), sublayers, strict=True):
+            assert got.dtype == (np.uint16 if conv.ten_bit else np.uint8)
+            np.testing.assert_array_equal(got, expected, err_msg=f"{engine}, {conv.path}")
+        got = emulator.output(batch)
+        np.testing.assert_array_equal(got, output, err_msg=engine)
+        assert got.dtype == (np.uint16 if network.activation_bit_mode else np.uint8)
+
+
+def paths(network: Network, weights: list[ConvolutionWeights]) -> list[int]:
+    """Return the window of each sublayer: 4, 2, or 0 for the direct sum in 64 bits."""
+    return [prepared.window for prepared in Emulator(network, weights, engine="numba")._engine._layers]
 
 
 @pytest.fixture(params=[True, False], ids=["64-byte vectors", "smaller vectors"])
 def vector_width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with the register tiles of AVX-512 processors and with those of all others."""
-    monkeypatch.setattr(engine_numba, "_vectors_of_64_bytes", lambda: request.param)
+    monkeypatch.setattr(layers_numba, "_vectors_of_64_bytes", lambda: request.param)
 
 
-@pytest.mark.usefixtures("vector_width")
+@pytest.fixture(params=[4, 2], ids=["F(4x4)", "F(2x2)"])
+def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let all sublayers take one path, whatever would suit their size."""
+    monkeypatch.setattr(layers_numba, "_windows", lambda size: [request.param])
+    return request.param
+
+
+@pytest.mark.usefixtures("vector_width", "window")
 @pytest.mark.parametrize("inputs", [1, 2, 3, 4, 8, 12, 16, 32, 64])
 @pytest.mark.parametrize("outputs", [16, 32, 64, 128])
 def test_channels(inputs: int, outputs: int) -> None:
@@ -45,8 +58,10 @@ def test_channels(inputs: int, outputs: int) -> None:
     assert_engines_equal(network, lively_weights(network, inputs), images(network, 2, outputs))
 
 
-@pytest.mark.usefixtures("vector_width")
-@pytest.mark.parametrize(("size", "count"), [(2, 7), (4, 1), (6, 3), (14, 1), (14, 11), (28, 3), (56, 1), (112, 1)])
+@pytest.mark.usefixtures("vector_width", "window")
+@pytest.mark.parametrize(
+    ("size", "count"), [(2, 7), (4, 1), (6, 3), (8, 2), (10, 1), (14, 1), (14, 11), (28, 3), (30, 1), (56, 1), (112, 1)]
+)
 @pytest.mark.parametrize("sampling_method", [0, 1])
 def test_sizes(size: int, count: int, sampling_method: int) -> None:
     """Tiles fill register tiles and steps completely, in part, and over the border of images."""
@@ -54,11 +69,27 @@ def test_sizes(size: int, count: int, sampling_method: int) -> None:
     assert_engines_equal(network, lively_weights(network, size), images(network, count, size))
 
 
-def test_largest_size() -> None:
-    network = Network((layer(448, 1, 16, (9,), pooling=True),))
+@pytest.mark.usefixtures("window")
+@pytest.mark.parametrize(
+    ("size", "inputs", "outputs"),
+    [(448, 1, 16), (224, 3, 16), (112, 16, 48), (28, 1024, 16), (14, 512, 128), (14, 1024, 64)],
+)
+def test_largest_sizes_and_channels(size: int, inputs: int, outputs: int) -> None:
+    network = Network((layer(size, inputs, outputs, (12,), pooling=True),))
     assert_engines_equal(network, lively_weights(network, 1), images(network, 1, 1))
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    # products of all tiles: 16 per 2x2 window, 36 per 4x4 window; where both need the same, F(2x2)
+    [(2, 2), (4, 4), (6, 2), (7, 4), (10, 4), (14, 4), (18, 4), (28, 4), (448, 4)],
+)
+def test_choice_by_size(size: int, expected: int) -> None:
+    network = Network((layer(size, 3, 16, (9,)),))
+    assert paths(network, lively_weights(network, 1)) == [expected]
+
+
+@pytest.mark.usefixtures("window")
 @pytest.mark.parametrize("shift", range(16))
 @pytest.mark.parametrize("ten_bit", [0, 1])
 def test_shifts(shift: int, ten_bit: int) -> None:
@@ -66,6 +97,7 @@ def test_shifts(shift: int, ten_bit: int) -> None:
     assert_engines_equal(network, lively_weights(network, shift), images(network, 2, shift))
 
 
+@pytest.mark.usefixtures("window")
 @pytest.mark.parametrize("upsample_fill", [None, "repeat", "zero"])
 @pytest.mark.parametrize("upsample_mode", ["repeat", "zero"])
 def test_upsampling(upsample_fill: str | None, upsample_mode: str) -> None:
@@ -87,8 +119,10 @@ def test_the_fill_matters() -> None:
     np.testing.assert_array_equal(Emulator(network, weights).output(batch), repeated)
 
 
-def test_odd_sizes_take_the_wide_path() -> None:
-    network = Network((layer(7, 3, 16, (8, 8)),))
+@pytest.mark.usefixtures("window")
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 9])
+def test_odd_sizes(size: int) -> None:
+    network = Network((layer(size, 3, 16, (8, 8)),))
     assert_engines_equal(network, lively_weights(network, 1), images(network, 2, 1))
 
 
@@ -98,7 +132,7 @@ def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_numba, "_WORTH_SHARING", 0)
 
 
-@pytest.mark.usefixtures("always_share")
+@pytest.mark.usefixtures("always_share", "window")
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 def test_thread_counts(threads: int) -> None:
     network = Network((layer(28, 3, 64, (8,), pooling=True), layer(14, 64, 128, (9, 9), coef_bits=1)))
@@ -152,28 +186,32 @@ def saturated(network: Network) -> np.ndarray:
 
 @pytest.mark.usefixtures("vector_width")
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize(("excess", "fast"), [(0, True), (1, False), (10**6, False)])
-def test_transformed_sums_at_the_bound(excess: int, fast: bool, sign: int) -> None:
-    """Four times the sum of products reaches 2**31 - 64 with all activations 31; one more would wrap."""
-    network = Network((layer(4, 1024, 16, (15,)),))
-    filters = sign * one_sided(LARGEST_SUM + excess, 1024)
+@pytest.mark.parametrize(
+    ("of", "excess", "path"), [(4, 0, 4), (4, 1, 2), (4, 10**6, 2), (2, 0, 2), (2, 1, 0), (2, 10**6, 0)]
+)
+def test_transformed_sums_at_the_bound(of: int, excess: int, path: int, sign: int) -> None:
+    """4 or 64 times the sum of products reaches 2**31 - 64 or so with all activations 31; one more would wrap."""
+    network = Network((layer(8, 1024, 16, (15,)),))
+    filters = sign * one_sided(LARGEST_SUMS[of] + excess, 1024)
     weights = [ConvolutionWeights(filters, np.zeros(16, np.int32), 15)]
-    assert Emulator(network, weights, engine="numba")._engine._layers[0].fast == fast
+    assert paths(network, weights) == [path]
     assert_engines_equal(network, weights, saturated(network))
-    interior = Emulator(network, weights, engine="numba").read_out(saturated(network)[0], "learn")[0][0, 1:3, 1:3]
+    interior = Emulator(network, weights, engine="numba").read_out(saturated(network)[0], "learn")[0][0, 1:7, 1:7]
     assert np.all(interior == (31 if sign > 0 else 0))  # a wrapped sum would have the other sign
 
 
-def test_beyond_the_bound_32_bits_would_wrap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_bound_32_bits_would_wrap(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound is tight: forced onto the fast path, the first network beyond it gives wrong codes."""
-    monkeypatch.setattr(engine_numba, "_fits", lambda layer, half: True)
-    network = Network((layer(4, 1024, 16, (15,)),))
-    weights = [ConvolutionWeights(one_sided(LARGEST_SUM + 1, 1024), np.zeros(16, np.int32), 15)]
+    monkeypatch.setattr(layers_numba, "fits", lambda layer, half, window: True)
+    network = Network((layer(8, 1024, 16, (15,)),))
+    weights = [ConvolutionWeights(one_sided(LARGEST_SUMS[window] + 1, 1024), np.zeros(16, np.int32), 15)]
     codes = Emulator(network, weights, engine="numba").read_out(saturated(network)[0], "learn")[0]
-    assert np.all(codes[0, 1:3, 1:3] == 0)
+    # Of F(4x4) the top-left result of a window is multiplied by 64, others by less.
+    assert np.all(codes[0, 4, 4] == 0)
+    assert np.all(codes[0, 5, 5] == (31 if window == 4 else 0))
 
 
-@pytest.mark.usefixtures("vector_width")
+@pytest.mark.usefixtures("vector_width", "window")
 @pytest.mark.parametrize(("excess", "fast"), [(0, True), (1, False)])
 @pytest.mark.parametrize("shift", [0, 1, 15])
 def test_accumulator_at_the_bound(excess: int, fast: bool, shift: int) -> None:
@@ -184,24 +222,62 @@ def test_accumulator_at_the_bound(excess: int, fast: bool, shift: int) -> None:
     biases = np.zeros(16, np.int32)
     biases[0] = INT32_MAX - 31 * total - half + excess
     weights = [ConvolutionWeights(one_sided(total, 16), biases, shift)]
-    assert Emulator(network, weights, engine="numba")._engine._layers[0].fast == fast
+    assert (paths(network, weights) != [0]) == fast
     assert_engines_equal(network, weights, saturated(network))
     assert Emulator(network, weights, engine="numba").output(saturated(network))[0, 0, 1, 1] == 31
 
 
-@pytest.mark.parametrize(("magnitude", "fast"), [(3640, True), (3641, False), (32767, False)])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_transformed_filters_at_the_bound(magnitude: int, fast: bool, sign: int) -> None:
-    """Nine equal weights add up in a transformed filter: 9 * 3640 = 32760 fits in 16 bits."""
-    network = Network((layer(14, 2, 16, (12,)),))
-    filters = np.full((16, 2, 3, 3), sign * magnitude, np.int16)
+@pytest.mark.parametrize(
+    ("magnitude", "path", "split"),
+    [  # nine equal weights count 49 times in a filter of F(4x4), 9 times in one of F(2x2); two parts hold 18 bits
+        (668, 4, False),  # 49 * 668 = 32732 < 2**15
+        (669, 4, True),  # 49 * 669 = 32781
+        (2047, 4, True),
+        (2674, 4, True),  # 49 * 2674 = 131026 < 2**17
+        (2675, 2, False),  # 49 * 2675 = 131075
+        (3640, 2, False),  # 9 * 3640 = 32760 < 2**15
+        (3641, 2, True),
+        (14563, 2, True),  # 9 * 14563 = 131067 < 2**17
+        (14564, 0, False),
+        (32767, 0, False),
+    ],
+)
+@pytest.mark.parametrize("signs", [[1, 1, 1], [-1, -1, -1], [1, -1, 1]])
+def test_transformed_filters_at_the_bound(magnitude: int, path: int, split: bool, signs: list[int]) -> None:
+    network = Network((layer(16, 2, 16, (12,)),))
+    filters = np.full((16, 2, 3, 3), magnitude, np.int16) * np.array(signs, np.int16)
     filters[1::2, 1] *= -1
     weights = [ConvolutionWeights(filters, np.arange(-8, 8, dtype=np.int32) * 4096, 12)]
-    assert Emulator(network, weights, engine="numba")._engine._layers[0].fast == fast
-    assert_engines_equal(network, weights, images(network, 1, 1))
+    (prepared,) = Emulator(network, weights, engine="numba")._engine._layers
+    assert prepared.window == path
+    assert (len(prepared.lows) > 0) == split
+    assert_engines_equal(network, weights, images(network, 2, 1))
 
 
-@pytest.mark.usefixtures("vector_width")
+@pytest.mark.usefixtures("vector_width", "window")
+@pytest.mark.parametrize("outputs", [16, 17, 64, 192])
+def test_two_parts_stand_where_they_belong(outputs: int) -> None:
+    """One kernel beyond 16 bits among small ones: its position of its block alone is multiplied in two parts."""
+    network = Network((layer(14, 5, outputs, (9, 12)),))
+    weights = lively_weights(network, 5)
+    weights[1].filters[outputs - 1, 3] = 2047
+    weights[1].filters[0, outputs - 1] = -2047 * np.array([[1, -1, 1], [-1, 1, -1], [1, -1, 1]])
+    assert_engines_equal(network, weights, images(network, 3, 1))
+
+
+def test_few_filters_are_multiplied_in_two_parts() -> None:
+    network = Network((layer(14, 5, 128, (12,)),))
+    filters = np.full((128, 5, 3, 3), 7, np.int16)
+    filters[70, 3] = 2047  # 49 * 2047 at one position, (3, 3), and less than 2**15 at all but that: 21 * 2047 > 2**15
+    (prepared,) = Emulator(network, [ConvolutionWeights(filters, np.zeros(128, np.int32), 12)])._engine._layers
+    block = 70 // prepared.filters.shape[3]
+    sums = np.array([1, 3, 1, 7, 3, 1])  # of the rows of G, for nine equal weights
+    expected = np.zeros(prepared.split.shape, bool)
+    expected[block] = (np.outer(sums, sums) * 2047 >= 2**15).ravel()
+    np.testing.assert_array_equal(prepared.split >= 0, expected)
+
+
+@pytest.mark.usefixtures("vector_width", "window")
 @pytest.mark.parametrize("inputs", [12, 64, 512])
 def test_extreme_weights_and_activations(inputs: int) -> None:
     """Activations 0 and 31 only, weights -2047 and 2047 only: the largest intermediate values of every kind."""
@@ -217,11 +293,18 @@ def test_extreme_weights_and_activations(inputs: int) -> None:
     assert_engines_equal(network, weights, batch)
 
 
-def test_the_largest_weights_of_the_chip_take_the_fast_path_up_to_940_channels() -> None:
-    # 4 * 31 * 940 * 9 * 2047 = 2147369040 < 2**31, with 941 channels 2149653492
-    for inputs, fast in ((940, True), (941, False)):
-        weights = ConvolutionWeights(np.full((16, inputs, 3, 3), 2047, np.int16), np.zeros(16, np.int32), 12)
-        assert engine_numba._fits(weights, 2048) == fast
+@pytest.mark.parametrize(
+    ("window", "inputs", "fast"),
+    [
+        (2, 940, True),  # 4 * 31 * 940 * 9 * 2047 = 2147369040 < 2**31
+        (2, 941, False),  # 2149653492
+        (4, 58, True),  # 64 * 31 * 58 * 9 * 2047 = 2119971456
+        (4, 59, False),  # 2156522688
+    ],
+)
+def test_the_largest_weights_of_the_chip_of_one_sign(window: int, inputs: int, fast: bool) -> None:
+    weights = ConvolutionWeights(np.full((16, inputs, 3, 3), 2047, np.int16), np.zeros(16, np.int32), 12)
+    assert layers_numba.fits(weights, 2048, window) == fast
 
 
 @st.composite
@@ -260,15 +343,32 @@ def test_random_networks(case: tuple[Network, int, int]) -> None:
     assert_engines_equal(network, lively_weights(network, seed), images(network, count, seed % 1000), threads=1)
 
 
-def test_transformed_filters_are_the_transform() -> None:
-    """4 G g G' of F(2x2, 3x3) with G = [1 0 0; 1/2 1/2 1/2; 1/2 -1/2 1/2; 0 0 1], in matrices."""
-    filters = np.random.RandomState(1).randint(-2047, 2048, size=(32, 3, 3, 3)).astype(np.int16)
-    result = np.zeros((2, 16, 2, 16, 2), np.int16)
-    assert kernels_numba.transform_filters(filters, result, 0, 2)
-    g = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]])
-    expected = np.zeros((32, 4, 4, 4), np.int64)  # [out, in (one of padding), 4, 4]
-    expected[:, :3] = g @ filters.astype(np.int64) @ g.T
-    got = result.transpose(0, 3, 2, 4, 1).reshape(32, 4, 4, 4)
+def test_transformed_filters_are_the_transform(window: int) -> None:
+    """G g G' with G of F(2, 3) and F(4, 3) as published (Lavin and Gray 2016), times what makes its rows integer."""
+    g, factors = {
+        2: ([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]], [2, 2, 2, 2]),
+        4: (
+            [
+                [1 / 4, 0, 0],
+                [-1 / 6, -1 / 6, -1 / 6],
+                [-1 / 6, 1 / 6, -1 / 6],
+                [1 / 24, 1 / 12, 1 / 6],
+                [1 / 24, -1 / 12, 1 / 6],
+                [0, 0, 1],
+            ],
+            [4, -6, -6, 24, 24, 1],
+        ),
+    }[window]
+    matrix = np.array(g) * np.array(factors)[:, None]
+    network = Network((layer(14, 3, 32, (12,)),))
+    weights = np.random.RandomState(1).randint(-2047, 2048, size=(32, 3, 3, 3)).astype(np.int16)
+    (prepared,) = Emulator(network, [ConvolutionWeights(weights, np.zeros(32, np.int32), 12)])._engine._layers
+    expected = np.zeros((32, 4, window + 2, window + 2))  # [out, in (one of padding), side, side]
+    expected[:, :3] = np.rint(np.einsum("yi,ocij,xj->ocyx", matrix, weights, matrix))
+    values = prepared.filters.astype(np.int64)
+    for block, position in np.argwhere(prepared.split >= 0):
+        values[block, position] = 4 * values[block, position] + prepared.lows[prepared.split[block, position]]
+    got = values.transpose(0, 3, 2, 4, 1).reshape(32, 4, window + 2, window + 2)
     np.testing.assert_array_equal(got, expected)
 
 
