@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gti.chip.network import json_form as network
 from gti.chip.network import rules as network_rules
-from gti.chip.network.rules import Violation
+from gti.chip.network.rules import Violation, violations
 from gti.chip.network.types import MajorLayer, Network
 from gti.errors import listing, printable, sentence
 
@@ -97,7 +97,7 @@ def fits_the_form(violation: Violation) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_of_the_chip(rule: str) -> None:
     broken, layer, word = RULES[rule]
-    (found,) = [violation for violation in network.violations(broken) if violation.rule == rule]
+    (found,) = [violation for violation in violations(broken) if violation.rule == rule]
     assert found.layer == layer
     assert word in str(found)
     fits_the_form(found)
@@ -136,15 +136,15 @@ def test_all_broken_rules_are_told_together() -> None:
     broken = net({"image_size": 30, "coef_bits": 2}, {"output_channels": 48})
     with pytest.raises(network.NetworkError) as caught:
         network.check(broken, "dat.json")
-    violations = network.violations(broken)
-    assert sorted(violation.rule for violation in violations) == [
+    found = violations(broken)
+    assert sorted(violation.rule for violation in found) == [
         "coef-bits",
         "image-size",
         "output-channels",
         "size-chain",
     ]
-    assert list(caught.value.violations) == violations
-    assert str(caught.value) == listing("dat.json", violations)
+    assert list(caught.value.violations) == found
+    assert str(caught.value) == listing("dat.json", found)
 
 
 # Form

@@ -26,6 +26,7 @@ from gti.chip.formats.blobs import MAX_LABELS, parse_labels
 from gti.chip.formats.npy import parse_npz
 from gti.chip.host.image import load_image
 from gti.chip.loaded_model import load_model
+from gti.chip.network import file_size
 from gti.chip.usb import trace
 from gti.errors import (
     CheckpointError,
@@ -321,7 +322,7 @@ def test_a_model_of_more_than_a_gibibyte_is_refused_before_it_is_read(read, tmp_
 
 def test_padding_of_a_dat_is_bounded(tmp_path: Path) -> None:
     net = seeds.networks()["tiny"]
-    rows = dat.row_count(net)
+    rows = file_size.row_count(net)
     most = dat.max_length(rows)
     assert dat.decode(seeds.dat_file(net).ljust(most, b"\0")).length == most
     with pytest.raises(DatError, match="goes on far behind its filter rows"):

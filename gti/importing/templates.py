@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gti.chip.network import json_form as networks
-from gti.chip.network.rules import Violation
+from gti.chip.network.rules import Violation, violations
 from gti.chip.network.types import Network
 from gti.chip.spec import FC_READOUT_SIZE, FC_SHIFT
 from gti.chip.wire.registers import Mode
@@ -16,7 +16,7 @@ from gti.importing.architecture import Architecture
 
 def problems(architecture: Architecture) -> list[Violation]:
     """Return everything that keeps a model from the chip: its layers first, then the chip's rules."""
-    return [*architecture.problems, *networks.violations(architecture.network)]
+    return [*architecture.problems, *violations(architecture.network)]
 
 
 def templates(architecture: Architecture, *, net: str, chip: str) -> tuple[dict[str, Any], dict[str, Any]]:

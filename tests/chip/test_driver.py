@@ -18,6 +18,7 @@ from gti.chip.driver import GtiModel
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats.model_file import compose
 from gti.chip.loaded_model import load_model
+from gti.chip.network import file_size
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.usb import eusb_sticks, ft60x, usb_bus
 from gti.chip.usb.lock import DeviceLock
@@ -215,7 +216,7 @@ def test_a_dead_network_is_accepted_with_a_warning(tmp_path: Path, caplog: pytes
     network = tiny_network()
     dead = [ConvolutionWeights(np.zeros((16, 1, 3, 3), np.int16), np.full(16, -5, np.int32), 4)]
     path = tmp_path / "dead.dat"
-    path.write_bytes(dat.encode(network, dead, length=92 + 192 * dat.row_count(network)))
+    path.write_bytes(dat.encode(network, dead, length=92 + 192 * file_size.row_count(network)))
     with GtiModel(path, "virtual") as model:
         for image in images(network, 2):
             assert not model.evaluate(image).any()

@@ -15,7 +15,7 @@ from small_nets import build, randomise, small_network, values
 
 from addon.convert_full import host_entries
 from gti.chip.driver import GtiModel
-from gti.chip.formats import model_file
+from gti.chip.formats import blobs, model_file
 from gti.chip.host import preprocessing
 from gti.chip.host.host_layers import HostLayers
 from gti.errors import CheckpointError, ModelFileError, UsageError
@@ -46,7 +46,7 @@ def test_container(converted):
     chip, fc, _, labels = model.layers
     assert bytes(chip.blob) == (converted.folder / "2801_digits.dat").read_bytes()
     assert bytes(fc.blob) == (converted.folder / "2801_digits_fc.bin").read_bytes()
-    assert model_file.parse_labels(labels.blob) == ["background", "class 1", "class 2", "class 3", "class 4"]
+    assert blobs.parse_labels(labels.blob) == ["background", "class 1", "class 2", "class 3", "class 4"]
 
 
 def test_preparation_of_images_travels_in_every_file(converted, tmp_path, caplog):

@@ -13,7 +13,7 @@ from golden import generators
 from places import ROOT
 
 from gti.chip.emulator.emulator import Emulator
-from gti.chip.formats import dat, model_file, npy
+from gti.chip.formats import blobs, dat, model_file, npy
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.runtime import known_answer
 from gti.errors import GtiError
@@ -122,7 +122,7 @@ def full_model() -> bytes:
         },
         indent=1,
     )
-    fc = model_file.encode_fc(np.ones((2, 1568), np.float32), np.zeros(2, np.float32))
+    fc = blobs.encode_fc(np.ones((2, 1568), np.float32), np.zeros(2, np.float32))
     chip = dat.encode(NETWORK, weights(), length=20_000)
     return model_file.compose(text.encode(), {"chip.dat": chip, "fc.bin": fc, "l.txt": b"one\ntwo\n"})
 

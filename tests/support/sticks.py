@@ -9,6 +9,7 @@ import numpy as np
 
 from gti.chip.driver import GtiModel
 from gti.chip.formats import dat
+from gti.chip.network import file_size
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.usb import devices
 from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings
@@ -50,7 +51,7 @@ def lively_weights(network: Network, seed: int) -> list[ConvolutionWeights]:
 @functools.lru_cache
 def dat_bytes(network: Network, seed: int = 1) -> bytes:
     """A .DAT without padding, so that loading it is quick."""
-    rows = dat.row_count(network)
+    rows = file_size.row_count(network)
     return dat.encode(network, lively_weights(network, seed), length=92 + 192 * rows)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from gti import files
 from gti.chip import spec
 from gti.chip.formats import dat_header, dat_rows
+from gti.chip.network.file_size import file_length, groups, row_count, rows_of
 from gti.chip.network.memory_plan import layer_addresses
 from gti.chip.network.rules import violations, violations_of_memory
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
@@ -47,17 +48,6 @@ class Dat:
     def rows(self) -> int:
         """Number of 192-byte filter rows."""
         return row_count(self.network)
-
-
-def row_count(network: Network) -> int:
-    """Return the number of filter rows of `network`, extra passes included."""
-    rows = sum(dat_rows.row_count(c.output_channels, c.input_channels, c.coef_bits) for c in network.convolutions)
-    return rows + sum(dat_rows.groups(layer.output_channels) for layer in network.layers if layer.extra_pass)
-
-
-def file_length(rows: int) -> int:
-    """Return the length in bytes that current converters give a file of `rows` rows [section 1]."""
-    return max(spec.MIN_FILE_BYTES, spec.HEADER_BYTES + 1024000 + 256 * rows)
 
 
 def max_length(rows: int) -> int:
@@ -128,7 +118,7 @@ def decode(data: bytes | memoryview, *, activation_bit_mode: int | None = None, 
     weights = []
     first = 0
     for conv in network.convolutions:
-        count = dat_rows.row_count(conv.output_channels, conv.input_channels, conv.coef_bits)
+        count = rows_of(conv.output_channels, conv.input_channels, conv.coef_bits)
         filters, biases = dat_rows.unpack(
             rows[first : first + count], conv.output_channels, conv.input_channels, conv.coef_bits
         )
@@ -136,7 +126,7 @@ def decode(data: bytes | memoryview, *, activation_bit_mode: int | None = None, 
         first += count
         layer = network.layers[conv.major - 1]
         if layer.extra_pass and conv.sub == layer.sublayer_number:
-            first += dat_rows.groups(layer.output_channels)
+            first += groups(layer.output_channels)
     tail = np.frombuffer(data, np.uint8, offset=end)
     used = np.flatnonzero(tail)
     return Dat(
@@ -188,14 +178,14 @@ def _pack_rows(network: Network, weights: Sequence[ConvolutionWeights], rows: np
     inexact = []
     first = 0
     for conv, values in zip(network.convolutions, weights, strict=True):
-        count = dat_rows.row_count(conv.output_channels, conv.input_channels, conv.coef_bits)
+        count = rows_of(conv.output_channels, conv.input_channels, conv.coef_bits)
         filters = np.asarray(values.filters, np.int16)
         if not dat_rows.pack(filters, np.asarray(values.biases), conv.coef_bits, rows[first : first + count]):
             inexact.append(conv)
         first += count
         layer = network.layers[conv.major - 1]
         if layer.extra_pass and conv.sub == layer.sublayer_number:
-            count = dat_rows.groups(layer.output_channels)
+            count = groups(layer.output_channels)
             if layer.coef_bits == 3:  # the 1-bit packer turns the identity into zeros [section 3.3]
                 rows[first : first + count] = dat_rows.identity_rows(layer.output_channels)
             first += count
@@ -354,11 +344,11 @@ def _interpret(
     for i, layer in enumerate(header.layers):
         outputs = layer.output_channels >> (activation_bit_mode == 1 and i == len(header.layers) - 1)
         inputs = header.first_input_channels if i == 0 else layer.input_channels
-        again = dat_rows.row_count(outputs, outputs, layer.coef_bits)
-        first += dat_rows.row_count(outputs, inputs, layer.coef_bits) + again * (layer.chip_sublayers - 2)
+        again = rows_of(outputs, outputs, layer.coef_bits)
+        first += rows_of(outputs, inputs, layer.coef_bits) + again * (layer.chip_sublayers - 2)
         identity = dat_header.may_have_extra_pass(layer) and _holds_identity(data, first, outputs)
         passes.append(identity)
-        first += dat_rows.groups(outputs) if identity else again
+        first += groups(outputs) if identity else again
     return dat_header.network_of(header, passes, activation_bit_mode), tuple(passes)
 
 

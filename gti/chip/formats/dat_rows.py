@@ -12,10 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from gti.chip import spec
+from gti.chip.network.file_size import KERNELS_PER_LINE, TAPS, groups
 
 LINE_WORDS = 3
-TAPS = 9
-KERNELS_PER_LINE = {3: 2, 1: 4}
 _BLOCK_KERNELS = 8192
 _TAP = np.arange(TAPS, dtype=np.uint16)[:, None]
 _STEP_MASK = np.uint64(0xFFF)
@@ -28,16 +27,6 @@ _FROM_LINES = np.argsort(_TO_LINES)
 
 # The identity line of the extra shortcut pass [section 3.3].
 IDENTITY_LINE = np.array([0x00002010, 0x00400000, 0x00000004], dtype="<u4")
-
-
-def groups(channels: int) -> int:
-    """Return how many groups of 16 engines hold `channels`."""
-    return max(1, -(-channels // spec.ENGINES))
-
-
-def row_count(output_channels: int, input_channels: int, coef_bits: int) -> int:
-    """Return the rows of one convolution [section 3.1]."""
-    return groups(output_channels) * groups(input_channels) * spec.ENGINES // KERNELS_PER_LINE[coef_bits]
 
 
 def pack(filters: np.ndarray, biases: np.ndarray, coef_bits: int, rows: np.ndarray) -> bool:

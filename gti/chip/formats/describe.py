@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gti.chip import spec
-from gti.chip.formats import dat, dat_rows, model_file
+from gti.chip.formats import blobs, dat, dat_rows, model_file
+from gti.chip.network import file_size
 from gti.chip.network.memory_plan import layer_addresses
 from gti.chip.network.types import Network
 from gti.errors import DatError, ModelFileError, printable
@@ -19,7 +20,7 @@ _COLUMNS = ("sublayer", "size", "in", "out", "bits", "shift", "gains", "rows", "
 def describe_dat(data: bytes | memoryview, name: str) -> list[str]:
     """Return a summary and a table with a line for each sublayer of the .DAT file `data`. Raises DatError."""
     network = dat.read_network(data, name=name)
-    rows = dat.row_count(network)
+    rows = file_size.row_count(network)
     end = spec.HEADER_BYTES + spec.ROW_BYTES * rows
     padding = np.frombuffer(data, np.uint8, offset=end)
     words = dat.read_header(data, name)
@@ -41,14 +42,14 @@ def describe_dat(data: bytes | memoryview, name: str) -> list[str]:
 
 def _sublayers(network: Network, data: bytes | memoryview) -> list[tuple[str, ...]]:
     addresses = layer_addresses(network)
-    count = dat.row_count(network)
+    count = file_size.row_count(network)
     rows = np.frombuffer(data, "<u4", count * spec.ROW_BYTES // 4, spec.HEADER_BYTES)
     rows = rows.reshape(count, spec.ENGINES, dat_rows.LINE_WORDS)
     lines: list[tuple[str, ...]] = []
     first = 0
     for conv in network.convolutions:
         layer = network.layers[conv.major - 1]
-        own = dat_rows.row_count(conv.output_channels, conv.input_channels, conv.coef_bits)
+        own = file_size.rows_of(conv.output_channels, conv.input_channels, conv.coef_bits)
         low, high = dat_rows.scale_range(rows[first : first + own], conv.coef_bits)
         then = ["upsampled input"] if conv.upsampled else []
         then += ["pooling"] if conv.pooled else []
@@ -58,7 +59,7 @@ def _sublayers(network: Network, data: bytes | memoryview) -> list[tuple[str, ..
         then += [f"shortcut from {conv.sub}"] if conv.sub in layer.shortcuts else []
         first += own
         if layer.extra_pass and conv.sub == layer.sublayer_number:
-            first += dat_rows.groups(layer.output_channels)
+            first += file_size.groups(layer.output_channels)
             then += ["identity pass"]
         at = tuple(str(value) for value in addresses[conv.major - 1]) if conv.sub == 1 else ("", "")
         numbers = (conv.size, conv.input_channels, conv.output_channels, conv.coef_bits, conv.shift)
@@ -103,10 +104,10 @@ def _content(layer: model_file.ModelLayer) -> str:
     ]
     try:
         if layer.operation == "FC" and layer.blob is not None:
-            inputs, outputs = model_file.fc_sizes(layer.blob)
+            inputs, outputs = blobs.fc_sizes(layer.blob)
             words.insert(0, f"{inputs} -> {outputs}")
         elif layer.operation == "LABEL" and layer.blob is not None:
-            words.insert(0, f"{len(model_file.parse_labels(layer.blob))} labels")
+            words.insert(0, f"{len(blobs.parse_labels(layer.blob))} labels")
     except ModelFileError as problem:
         words.insert(0, f"damaged ({problem})")
     return ", ".join(words)

@@ -14,24 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gti import files
-from gti.chip.formats.blobs import decode_fc, encode_fc, fc_sizes, parse_labels
 from gti.chip.formats.canonical_json import canonical, indented
 from gti.errors import ModelFileError, sentence
-
-__all__ = [
-    "ModelFile",
-    "ModelLayer",
-    "compose",
-    "decode_fc",
-    "decompose",
-    "encode_fc",
-    "fc_sizes",
-    "is_model",
-    "layer_path",
-    "load",
-    "parse",
-    "parse_labels",
-]
 
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 MAX_HEADER_BYTES = 1024 * 1024

@@ -26,7 +26,9 @@ from gti.chip import spec
 from gti.chip.formats import dat, model_file, npy
 from gti.chip.formats.canonical_json import canonical
 from gti.chip.formats.model_file import ModelFile
+from gti.chip.network import file_size
 from gti.chip.network import json_form as network
+from gti.chip.network.types import ConvolutionWeights
 from gti.errors import DatError, FormatError, ModelFileError, UsageError, sentence
 
 _SUFFIXES = {"GTICNN": ".dat", "FC": ".bin", "LABEL": ".txt"}
@@ -244,10 +246,10 @@ def _build_dat(base: Path) -> bytes:
     if not (base / "rows.npz").exists():
         return data
     rows = npy.parse_npz(_read(base, "rows.npz", dat.MAX_FILE_BYTES), str(base / "rows.npz"))
-    return _with_rows(data, rows, dat.row_count(chip_network), str(base / "rows.npz"))
+    return _with_rows(data, rows, file_size.row_count(chip_network), str(base / "rows.npz"))
 
 
-def _weights(base: Path, count: int) -> list[network.ConvolutionWeights]:
+def _weights(base: Path, count: int) -> list[ConvolutionWeights]:
     name = str(base / "weights.npz")
     arrays = npy.parse_npz(_read(base, "weights.npz", dat.MAX_FILE_BYTES), name)
     wanted = ["shifts", *(f"{kind}{i}" for i in range(count) for kind in "wb")]
@@ -268,7 +270,7 @@ def _weights(base: Path, count: int) -> list[network.ConvolutionWeights]:
                 fix="write one pair of arrays for each sublayer in dat.json",
             )
         )
-    return [network.ConvolutionWeights(arrays[f"w{i}"], arrays[f"b{i}"], int(shifts[i])) for i in range(count)]
+    return [ConvolutionWeights(arrays[f"w{i}"], arrays[f"b{i}"], int(shifts[i])) for i in range(count)]
 
 
 def _exact(value: object, name: str) -> tuple[tuple[int, ...] | None, int | None, bool]:

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gti.chip import spec
+from gti.chip.network.file_size import TAPS, file_length, row_count, rows_of
 from gti.chip.network.memory_plan import Placement, address_plan
 from gti.chip.network.types import Convolution, Network
-from gti.chip.wire.readout import MapSet, ReadOut
-from gti.chip.wire.words import FT601, Framing, round_up
-
-TAPS = 9
-KERNELS_PER_LINE = {1: 4, 3: 2}  # docs/dat_format.md section 3.1
+from gti.chip.wire import protocol
+from gti.chip.wire.protocol import FT601, Framing, MapSet, ReadOut
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def budget(network: Network, *, framing: Framing = FT601) -> Budget:
         SublayerBudget(
             convolution=convolution,
             macs=convolution_macs(convolution),
-            rows=filter_rows(convolution),
+            rows=rows_of(convolution.output_channels, convolution.input_channels, convolution.coef_bits),
             in_address=place.in_address,
             out_address=place.out_address,
             in_units=place.size_in / spec.ADDRESS_UNIT,
@@ -103,16 +101,16 @@ def budget(network: Network, *, framing: Framing = FT601) -> Budget:
         )
         for convolution, place in zip(network.convolutions, places, strict=True)
     )
-    extra_rows = sum(-(-layer.output_channels // spec.ENGINES) for layer in network.layers if layer.extra_pass)
-    rows = sum(sublayer.rows for sublayer in sublayers) + extra_rows
+    rows = row_count(network)
+    size, _, channels = network.input_shape
     readout = result(network)
     return Budget(
         network=network,
         sublayers=sublayers,
         rows=rows,
-        file_bytes=dat_bytes(rows),
-        load_words=load_words(dat_bytes(rows), framing),
-        frame_words=frame_words(network, framing),
+        file_bytes=file_length(rows),
+        load_words=protocol.load_words(file_length(rows), framing),
+        frame_words=protocol.frame_words(size, channels, framing),
         result_words=readout.length,
         fc_readout=readout.bits == 8,
     )
@@ -124,18 +122,6 @@ def convolution_macs(convolution: Convolution) -> int:
     return c.size * c.size * TAPS * c.input_channels * c.output_channels
 
 
-def filter_rows(convolution: Convolution) -> int:
-    """Return the 192-byte rows of one sublayer: channels in groups of 16 (docs/dat_format.md section 3.1)."""
-    out_groups = -(-convolution.output_channels // spec.ENGINES)
-    in_groups = -(-convolution.input_channels // spec.ENGINES)
-    return out_groups * in_groups * spec.ENGINES // KERNELS_PER_LINE[convolution.coef_bits]
-
-
-def dat_bytes(rows: int) -> int:
-    """Return the length of a .DAT with `rows` filter rows (docs/dat_format.md section 1)."""
-    return max(spec.MIN_FILE_BYTES, spec.HEADER_BYTES + 1024000 + 256 * rows)
-
-
 def result(network: Network) -> ReadOut:
     """Return what the stick delivers: the 7x7 result in FC mode, else the last major layer's maps in 5 bits."""
     channels, size, _ = network.output_shape
@@ -144,20 +130,6 @@ def result(network: Network) -> ReadOut:
     if size == spec.FC_READOUT_SIZE:
         return ReadOut(8, spec.POOLED_TILE, (MapSet(*position, last.pooling, channels, size),))
     return ReadOut(5, spec.TILE, (MapSet(*position, False, last.output_channels, last.working_size),))
-
-
-def load_words(file_bytes: int, framing: Framing = FT601) -> int:
-    """Return the words that load a .DAT of `file_bytes` (docs/usb_protocol.md section 5)."""
-    data = round_up(spec.DATA_PREFIX + file_bytes - spec.HEADER_BYTES, spec.DATA_UNIT)
-    before = 2 * spec.RESET_WORDS + 64 + 4 + spec.LAYER_REGISTER_BYTES + 8
-    return framing.filled(before + data + spec.COEFFICIENT_TAIL)
-
-
-def frame_words(network: Network, framing: Framing = FT601) -> int:
-    """Return the words of a frame after the first one (docs/usb_protocol.md section 6)."""
-    height, width, channels = network.input_shape
-    data = round_up(spec.DATA_PREFIX + height * width * channels, spec.DATA_UNIT)
-    return framing.filled(8 + spec.RESET_WORDS + 240 + 4 + 40 + data + spec.IMAGE_TAIL)
 
 
 def host_layers(network: Network, units: Sequence[int]) -> tuple[HostLayer, ...]:

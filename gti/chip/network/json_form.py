@@ -1,8 +1,4 @@
-"""dat.json <-> Network: what runs on the chip, and every rule of the chip checked in one place.
-
-The types live in `network_types`, the rules in `network_rules`, the memory plan in `memory_plan`; this module reads
-and writes the JSON form (docs/dat_format.md section 5) and offers all of them.
-"""
+"""dat.json <-> Network (docs/dat_format.md section 5); what it reads is examined by every rule of `rules`."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import os
 from collections.abc import Sequence
 
 from gti import files
-from gti.chip.network.memory_plan import Placement, address_plan
 from gti.chip.network.rules import (
     MAX_EXAMINED,
     Violation,
@@ -21,24 +16,8 @@ from gti.chip.network.rules import (
     violations_of_model,
     violations_of_ten_bit,
 )
-from gti.chip.network.types import Convolution, ConvolutionWeights, MajorLayer, Network
+from gti.chip.network.types import MajorLayer, Network
 from gti.errors import NetworkError, listing
-
-__all__ = [
-    "Convolution",
-    "ConvolutionWeights",
-    "MajorLayer",
-    "Network",
-    "Placement",
-    "Violation",
-    "address_plan",
-    "check",
-    "examine",
-    "from_json",
-    "load",
-    "to_json",
-    "violations",
-]
 
 
 def check(network: Network, name: str = "network") -> None:

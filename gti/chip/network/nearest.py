@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any
 
 from gti.chip import spec
-from gti.chip.network import json_form as networks
 from gti.chip.network.memory_plan import address_plan
+from gti.chip.network.rules import violations
 from gti.chip.network.types import MajorLayer, Network
 
 _OUTPUTS_AT_448 = 16  # what the memory plan leaves room for (docs/dat_format.md section 6)
@@ -51,7 +51,7 @@ def nearest(network: Network) -> tuple[Network, tuple[Change, ...]]:
 
     Weights that exist for the old shape do not fit the new one. A network without layers is returned unchanged.
     """
-    if not network.layers or not networks.violations(network):
+    if not network.layers or not violations(network):
         return network, ()
     repaired = _network(network)
     # Each memory repair makes something smaller, and what follows it too: the loop ends at 16 channels everywhere.

@@ -59,7 +59,9 @@ __all__ = [
     "WordMachine",
     "encode_frame",
     "encode_load",
+    "frame_words",
     "image_tiles",
+    "load_words",
     "pack",
     "parse_mode",
     "read_length",
@@ -81,18 +83,42 @@ def encode_load(dat: bytes | bytearray | memoryview, *, framing: Framing = FT601
     """
     Header.parse(dat)
     coefficients = bytes(DATA_PREFIX) + bytes(memoryview(dat)[HEADER_BYTES:])
-    words = assemble(
-        [
-            Segment(Opcode.IDLE, RESET_WORDS),
-            Segment(Opcode.SOFT_RESET, RESET_WORDS),
-            Segment(Opcode.IDLE, 64),
-            Segment(Opcode.LOAD_REG_X, len(COEFFICIENT_WINDOW) + LAYER_REGISTER_BYTES, COEFFICIENT_WINDOW),
-            Segment(Opcode.IDLE, 8),
-            Segment(Opcode.LOAD_FILTER_IMAGE, round_up(len(coefficients), DATA_UNIT) + COEFFICIENT_TAIL, coefficients),
-        ],
-        framing,
-    )
-    return fill(words, framing)
+    return fill(assemble(_load_segments(len(dat), coefficients), framing), framing)
+
+
+def load_words(file_bytes: int, framing: Framing = FT601) -> int:
+    """Return how many words load a .DAT of `file_bytes` bytes."""
+    return framing.filled(sum(part.words for part in _load_segments(file_bytes)))
+
+
+def frame_words(size: int, channels: int, framing: Framing = FT601) -> int:
+    """Return how many words a frame after the first has, for images of `channels` planes of `size` x `size`."""
+    return framing.filled(sum(part.words for part in _frame_segments(channels * size * size)))
+
+
+def _load_segments(file_bytes: int, coefficients: bytes = b"") -> list[Segment]:
+    # [section 5]
+    length = round_up(DATA_PREFIX + file_bytes - HEADER_BYTES, DATA_UNIT) + COEFFICIENT_TAIL
+    return [
+        Segment(Opcode.IDLE, RESET_WORDS),
+        Segment(Opcode.SOFT_RESET, RESET_WORDS),
+        Segment(Opcode.IDLE, 64),
+        Segment(Opcode.LOAD_REG_X, len(COEFFICIENT_WINDOW) + LAYER_REGISTER_BYTES, COEFFICIENT_WINDOW),
+        Segment(Opcode.IDLE, 8),
+        Segment(Opcode.LOAD_FILTER_IMAGE, length, coefficients),
+    ]
+
+
+def _frame_segments(pixels: int, reg0: int = 0) -> list[Segment]:
+    # [section 6]; the pixels themselves are put into the words of the last segment
+    return [
+        Segment(Opcode.IDLE, 8),
+        Segment(Opcode.SOFT_RESET, RESET_WORDS),
+        Segment(Opcode.IDLE, 240),
+        Segment(Opcode.LOAD_REG_0, 4, reg0.to_bytes(4, "little")),
+        Segment(Opcode.IDLE, 40),
+        Segment(Opcode.LOAD_FILTER_IMAGE, round_up(DATA_PREFIX + pixels, DATA_UNIT) + IMAGE_TAIL),
+    ]
 
 
 class FrameEncoder:
@@ -114,24 +140,17 @@ class FrameEncoder:
             Segment(Opcode.LOAD_REG_X, len(LAYER_WINDOW) + LAYER_REGISTER_BYTES, LAYER_WINDOW + layers),
             Segment(Opcode.IDLE, 248),
         ]
-        before = [
-            Segment(Opcode.IDLE, 8),
-            Segment(Opcode.SOFT_RESET, RESET_WORDS),
-            Segment(Opcode.IDLE, 240),
-            Segment(Opcode.LOAD_REG_0, 4, reg0.to_bytes(4, "little")),
-            Segment(Opcode.IDLE, 40),
-        ]
         pixels = channels * size * size
-        image = Segment(Opcode.LOAD_FILTER_IMAGE, round_up(DATA_PREFIX + pixels, DATA_UNIT) + IMAGE_TAIL)
+        frame = _frame_segments(pixels, reg0)
 
         # One buffer serves first and later frames: they differ in what precedes the reset and in the filling.
-        words = assemble([*first, *before, image], framing)
+        words = assemble([*first, *frame], framing)
         self._later = sum(part.words for part in first)
         self._first_end = framing.filled(len(words))
         self._later_end = self._later + framing.filled(len(words) - self._later)
         filling = max(self._first_end, self._later_end) - len(words)
         self._words = np.concatenate([words, np.full(filling, framing.filler << 8, framing.dtype)])
-        start = len(words) - image.words + DATA_PREFIX
+        start = len(words) - frame[-1].words + DATA_PREFIX
         self._pixels = self._words[start : start + pixels]
         self._opcode = framing.dtype.type(Opcode.LOAD_FILTER_IMAGE << 8)
 

@@ -16,6 +16,7 @@ from gti import files
 from gti.chip.formats import dat, model_file, npy
 from gti.chip.formats.blobs import encode_fc
 from gti.chip.host.preprocessing import Preprocessing
+from gti.chip.network import file_size
 from gti.chip.network import json_form as network
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.runtime.known_answer import KnownAnswer
@@ -60,7 +61,7 @@ def weights(net: Network, seed: int = 0) -> list[ConvolutionWeights]:
 def dat_file(net: Network, *, padded: bool = False) -> bytes:
     """Return a .DAT file; unless `padded`, without the zeros behind its rows, which readers do not need."""
     data = dat.encode(net, weights(net))
-    return data if padded else data[: 92 + 192 * dat.row_count(net)]
+    return data if padded else data[: 92 + 192 * file_size.row_count(net)]
 
 
 def dat_json(net: Network) -> bytes:

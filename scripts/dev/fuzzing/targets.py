@@ -18,6 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from gti.chip.formats import dat, model_file, model_folder, npy
 from gti.chip.formats.blobs import decode_fc, parse_labels
 from gti.chip.network import json_form as network
+from gti.chip.network.types import Network
 from gti.errors import GtiError
 from gti.files import parse_json
 from scripts.dev.fuzzing import damage, seeds
@@ -145,7 +146,7 @@ def _full_model() -> tuple[bytes, dict[str, bytes]]:
 
 
 @functools.cache
-def _net() -> network.Network:
+def _net() -> Network:
     return seeds.networks()["rgb"]
 
 
@@ -276,7 +277,7 @@ def _json(data: bytes) -> None:
     canonical(parse_json(data, "x.json"))
 
 
-def _of_networks(make: Callable[[network.Network], bytes]) -> Callable[[], list[bytes]]:
+def _of_networks(make: Callable[[Network], bytes]) -> Callable[[], list[bytes]]:
     return lambda: [make(net) for net in seeds.networks().values()]
 
 

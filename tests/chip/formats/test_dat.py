@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gti.chip.formats import dat, dat_rows
+from gti.chip.network import file_size
 from gti.chip.network.json_form import from_json
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.errors import DatError, FormatError
@@ -57,7 +58,7 @@ def same(a: object, b: list[ConvolutionWeights]) -> bool:
 
 
 def meaningful(network: Network) -> int:
-    return 92 + 192 * dat.row_count(network)
+    return 92 + 192 * file_size.row_count(network)
 
 
 @pytest.mark.parametrize("case", DIGESTS, ids=[str(case["seed"]) for case in DIGESTS])
@@ -130,7 +131,7 @@ def reference_rows(values: ConvolutionWeights, bits: int) -> bytes:
 @pytest.mark.parametrize(("outputs", "inputs"), [(16, 1), (16, 3), (16, 16), (32, 12), (16, 48), (64, 32)])
 def test_rows_against_a_plain_statement(bits: int, outputs: int, inputs: int) -> None:
     values = weights_of(tiny(bits, outputs, inputs), seed=outputs + inputs)[0]
-    rows = np.zeros((dat_rows.row_count(outputs, inputs, bits), 16, 3), np.uint32)
+    rows = np.zeros((file_size.rows_of(outputs, inputs, bits), 16, 3), np.uint32)
     assert dat_rows.pack(values.filters, values.biases, bits, rows)
     assert rows.tobytes() == reference_rows(values, bits)
     filters, biases = dat_rows.unpack(rows, outputs, inputs, bits)
@@ -142,13 +143,13 @@ def test_large_convolutions_go_through_blocks() -> None:
     # More kernels than one block of dat_rows, in both directions of the channel counts.
     for outputs, inputs in ((1024, 16), (16, 1024), (256, 256)):
         values = weights_of(tiny(3, outputs, inputs), seed=3)[0]
-        rows = np.zeros((dat_rows.row_count(outputs, inputs, 3), 16, 3), np.uint32)
+        rows = np.zeros((file_size.rows_of(outputs, inputs, 3), 16, 3), np.uint32)
         assert dat_rows.pack(values.filters, values.biases, 3, rows)
         filters, biases = dat_rows.unpack(rows, outputs, inputs, 3)
         assert np.array_equal(filters, values.filters)
         assert np.array_equal(biases, values.biases)
         # The last output group, packed alone, is the last part of the whole.
-        last = np.zeros((dat_rows.row_count(16, inputs, 3), 16, 3), np.uint32)
+        last = np.zeros((file_size.rows_of(16, inputs, 3), 16, 3), np.uint32)
         dat_rows.pack(values.filters[-16:], values.biases[-16:], 3, last)
         assert np.array_equal(rows[-len(last) :], last)
 
@@ -483,7 +484,7 @@ def test_load_refuses_other_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bits", [1, 3])
 def test_scale_range(bits: int) -> None:
     values = weights_of(tiny(bits), seed=4)[0]
-    rows = np.zeros((dat_rows.row_count(16, 16, bits), 16, 3), np.uint32)
+    rows = np.zeros((file_size.rows_of(16, 16, bits), 16, 3), np.uint32)
     assert dat_rows.scale_range(rows, bits) == (0, 0)
     dat_rows.pack(values.filters, values.biases, bits, rows)
     magnitude = np.abs(values.filters.astype(int)).reshape(256, 9)

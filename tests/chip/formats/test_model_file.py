@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gti.chip.formats import model_file
+from gti.chip.formats import blobs, model_file
 from gti.chip.formats.canonical_json import canonical, indented
 from gti.errors import ModelFileError
 
@@ -253,12 +253,12 @@ def test_mutated_containers_give_a_model_or_a_sentence(data: st.DataObject) -> N
 def test_fc_round_trip() -> None:
     weights = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
     biases = np.array([1, -2, 3], np.float64)
-    data = model_file.encode_fc(weights, biases)
+    data = blobs.encode_fc(weights, biases)
     assert data == struct.pack("<2i12f3f", 4, 3, *weights.ravel(), *biases)
-    again = model_file.decode_fc(data)
+    again = blobs.decode_fc(data)
     assert np.array_equal(again[0], weights)
     assert np.array_equal(again[1], biases)
-    assert model_file.fc_sizes(memoryview(data)) == (4, 3)
+    assert blobs.fc_sizes(memoryview(data)) == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_fc_round_trip() -> None:
 )
 def test_refused_fc(data: bytes, words: str) -> None:
     with pytest.raises(ModelFileError) as caught:
-        model_file.decode_fc(data, "fc.bin")
+        blobs.decode_fc(data, "fc.bin")
     assert words in str(caught.value)
 
 
@@ -293,7 +293,7 @@ def test_refused_fc(data: bytes, words: str) -> None:
 )
 def test_refused_fc_arrays(change: Callable[[np.ndarray, np.ndarray], tuple], words: str) -> None:
     with pytest.raises(ModelFileError, match=words):
-        model_file.encode_fc(*change(np.ones((3, 4)), np.ones(3)))
+        blobs.encode_fc(*change(np.ones((3, 4)), np.ones(3)))
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_refused_fc_arrays(change: Callable[[np.ndarray, np.ndarray], tuple], wo
     ],
 )
 def test_labels(data: bytes, labels: list[str]) -> None:
-    assert model_file.parse_labels(data) == labels
+    assert blobs.parse_labels(data) == labels
 
 
 @pytest.mark.parametrize(
@@ -317,4 +317,4 @@ def test_labels(data: bytes, labels: list[str]) -> None:
 )
 def test_refused_labels(data: bytes, words: str) -> None:
     with pytest.raises(ModelFileError, match=words):
-        model_file.parse_labels(data)
+        blobs.parse_labels(data)

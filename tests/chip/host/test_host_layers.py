@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from gti.chip.formats import model_file
+from gti.chip.formats import blobs, model_file
 from gti.chip.host.host_layers import HostLayers
 from gti.errors import ImageError, ModelFileError
 
@@ -63,13 +63,13 @@ def run(layers: list[dict], maps: np.ndarray, **data: bytes):
     return host(layers, **data).run(np.zeros((28, 28, 3), np.uint8), lambda image: [maps])
 
 
-IDENTITY = model_file.encode_fc(np.eye(CHANNELS, dtype=np.float32)[:CLASSES], np.zeros(CLASSES, np.float32))
+IDENTITY = blobs.encode_fc(np.eye(CHANNELS, dtype=np.float32)[:CLASSES], np.zeros(CLASSES, np.float32))
 
 
 def test_fc_flattens_channels_first_and_softmax_follows():
     maps = random_maps()
     weights, biases = random_fc(CHANNELS * SIZE * SIZE, CLASSES)
-    got = run([reader(), chip(), fc(), SOFTMAX, label()], maps, fc_bin=model_file.encode_fc(weights, biases))
+    got = run([reader(), chip(), fc(), SOFTMAX, label()], maps, fc_bin=blobs.encode_fc(weights, biases))
     codes = [int(maps[c, y, x]) >> 3 for c in range(CHANNELS) for y in range(SIZE) for x in range(SIZE)]
     logits = [
         sum(float(w) * a for w, a in zip(row, codes, strict=True)) + float(b)
@@ -91,7 +91,7 @@ def test_activation(activation):
     weights, biases = -np.ones((CLASSES, CHANNELS), np.float32), np.zeros(CLASSES, np.float32)
     layer = fc() if activation is None else fc(activation=activation)
     layers = [chip(), {"operation": "POOLING", "name": "pool", "mode": "max"}, layer, label()]
-    got = run(layers, np.full((CHANNELS, SIZE, SIZE), 8, np.uint8), fc_bin=model_file.encode_fc(weights, biases))
+    got = run(layers, np.full((CHANNELS, SIZE, SIZE), 8, np.uint8), fc_bin=blobs.encode_fc(weights, biases))
     np.testing.assert_array_equal(got.tensors["fc"], [0.0 if activation else -CHANNELS] * CLASSES)
 
 
@@ -141,7 +141,7 @@ def test_result_text_is_the_compact_json_of_the_format():
     got = run(
         [chip(), fc(), SOFTMAX, label(**{"output channels": 2})],
         random_maps(),
-        fc_bin=model_file.encode_fc(weights, biases),
+        fc_bin=blobs.encode_fc(weights, biases),
     )
     # Equal probabilities stand in the order of their numbers.
     assert got.text() == (
@@ -162,7 +162,7 @@ def test_softmax_of_large_numbers():
     got = run(
         layers,
         np.full((CHANNELS, SIZE, SIZE), 248, np.uint8),
-        fc_bin=model_file.encode_fc(weights, np.zeros(CLASSES, np.float32)),
+        fc_bin=blobs.encode_fc(weights, np.zeros(CLASSES, np.float32)),
     )
     np.testing.assert_allclose(got.tensors["softmax"], [1 / 3] * 3, rtol=1e-6)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gti.chip.network import json_form as networks
 from gti.chip.network.nearest import closest, nearest
+from gti.chip.network.rules import violations
 from gti.chip.network.types import MajorLayer, Network
 from gti.chip.spec import IMAGE_SIZES, OUTPUT_CHANNELS
 
@@ -60,7 +60,7 @@ def test_closest(value, legal, expected):
 def test_repairs(network, changes):
     repaired, found = nearest(network)
     assert [str(change) for change in found] == changes
-    assert networks.violations(repaired) == []
+    assert violations(repaired) == []
 
 
 def test_memory_overflow_narrows_the_layer_that_overflows():
@@ -71,7 +71,7 @@ def test_memory_overflow_narrows_the_layer_that_overflows():
         "major 1: output_channels 128 -> 64",
         "major 2: input_channels 128 -> 64",
     ]
-    assert networks.violations(repaired) == []
+    assert violations(repaired) == []
 
 
 NUMBERS = st.integers(-3, 2100)
@@ -107,5 +107,5 @@ NETWORKS = st.builds(
 @given(NETWORKS)
 def test_the_nearest_network_is_legal_and_changes_explain_it(network):
     repaired, changes = nearest(network)
-    assert networks.violations(repaired) == []
-    assert bool(changes) == bool(networks.violations(network))
+    assert violations(repaired) == []
+    assert bool(changes) == bool(violations(network))

@@ -17,6 +17,8 @@ from places import ROOT
 from gti.chip.network import json_form as network
 from gti.chip.network import rules as network_rules
 from gti.chip.network.json_form import NetworkError
+from gti.chip.network.memory_plan import address_plan
+from gti.chip.network.rules import violations
 from gti.chip.network.types import Convolution
 
 GOLDEN = places.GOLDEN
@@ -243,7 +245,7 @@ def test_other_json(value: object) -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=range(len(CONFIGS)))
 def test_golden_configs_are_legal_and_survive_json(config: dict[str, Any]) -> None:
     first = network.from_json(config, "golden")
-    assert network.violations(first) == []
+    assert violations(first) == []
     again = network.from_json(json.loads(json.dumps(network.to_json(first))), "again")
     assert again == first
     assert [layer.extra for layer in again.layers] == [layer.extra for layer in first.layers]
@@ -303,7 +305,7 @@ def test_address_plan() -> None:
     put(3, image_size=56, input_channels=64)(config)
     put(4, image_size=28)(config)
     block = 224 * 224 * 16
-    assert network.address_plan(network.from_json(config, "x")) == [
+    assert address_plan(network.from_json(config, "x")) == [
         (0, 256, block, 2 * block),  # 224: 16 channels in by definition, 32 out
         (256, 0, 2 * block, block // 2),  # pooled
         (0, 256, block // 2, block),

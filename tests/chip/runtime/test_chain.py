@@ -15,6 +15,7 @@ from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat, splitting
 from gti.chip.formats.model_file import compose
 from gti.chip.loaded_model import load_model
+from gti.chip.network import file_size
 from gti.chip.network.types import MajorLayer, Network
 from gti.chip.runtime import chain
 from gti.chip.runtime.chain import ChipChain, open_model
@@ -43,7 +44,7 @@ def model_bytes(parts, mode=0, **last):
     header = {"layer": [entry]}
     splitting.insert_inner_layers(header, entry, parts, names)
     data = {
-        name: dat.encode(p.network, p.weights, length=HEADER_BYTES + ROW_BYTES * dat.row_count(p.network))
+        name: dat.encode(p.network, p.weights, length=HEADER_BYTES + ROW_BYTES * file_size.row_count(p.network))
         for name, p in zip(names, parts, strict=True)
     }
     return compose(json.dumps(header, indent=2).encode(), data)

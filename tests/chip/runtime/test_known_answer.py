@@ -19,6 +19,7 @@ from gti.chip.driver import GtiModel
 from gti.chip.emulator import arithmetic
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat, model_file
+from gti.chip.network import file_size
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.runtime import known_answer
 from gti.chip.runtime.known_answer import KEY, KnownAnswer
@@ -27,7 +28,7 @@ from scripts import model_tool
 
 NETWORK = small_network()
 WEIGHTS = lively_weights(NETWORK, 1)
-LENGTH = 92 + 192 * dat.row_count(NETWORK)
+LENGTH = 92 + 192 * file_size.row_count(NETWORK)
 DAT = dat.encode(NETWORK, WEIGHTS, length=LENGTH)
 ANSWER = known_answer.make(NETWORK, WEIGHTS, DAT, stage="fused", parent="0123456789abcdef")
 WHO = "emulator (numpy)"
