@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
-from gti import cli, files
-from gti.errors import CheckpointError, UsageError, sentence
+from gti import cli, files, stage
+from gti.errors import UsageError, sentence
 from gti.param_parser import infer_parser, parse
 from gti.stage import Stage
 
@@ -34,6 +35,18 @@ def main() -> None:
             )
         )
 
+    from gti import looks, nets
+    from gti.errors import ModelFileError
+
+    network = looks.network(args)
+    stages = (Stage.FUSED, Stage.QUANT_ACT)
+    prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=Stage.FUSED)
+    stage.check_infer(found, prefix)
+    looks.data(args.val_data_dir)
+    model_file = args.model_file or str(nets.model_file(args.net, args.nets_dir))
+    files.check_readable(model_file, error=ModelFileError)
+    looks.outputs(args)
+
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
@@ -53,25 +66,14 @@ def main() -> None:
     from gti.progress import progress_bar
     from gti.training import restore
 
-    restore.check_inputs(args, args.val_data_dir)
-    model_file = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")
-    stages = (Stage.FUSED, Stage.QUANT_ACT)
-    source = restore.open_checkpoint(
-        args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=Stage.FUSED
+    data_check.inspect(args.val_data_dir)
+    source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=stages, preferred=Stage.FUSED)
+    restored = stage.check_infer(source.stage, source.prefix)
+    classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
+    network = restore.network_for(network, args.net, source, args.image_size)
+    keras_model = restore.build_model(
+        args.net, network, restored, source, classes, nets_dir=args.nets_dir, ten_bit_act=args.ten_bit_act
     )
-    stage = Stage.QUANT_ACT if source.stage is None else source.stage
-    if stage not in stages:
-        raise CheckpointError(
-            sentence(
-                source.prefix,
-                "was never converted for the chip",
-                expected="a checkpoint of stage quant_act or fused",
-                received=stage.label,
-                fix="pass the checkpoint that convert_to_chip.py was given",
-            )
-        )
-    classes = restore.number_of_classes(args, source, args.val_data_dir)
-    keras_model = restore.build_model(args, stage, source, classes)
     host = base.host_model(keras_model)
     cap_name = args.last_relu_cap or base.last_relu_cap_name(keras_model)
     if cap_name not in source.arrays or np.size(source.arrays[cap_name]) != 1:
@@ -86,9 +88,8 @@ def main() -> None:
         )
     last_relu_cap = float(np.reshape(source.arrays[cap_name], ()))
 
-    network = keras_model.network
     size, _, channels = network.input_shape
-    shape = {"image_size": size, "channels": channels, "classes": classes}
+    shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": classes}
     # The stick makes codes of the 8-bit pixels itself.
     dataset = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size, as_codes=False)
 
@@ -144,7 +145,7 @@ def main() -> None:
                 )
         device = model.device_description
     print(f"{device}: accuracy {figures.accuracy:.4f}, top-5 {figures.top5:.4f}, {figures.count} images")
-    if args.report:
+    if args.json:
         report = {
             "net": args.net,
             "chip": args.chip,
@@ -155,7 +156,11 @@ def main() -> None:
             "top5": figures.top5,
             "count": figures.count,
         }
-        files.write_json(args.report, report)
+        files.write_json(args.json, report)
+    if args.report:
+        from gti.report import steps
+
+        print(steps.add_accuracy(args.report, "chip", figures.accuracy))
 
 
 if __name__ == "__main__":

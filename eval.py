@@ -12,33 +12,51 @@ from gti.stage import Stage
 
 def main() -> None:
     args = parse(eval_parser())
+    from gti import looks
+
+    network = looks.network(args)
+    fused = args.stage is Stage.FUSED
+    stages = (Stage.FUSED,) if fused else tuple(s for s in Stage if s <= args.stage)
+    prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=args.stage)
+    stage.check_eval(found, args.stage, prefix)
+    looks.data(args.val_data_dir)
+    looks.settings(args, found)
+    looks.outputs(args)
 
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
     from gti import data_utils
+    from gti.data import data_check
     from gti.model.exact import ExactModel
     from gti.training import restore
     from gti.training.evaluation import evaluate
 
-    restore.check_inputs(args, args.val_data_dir)
-    if args.report:
-        files.check_writable(args.report)
-    fused = args.stage is Stage.FUSED
-    stages = (Stage.FUSED,) if fused else tuple(s for s in Stage if s <= args.stage)
-    source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=args.stage)
+    data_check.inspect(args.val_data_dir)
+    source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=stages, preferred=args.stage)
     note = stage.check_eval(source.stage, args.stage, source.prefix)
     if note:
         print(f"note: {note}")
-    change = restore.change_of_filter_step(args, source)
+    change = restore.change_of_filter_step(args.filter_step, source)
     if change:
         print(f"warning: {change}")
-    caps = restore.origin_of_caps(args, source)
-    if caps:
-        print(caps)
-    classes = restore.number_of_classes(args, source, args.val_data_dir)
-    model = restore.build_model(args, args.stage, source, classes)
-    size, _, channels = model.network.input_shape
+    network = restore.network_for(network, args.net, source, args.image_size)
+    origin = restore.origin_of_caps(args.net, network, args.stage, source, args.settings_file)
+    if origin:
+        print(origin)
+    classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
+    model = restore.build_model(
+        args.net,
+        network,
+        args.stage,
+        source,
+        classes,
+        settings_file=args.settings_file,
+        nets_dir=args.nets_dir,
+        filter_step=args.filter_step,
+        ten_bit_act=args.ten_bit_act,
+    )
+    size, _, channels = network.input_shape
     dataset = data_utils.load(
         args.val_data_dir, image_size=size, channels=channels, classes=classes, batch_size=args.val_batch_size
     )
@@ -47,7 +65,7 @@ def main() -> None:
     with data_utils.naming_errors(args.val_data_dir):
         figures = evaluate(model, dataset, forward=forward, progress="evaluate")
     print(f"{source.prefix} ({args.stage.label}): {figures}")
-    if args.report:
+    if args.json:
         report = {
             "net": args.net,
             "chip": args.chip,
@@ -58,7 +76,11 @@ def main() -> None:
             "loss": figures.loss,
             "count": figures.count,
         }
-        files.write_json(args.report, report)
+        files.write_json(args.json, report)
+    if args.report:
+        from gti.report import steps
+
+        print(steps.add_accuracy(args.report, args.stage.label, figures.accuracy))
 
 
 if __name__ == "__main__":

@@ -6,38 +6,51 @@ python set_relu_caps.py --net digits --chip 2801 --checkpoint checkpoints/best -
 from __future__ import annotations
 
 from gti import cli, files, stage
-from gti.param_parser import calibration_parser, parse, settings_file
+from gti.param_parser import calibration_parser, parse
 from gti.stage import Stage
 
 
 def main() -> None:
     args = parse(calibration_parser())
-    wanted = Stage.QUANT_W if args.quant_w else Stage.FLOAT
+    from gti import caps, looks
 
-    if args.report:
-        import jinja2  # noqa: F401  (where it is missing, that is said before the work)
+    wanted = Stage.QUANT_W if args.quant_w else Stage.FLOAT
+    stages = tuple(s for s in Stage if s <= wanted)
+    network = looks.network(args)
+    prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=wanted)
+    stage.check_calibrate(found, args.quant_w, prefix)
+    looks.data(args.train_data_dir)
+    path = caps.settings_file(args.net, args.settings_file)
+    files.check_writable(path)
+    looks.outputs(args)
 
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
     from gti import data_utils
+    from gti.data import data_check
     from gti.training import calibration, checkpoint, restore
 
-    restore.check_inputs(args, args.train_data_dir)
-    path = settings_file(args)
-    files.check_writable(path)
-    if args.report:
-        files.make_writable_folder(args.report)
-    stages = tuple(s for s in Stage if s <= wanted)
-    source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, stages=stages, preferred=wanted)
+    data_check.inspect(args.train_data_dir)
+    source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=stages, preferred=wanted)
     stage.check_calibrate(source.stage, args.quant_w, source.prefix)
     print(f"calibrating {source.prefix}")
-    change = restore.change_of_filter_step(args, source)
+    change = restore.change_of_filter_step(args.filter_step, source)
     if change:
         print(f"warning: {change}")
-    classes = restore.number_of_classes(args, source, args.train_data_dir)
-    model = restore.build_model(args, wanted, source, classes)
-    size, _, channels = model.network.input_shape
+    classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
+    network = restore.network_for(network, args.net, source, args.image_size)
+    model = restore.build_model(
+        args.net,
+        network,
+        wanted,
+        source,
+        classes,
+        nets_dir=args.nets_dir,
+        filter_step=args.filter_step,
+        ten_bit_act=args.ten_bit_act,
+    )
+    size, _, channels = network.input_shape
 
     def batches():
         # The same choice of training images at every call, as evaluation sees them: no random crops.
@@ -55,9 +68,9 @@ def main() -> None:
     with data_utils.naming_errors(args.train_data_dir):
         ranges = calibration.calibrate(model, batches, percentile=args.percentile, progress=True)
     print(calibration.table(ranges))
-    for found in ranges:
-        if found.warning:
-            print(f"warning: {found.warning}")
+    for one in ranges:
+        if one.warning:
+            print(f"warning: {one.warning}")
     details = {
         "net": args.net,
         "chip": args.chip,
@@ -73,8 +86,8 @@ def main() -> None:
         from gti.report import steps
 
         about = {"net": args.net, "chip": args.chip, "calibrated on": source.prefix}
-        caps = {found.variable: found.cap for found in ranges}
-        print(steps.add_calibration(args.report, model, batches(), caps, about))
+        found_caps = {one.variable: one.cap for one in ranges}
+        print(steps.add_calibration(args.report, model, batches(), found_caps, about))
 
 
 if __name__ == "__main__":

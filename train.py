@@ -8,8 +8,10 @@ python train.py --net digits --chip 2801 --resume_from checkpoints/best --quant_
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
+from typing import Any
 
 from gti import cli, stage
 from gti.errors import UsageError, sentence
@@ -30,11 +32,31 @@ def main() -> None:
             )
         )
 
+    from gti import looks
+    from gti.data import folders
+    from gti.training import restore
+
+    network = looks.network(args)
+    stages = stage.trainable_from(args.stage)
+    found = None
+    if args.resume_from:
+        prefix, found = looks.checkpoint(args, args.resume_from, stages)
+        stage.check_train(found, args.stage, prefix)
+    looks.data(args.train_data_dir, args.val_data_dir)
+    if not args.resume_from:
+        classes = restore.number_of_classes(args.classes, None, args.train_data_dir)
+        for folder in (args.train_data_dir, args.val_data_dir):
+            folders.check_classes(folder, classes)
+    looks.settings(args, found)
+    if "TF_CONFIG" not in os.environ:  # of several workers, only the first writes
+        looks.outputs(args, args.checkpoint_dir, args.log_dir)
+
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
-    from gti import data_utils, files
-    from gti.training import checkpoint, checkpoint_folder, restore
+    from gti import data_utils
+    from gti.data import data_check
+    from gti.training import checkpoint, checkpoint_folder
     from gti.training import loop as training
     from gti.training.checkpoint import Metadata
 
@@ -42,30 +64,42 @@ def main() -> None:
     strategy = training.make_strategy(args.num_gpus)
     say = print if training.is_chief(strategy) else (lambda line: None)
 
-    restore.check_inputs(args, args.train_data_dir, args.val_data_dir)
+    for folder in (args.train_data_dir, args.val_data_dir):
+        data_check.inspect(folder)
     source = None
     if args.resume_from:
-        stages = stage.trainable_from(args.stage)
-        source = restore.open_checkpoint(args.resume_from, net=args.net, chip=args.chip, stages=stages)
+        source = restore.open_checkpoint(args.resume_from, net=args.net, stages=stages)
         stage.check_train(source.stage, args.stage, source.prefix)
         say(f"resuming from {source.prefix}" + (f" ({source.stage.label})" if source.stage is not None else ""))
-    caps = restore.origin_of_caps(args, source)
-    if caps:
-        say(caps)
+    network = restore.network_for(network, args.net, source, args.image_size)
+    origin = restore.origin_of_caps(args.net, network, args.stage, source, args.settings_file)
+    if origin:
+        say(origin)
     if training.is_chief(strategy):
-        for folder in filter(None, (args.checkpoint_dir, args.log_dir)):
-            files.make_writable_folder(folder)
-    classes = restore.number_of_classes(args, source, args.train_data_dir)
+        looks.outputs(args, args.checkpoint_dir, args.log_dir)
+    classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
     with strategy.scope():
-        model = restore.build_model(args, args.stage, source, classes, to_train=True)
-    filter_step = restore.filter_step(args, source)
-    for change in filter(
-        None, (restore.change_of_network(source, model.network), restore.change_of_filter_step(args, source))
-    ):
+        model = restore.build_model(
+            args.net,
+            network,
+            args.stage,
+            source,
+            classes,
+            settings_file=args.settings_file,
+            nets_dir=args.nets_dir,
+            to_train=True,
+            filter_step=args.filter_step,
+            ten_bit_act=args.ten_bit_act,
+            train_caps=args.train_caps,
+            clip_bias=args.clip_bias,
+        )
+    filter_step = restore.filter_step(args.filter_step, source)
+    changes = restore.change_of_network(source, network), restore.change_of_filter_step(args.filter_step, source)
+    for change in filter(None, changes):
         say(f"warning: {change}")
 
-    size, _, channels = model.network.input_shape
-    shape = {"image_size": size, "channels": channels, "classes": classes}
+    size, _, channels = network.input_shape
+    shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": classes}
     val_data = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size)
 
     def train_data(seed: int):
@@ -118,13 +152,13 @@ def main() -> None:
         if source:
             say(f"stage {args.stage.label} begins: new optimizer state")
     if args.stage >= Stage.QUANT_W:
-        start = replace(start, network=restore.traits(model.network), filter_step=filter_step)
+        start = replace(start, network=restore.traits(network), filter_step=filter_step)
 
     try:
         with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):
             result = training.fit(trainer, train_data, val_data, args.checkpoint_dir, start, report=say, progress=True)
     except KeyboardInterrupt:
-        saved = checkpoint_folder.latest(args.checkpoint_dir, net=args.net, chip=args.chip, stages=(args.stage,))
+        saved = checkpoint_folder.latest(args.checkpoint_dir, net=args.net, stages=(args.stage,))
         starts = ([args.checkpoint_dir] if saved else []) + ([source.prefix] if source else [])
         remedy = f"go on with --resume_from {', or from '.join(starts)}" if starts else "no checkpoint was saved yet"
         print(f"\nstopped; {remedy}", file=sys.stderr)

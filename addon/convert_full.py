@@ -8,9 +8,8 @@ labels in nets/<chip>_<net>_full.model, which addon/infer_full.py runs without T
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +44,7 @@ def host_entries(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> list[t
     """
     from gti.chip.formats.blobs import encode_fc
     from gti.model import base
+    from gti.packing import host_entry
 
     host = base.host_model(model)
     shape: tuple[int, ...] = tuple(host.input_shape[1:])  # (H, W, C), or (inputs,) after the first FC layer
@@ -55,13 +55,13 @@ def host_entries(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> list[t
             continue
         if kind in _POOLINGS and len(shape) == 3:
             shape = (1, 1, shape[2])
-            entries.append((_entry(layer.name, "POOLING", shape[2]) | {"mode": _POOLINGS[kind]}, None))
+            entries.append((host_entry(layer.name, "POOLING", shape[2]) | {"mode": _POOLINGS[kind]}, None))
         elif kind == "HostDense":
             weights = arrays[f"{model.net}/{layer.name}/weights"]
             outputs = weights.shape[1]
             if len(shape) == 3:
                 weights = weights.reshape(*shape, outputs).transpose(2, 0, 1, 3).reshape(-1, outputs)
-            entry = _entry(layer.name, "FC", outputs)
+            entry = host_entry(layer.name, "FC", outputs)
             if layer.activation:
                 entry["activation"] = layer.activation
             entries.append((entry, encode_fc(weights.T, arrays[f"{model.net}/{layer.name}/biases"])))
@@ -82,85 +82,11 @@ def host_entries(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> list[t
 _POOLINGS = {"GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 
 
-def _entry(name: str, operation: str, channels: int) -> dict[str, Any]:
-    shape = {"output width": 1, "output height": 1, "output channels": channels}
-    return {"name": name, "operation": operation, "data file": None, "data offset": None, **shape}
-
-
-def full_model(
-    chip_json: dict[str, Any],
-    dat: bytes,
-    host: Sequence[tuple[dict[str, Any], bytes | None]],
-    names: Sequence[str],
-    *,
-    stem: str,
-    top: int,
-) -> tuple[bytes, dict[str, bytes]]:
-    """Return the .MODEL and the data files in it by name.
-
-    `chip_json`: the net's model JSON (reader and chip layer); `names`: of all classes, background first; `stem`: start
-    of the file names, `<chip>_<net>`.
-    """
-    from gti import converter
-    from gti.chip.formats.model_file import compose
-    from gti.chip.spec import FC_SHIFT
-    from gti.chip.wire.protocol import Mode
-
-    data = {f"{stem}.dat": dat}
-    chip = converter.chip_layer(chip_json, f"{stem}_model.json")
-    # Host layers take codes 0..31 of the FC read-out, whatever the template says about other uses.
-    chip |= {"data file": f"{stem}.dat", "mode": int(Mode.FC), "output scaledown": FC_SHIFT, "output type": "float"}
-    layers = list(chip_json["layer"])
-    for entry, blob in host:
-        if blob is not None:
-            entry["data file"], entry["data offset"] = f"{stem}_{entry['name']}.bin", 0
-            data[entry["data file"]] = blob
-        layers.append(entry)
-    labels = f"{stem}_labels.txt"
-    # The line number is the label: the numbers of the label file's own form are left out.
-    data[labels] = "".join(f"{name}\n" for name in names).encode()
-    layers.append(_entry("softmax", "SOFTMAX", len(names)))
-    layers.append(_entry("label", "LABEL", min(top, len(names))) | {"data file": labels, "data offset": 0})
-    text = json.dumps({**chip_json, "layer": layers}, indent=2, ensure_ascii=False) + "\n"
-    return compose(text.encode(), data), data
-
-
 def main() -> None:
     args = param_parser.parse(parser())
+    from gti import looks
 
-    from gti.quiet import import_tensorflow
-
-    import_tensorflow()
-    from gti import converter, files, fusion, stage
-    from gti.chip.host import preprocessing
-    from gti.chip.runtime import known_answer
-    from gti.data.labels import find_labels, read_labels
-    from gti.model import base
-    from gti.stage import Stage
-    from gti.training import checkpoint, restore
-
-    wanted = Stage.FUSED if args.fuse else Stage.QUANT_ACT
-    source = restore.open_checkpoint(args.checkpoint, net=args.net, chip=args.chip, preferred=wanted)
-    stage.check_convert(source.stage, args.fuse, source.prefix)
-    labels_file = args.labels_file or find_labels(Path(args.data_dir) / "val")
-    if labels_file is None:
-        raise UsageError(
-            sentence("--labels_file", f"there is no label file of {args.data_dir}", fix="pass --labels_file FILE")
-        )
-    names = read_labels(labels_file)
-    classes = source.metadata.classes if source.metadata else len(names)
-    if classes != len(names):
-        raise UsageError(
-            sentence(
-                str(labels_file),
-                "does not fit the checkpoint",
-                expected=f"{classes} classes, background included",
-                received=len(names),
-                fix="pass the label file that the network was trained with",
-            )
-        )
-    image_size = args.image_size or (source.metadata.image_size if source.metadata else None)
-    network = base.load_network(args.net, chip=args.chip, image_size=image_size, nets_dir=args.nets_dir)
+    network = looks.conversion(args)
     if network.convolutions[-1].ten_bit:
         raise UsageError(
             sentence(
@@ -169,50 +95,52 @@ def main() -> None:
                 fix="use convert_to_chip.py and chip_infer.py",
             )
         )
-    problem = converter.fc_readout_problem(network, args.net)
+    labels_file, labels = read_labels(args.labels_file, args.data_dir)
+
+    from gti.quiet import import_tensorflow
+
+    import_tensorflow()
+    from convert_to_chip import convert
+    from gti import packing
+    from gti.model import base
+    from gti.stage import Stage
+    from gti.training import restore
+
+    source, network = restore.open_for_chip(
+        args.checkpoint, args.net, network, fuse=args.fuse, image_size=args.image_size
+    )
+    if source.metadata and source.metadata.classes != len(labels):
+        raise UsageError(
+            sentence(
+                str(labels_file),
+                "does not fit the checkpoint",
+                expected=f"{source.metadata.classes} classes, background included",
+                received=len(labels),
+                fix="pass the label file that the network was trained with",
+            )
+        )
+    problem = packing.fc_readout_problem(network, args.net)
     if problem:
         raise UsageError(problem)
-    restore.refuse_change_of_network(source, network)
-    for folder in filter(None, (args.output_dir, args.report)):
-        files.make_writable_folder(folder)
-    filter_step = restore.filter_step(args, source)
-    conversion = converter.convert(network, source.arrays, net=args.net, filter_step=filter_step)
-    for warning in filter(None, (restore.change_of_filter_step(args, source), *conversion.warnings)):
-        print(f"warning: {warning}", file=sys.stderr)
-    model = base.build(
-        args.net,
-        chip=args.chip,
-        classes=classes,
-        image_size=image_size,
-        quant_w=True,
-        quant_act=True,
-        fuse=True,
-        filter_step=filter_step,
-        nets_dir=args.nets_dir,
-    )
     # Fusion brings the host layers to chip units, the codes that the file's layers pass on.
-    shapes = {name: tuple(variable.shape) for name, variable in base.named_variables(model).items()}
-    caps = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
-    fused = fusion.fuse(network, source.arrays, net=args.net)
-    arrays = checkpoint.select(fused, shapes, source.prefix, optional=caps)
-    stem = f"{args.chip}_{args.net}"
-    chip_json, chip = converter.read_templates(network, net=args.net, chip=args.chip, nets_dir=args.nets_dir)
-    dat = conversion.dat()
-    label = source.stage.label if source.stage else ""
-    chip[known_answer.KEY] = conversion.known_answer(dat, label, checkpoint.digest(source.prefix))
-    chip_json[preprocessing.KEY] = converter.preparation(network, args.data_dir).entry()
-    container, data = full_model(chip_json, dat, host_entries(model, arrays), names, stem=stem, top=args.top)
-    output = Path(args.output_dir)
-    written = {name: blob for name, blob in data.items() if not name.endswith("_labels.txt")}
-    written[f"{stem}_full.model"] = container
-    for name, blob in written.items():
-        files.write_atomic(output / name, blob)
-        print(f"{output / name}: {len(blob):,} bytes")
-    if args.report:
-        from gti.report import steps
+    step = args.filter_step
+    model = restore.build_model(
+        args.net, network, Stage.FUSED, source, len(labels), nets_dir=args.nets_dir, filter_step=step
+    )
+    arrays = {name: variable.numpy() for name, variable in base.named_variables(model).items()}
+    convert(args, network, source, packing.Host(host_entries(model, arrays), labels, args.top))
 
-        about = {"net": args.net, "chip": args.chip, "checkpoint": source.prefix, "filter step": filter_step}
-        print(steps.add_conversion(args.report, conversion, source.arrays, net=args.net, about=about))
+
+def read_labels(given: str | None, data_dir: str) -> tuple[str | Path, list[str]]:
+    """Return the label file, the `given` one or that of the data set, and its names. Raises UsageError, DataError."""
+    from gti.data import labels
+
+    path = given or labels.find_labels(Path(data_dir) / "val")
+    if path is None:
+        raise UsageError(
+            sentence("--labels_file", f"there is no label file of {data_dir}", fix="pass --labels_file FILE")
+        )
+    return path, labels.read_labels(path)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,24 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatEr
     Raises `error` when the file is missing, is not a regular file, or is larger than `limit`.
     """
     name = os.fspath(path)
+    descriptor, info = _open_regular(name, error)
+    with os.fdopen(descriptor, "rb") as file:
+        if info.st_size > limit:
+            raise error(
+                sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
+            )
+        data = file.read(info.st_size + 1)
+    if len(data) > info.st_size:
+        raise error(sentence(name, "grew while it was read", expected=f"{info.st_size} bytes"))
+    return data
+
+
+def check_readable(path: str | os.PathLike[str], *, error: type[FormatError] = FormatError) -> None:
+    """Raise `error` where `path` is no regular file that can be opened: told before the work, not after it."""
+    os.close(_open_regular(os.fspath(path), error)[0])
+
+
+def _open_regular(name: str, error: type[FormatError]) -> tuple[int, os.stat_result]:
     try:
         descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
@@ -34,15 +52,7 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatEr
     if not stat.S_ISREG(info.st_mode):
         os.close(descriptor)  # os.fdopen would refuse a folder in its own words
         raise error(sentence(name, "is not a regular file", expected="a file", fix="pass a file's path"))
-    with os.fdopen(descriptor, "rb") as file:
-        if info.st_size > limit:
-            raise error(
-                sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
-            )
-        data = file.read(info.st_size + 1)
-    if len(data) > info.st_size:
-        raise error(sentence(name, "grew while it was read", expected=f"{info.st_size} bytes"))
-    return data
+    return descriptor, info
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gti import names
 from gti.chip import spec
 from gti.chip.network.types import Network
 from gti.errors import QuantizationError, sentence
@@ -30,10 +31,10 @@ def fuse(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, host_l
     """
     result = fuse_chip(network, arrays, net=net)
     last = network.convolutions[-1]
-    gain = float(arrays[f"{net}/{last.name}/relu_cap"]) / spec.FUSED_CAP[last.ten_bit]
-    first_host = f"{net}/{host_layer}/weights" if host_layer else first_host_weights(network, arrays, net)
+    gain = float(arrays[names.cap(net, last.name)]) / spec.FUSED_CAP[last.ten_bit]
+    first_host = names.variable(net, host_layer, "weights") if host_layer else first_host_weights(network, arrays, net)
     for name, array in arrays.items():
-        if name.startswith(f"{net}/") and not is_chip_variable(name, net):
+        if name.startswith(f"{net}/") and not names.is_chip_variable(name, net):
             result[name] = np.asarray(array) * np.float32(gain) if name == first_host else np.asarray(array)
     return result
 
@@ -64,11 +65,6 @@ def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -
         result[f"{scope}/relu_cap"] = np.asarray(top, np.float32)
         previous_cap = cap
     return result
-
-
-def is_chip_variable(name: str, net: str) -> bool:
-    """Return whether a variable belongs to a sublayer, as `vgg16/conv1_1/filters` does, and not to the host part."""
-    return re.match(re.escape(net) + r"/conv\d+_\d+/", name) is not None
 
 
 def _scaled(array: np.ndarray, gain: float) -> np.ndarray:
@@ -115,11 +111,7 @@ def first_host_weights(network: Network, arrays: Mapping[str, np.ndarray], net: 
                 fix="pass a checkpoint of this net",
             )
         )
-    return min(fitting, key=_natural)
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return min(fitting, key=names.natural)
 
 
 def _problems(network: Network, arrays: Mapping[str, np.ndarray], net: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,21 +11,20 @@ import keras
 import tensorflow as tf
 
 from gti import quantize
+from gti.caps import EXTREMELY_SMALL
 from gti.chip import spec
 from gti.errors import QuantizationError, UsageError, sentence
 from gti.stage import FILTER_STEPS, MEAN
 
 # Statistics over about ten steps: fine-tuning stages are short.
 BATCH_NORM_MOMENTUM = 0.9
-# A trained cap must stay positive; below this an activation range is "extreme" anyway (user guide section 5.3).
-SMALLEST_CAP = 1e-6
 
 
 class PositiveCap(keras.constraints.Constraint):
-    """Keeps a trained cap at `SMALLEST_CAP` or more."""
+    """Keeps a trained cap positive: at `caps.EXTREMELY_SMALL` or more."""
 
     def __call__(self, w: Any) -> Any:
-        return keras.ops.maximum(w, SMALLEST_CAP)
+        return keras.ops.maximum(w, EXTREMELY_SMALL)
 
 
 class WithinFilters(keras.constraints.Constraint):
@@ -88,7 +87,7 @@ class ChipConv2D(keras.layers.Layer):
         _one_of(self.name, "coef_bits", coef_bits, spec.COEF_BITS)
         _one_of(self.name, "filter_step", filter_step, FILTER_STEPS)
         _one_of(self.name, "max_code", max_code, (spec.MAX_CODE, spec.MAX_CODE_TEN_BIT))
-        _one_of(self.name, "upsample", upsample, (None, "repeat", "zero"))
+        _one_of(self.name, "upsample", upsample, (None, *spec.UPSAMPLE_MODES))
         if quantize_act and not (relu_cap is not None and math.isfinite(relu_cap) and relu_cap > 0):
             raise QuantizationError(
                 sentence(
@@ -127,7 +126,7 @@ class ChipConv2D(keras.layers.Layer):
         deviation = math.sqrt(2.0 / (9 * input_channels)) / self.input_scale  # He et al. 2015, for ReLU
         self.filters = self.add_weight(
             shape=(3, 3, input_channels, self.output_channels),
-            initializer=keras.initializers.TruncatedNormal(stddev=deviation),
+            initializer=_start(self, "filters", keras.initializers.TruncatedNormal(stddev=deviation)),
             name="filters",
         )
         self.biases = self.add_weight(
@@ -263,7 +262,9 @@ class HostDense(keras.layers.Layer):
         # Glorot for the logits, He in front of a ReLU.
         deviation = math.sqrt(2.0 / (inputs if self.activation else inputs + self.units)) / self.input_scale
         self.kernel = self.add_weight(
-            shape=(inputs, self.units), initializer=keras.initializers.TruncatedNormal(stddev=deviation), name="weights"
+            shape=(inputs, self.units),
+            initializer=_start(self, "weights", keras.initializers.TruncatedNormal(stddev=deviation)),
+            name="weights",
         )
         self.biases = self.add_weight(shape=(self.units,), initializer="zeros", name="biases")
 
@@ -280,6 +281,46 @@ class HostDense(keras.layers.Layer):
             "activation": self.activation,
             "input_scale": self.input_scale,
         }
+
+
+class _Given:
+    """Values for variables of layers that are being built, and which of them were taken."""
+
+    def __init__(self, values: Mapping[str, tf.Tensor]) -> None:
+        self.values = values
+        self.taken: set[str] = set()
+
+
+_starts: list[_Given] = []  # see `starting_from`; the last one counts
+
+
+@contextmanager
+def starting_from(values: Mapping[str, tf.Tensor]) -> Iterator[set[str]]:
+    """Start filters and weights of layers that are built meanwhile from `values`; no random numbers are drawn.
+
+    `values`: tensors by `<layer>/<variable>`. Yields the set of names that were taken; a variable without a float32 one
+    of its shape starts from 0.
+    """
+    _starts.append(_Given(values))
+    try:
+        yield _starts[-1].taken
+    finally:
+        _starts.pop()
+
+
+def _start(layer: keras.layers.Layer, variable: str, random: keras.initializers.Initializer) -> Any:
+    if not _starts:
+        return random
+    given, name = _starts[-1], f"{layer.name}/{variable}"
+
+    def start(shape: tuple[int, ...], dtype: Any = None) -> Any:
+        value = given.values.get(name)
+        if value is None or value.shape != shape or value.dtype != tf.float32:
+            return tf.zeros(shape, dtype)
+        given.taken.add(name)
+        return value
+
+    return start
 
 
 @contextmanager

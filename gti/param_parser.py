@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from gti.chip.spec import CHIP
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import UsageError, sentence
 from gti.stage import FILTER_STEPS, Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
@@ -84,7 +85,8 @@ def eval_parser() -> Parser:
     _checkpoint(parser)
     _stages(parser, training=False)
     _data(parser.add_argument_group("data"), train=False, val=True)
-    parser.add_argument("--report", type=path, metavar="FILE", help="write the figures as JSON")
+    _json(parser)
+    _report(parser)
     return parser
 
 
@@ -156,7 +158,8 @@ def infer_parser() -> Parser:
     parser.add_argument(
         "--layer_outputs", type=path, metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"
     )
-    parser.add_argument("--report", type=path, metavar="FILE", help="write the figures as JSON")
+    _json(parser)
+    _report(parser)
     _sizes(parser)
     _data(parser.add_argument_group("data"), train=False, val=True)
     return parser
@@ -201,7 +204,7 @@ def compare_parser() -> Parser:
     group.add_argument("--max_difference", type=number(0), metavar="CODES", help="largest difference; default: any")
     group.add_argument("--mean_difference", type=number(0), metavar="CODES", help="mean difference; default: any")
     group.add_argument("--min_cosine", type=number(-1, 1), metavar="C", help="cosine of the codes; default: any")
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
+    _json(parser)
     _report(parser)
     return parser
 
@@ -222,6 +225,7 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
         args.data_dir = data_dir or f"data/{args.net}"
     if hasattr(args, "output_dir"):
         args.output_dir = args.output_dir or args.nets_dir
+    _take_report_for_json(args)
     if hasattr(args, "quant_act"):
         args.stage = from_flags(args.quant_w, args.quant_act, args.fuse)
         if getattr(args, "train_caps", False) and args.stage is not Stage.QUANT_ACT:
@@ -236,28 +240,14 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
     return args
 
 
-def settings_file(args: argparse.Namespace) -> Path:
-    """Return the caps file of the net: --settings_file, or `gti/model/<net>_settings.json` beside this package."""
-    if getattr(args, "settings_file", None):
-        return Path(args.settings_file)
-    return Path(__file__).parent / "model" / f"{args.net}_settings.json"
-
-
-def net_file(path: Path) -> Path:
-    """Return the path of a net's JSON file as it is. Raises FormatError, naming --nets_dir, where no file is."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        raise FormatError(
-            sentence(
-                str(path),
-                "no such file",
-                fix="start in the kit's folder, or pass the folder of the net's JSON files as --nets_dir",
-            )
-        ) from None
-    except (OSError, ValueError):
-        pass  # whoever reads it says what is wrong
-    return path
+def _take_report_for_json(args: argparse.Namespace) -> None:
+    # eval.py and chip_infer.py wrote JSON to --report FILE once; a report is a folder, whose name has no suffix.
+    given = getattr(args, "report", None)
+    if given is None or not hasattr(args, "json") or args.json is not None or Path(given).is_dir():
+        return
+    if Path(given).suffix or Path(given).exists():
+        args.json, args.report = given, None
+        print(f"note: --report is a folder for the HTML page; figures as JSON: --json {given}", file=sys.stderr)
 
 
 def count(least: int) -> Callable[[str], int]:
@@ -340,6 +330,10 @@ def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
         group.add_argument("--train_caps", action="store_true", help="train the caps with the weights")
         group.add_argument("--clip_bias", action="store_true", help="keep biases within [-max|W|, max|W|]")
     _sizes(group)
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
 
 
 def _report(parser: argparse.ArgumentParser) -> None:

@@ -123,6 +123,11 @@ def check_calibrate(found: Stage | None, quant_w: bool, prefix: str) -> None:
     )
 
 
+def converted(fuse: bool) -> Stage:
+    """Return the stage that is converted with this --fuse."""
+    return Stage.FUSED if fuse else Stage.QUANT_ACT
+
+
 def check_convert(found: Stage | None, fuse: bool, prefix: str) -> None:
     """Raise CheckpointError unless a checkpoint of stage `found` can be converted with this --fuse.
 
@@ -150,6 +155,23 @@ def check_convert(found: Stage | None, fuse: bool, prefix: str) -> None:
                 fix="add --fuse" if found is Stage.FUSED else "leave out --fuse",
             )
         )
+
+
+def check_infer(found: Stage | None, prefix: str) -> Stage:
+    """Return the stage to restore a converted checkpoint of stage `found` in. Raises CheckpointError."""
+    if found is None:
+        return Stage.QUANT_ACT
+    if found < Stage.QUANT_ACT:
+        raise CheckpointError(
+            sentence(
+                prefix,
+                "was never converted for the chip",
+                expected="a checkpoint of stage quant_act or fused",
+                received=found.label,
+                fix="pass the checkpoint that convert_to_chip.py was given",
+            )
+        )
+    return found
 
 
 def _mismatch(prefix: str, found: Stage, wanted: Stage, fitting: list[Stage], doing: str) -> CheckpointError:

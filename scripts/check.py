@@ -21,19 +21,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
-from gti.chip.spec import CHIP
 from gti.errors import UsageError, sentence
-from gti.param_parser import Parser, count, net_file, net_name
+from gti.param_parser import Parser, count, net_name
 from scripts.import_model import bits
 
 
 def main() -> int:
     args = _arguments()
 
+    from gti import nets
     from gti.importing import feasibility
 
     if args.net:
-        path = net_file(Path(args.nets_dir) / f"{CHIP}_{args.net}_dat.json")
+        path = nets.existing(nets.dat_json(args.net, args.nets_dir))
         study = feasibility.of_json(path, units=args.fc)
         if args.fc is None:
             study = feasibility.with_host_of_net(study, args.net, args.classes, args.nets_dir)

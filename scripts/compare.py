@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gti import cli, param_parser
+from gti import cli, names, param_parser
 from gti.errors import CheckpointError, UsageError, sentence
 from gti.stage import Stage
 
 if TYPE_CHECKING:
+    import keras
+
     from gti.chip.formats.dat import Dat
     from gti.chip.network.types import Network
     from gti.compare.stages import Comparison, Pair
@@ -57,7 +59,7 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
         path = getattr(args, f"{stage.label}_checkpoint")
         source = None
         if path:
-            source = restore.open_checkpoint(path, net=args.net, chip=args.chip, stages=(stage,))
+            source = restore.open_checkpoint(path, net=args.net, stages=(stage,))
             if source.stage not in (None, stage):
                 raise CheckpointError(
                     sentence(
@@ -69,14 +71,14 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
                     )
                 )
         else:
-            prefix = best_checkpoint(folder, args.net, args.chip, stage)
-            source = restore.open_checkpoint(prefix, net=args.net, chip=args.chip) if prefix else None
+            prefix = best_checkpoint(folder, args.net, stage)
+            source = restore.open_checkpoint(prefix, net=args.net) if prefix else None
         if source is not None:
             found[stage] = source
     return found
 
 
-def best_checkpoint(folder: Path, net: str, chip: str, stage: Stage) -> str | None:
+def best_checkpoint(folder: Path, net: str, stage: Stage) -> str | None:
     """Return the prefix of the stage's checkpoint with the best accuracy in `folder` or its best/, or None.
 
     That in best/ comes first where accuracies are equal; without accuracies, the newest does.
@@ -85,44 +87,40 @@ def best_checkpoint(folder: Path, net: str, chip: str, stage: Stage) -> str | No
 
     candidates = []
     for home in (folder / checkpoint_folder.BEST, folder):
-        for index in sorted(home.glob(f"{net}-{chip}{stage.suffix}-epoch-*.index")):
+        for index in sorted(home.glob(f"{names.checkpoint_stem(net)}{stage.suffix}-epoch-*.index")):
             prefix = str(index).removesuffix(".index")
             metadata = checkpoint.read_metadata(prefix)
             if metadata is not None and metadata.stage is stage and metadata.accuracy is not None:
                 candidates.append((metadata.accuracy, prefix))
     if candidates:
         return max(candidates, key=lambda candidate: candidate[0])[1]
-    return checkpoint_folder.latest(folder, net=net, chip=chip, stages=(stage,)) if folder.is_dir() else None
+    return checkpoint_folder.latest(folder, net=net, stages=(stage,)) if folder.is_dir() else None
 
 
 def keras_stages(args: argparse.Namespace, checkpoints: dict[Stage, Checkpoint], parent: str) -> Stages:
     """Return the stages that run in TensorFlow; `parent`: digest of the checkpoint that the .MODEL was made of."""
-    import numpy as np
-
-    from gti import converter, param_parser
+    from gti import caps as all_caps
+    from gti import converter, nets
     from gti.compare import sublayer_maps
-    from gti.model import base
     from gti.training import checkpoint, restore
 
     newest = next((checkpoints[stage] for stage in reversed(Stage) if stage in checkpoints), None)
-    size = args.image_size or (newest.metadata.image_size if newest and newest.metadata else None)
-    network = base.load_network(args.net, chip=args.chip, image_size=size, nets_dir=args.nets_dir)
+    network = restore.network_for(nets.load(args.net, nets_dir=args.nets_dir), args.net, newest, args.image_size)
     result = Stages(network)
-    names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
+    cap_names = all_caps.names_of(args.net, network)
     caps: dict[str, float] = {}
     if Stage.QUANT_ACT in checkpoints:
-        arrays = checkpoints[Stage.QUANT_ACT].arrays
-        caps = {name: float(np.reshape(arrays[name], ())) for name in names if name in arrays}
-    if len(caps) < len(names) and param_parser.settings_file(args).exists():
-        caps = restore.load_caps(args)
+        caps = all_caps.in_variables(checkpoints[Stage.QUANT_ACT].arrays, cap_names)
+    if len(caps) < len(cap_names) and all_caps.settings_file(args.net, args.settings_file).exists():
+        caps = all_caps.calibrated(args.net, args.settings_file)
     for stage in (Stage.FLOAT, Stage.QUANT_W, Stage.QUANT_ACT):
         if stage not in checkpoints:
             result.notes.append(f"{stage.label} is left out: no checkpoint (--{stage.label}_checkpoint)")
-        elif any(name not in caps for name in names):
+        elif any(name not in caps for name in cap_names):
             result.notes.append(f"{stage.label} is left out: no caps to count its codes in (--settings_file)")
         else:
             source = checkpoints[stage]
-            model = restore.build_model(args, stage, source, classes(args, source))
+            model = restored(args, network, stage, source)
             result.sources.append(sublayer_maps.of_keras(stage.label, source.prefix, model, caps))
     converted = converted_checkpoint(checkpoints, parent)
     if converted is None:
@@ -130,9 +128,9 @@ def keras_stages(args: argparse.Namespace, checkpoints: dict[Stage, Checkpoint],
         return result
     if parent and checkpoint.digest(converted.prefix) != parent:
         result.notes.append(f"the .MODEL was made of another checkpoint ({parent}) than {converted.prefix}")
-    model = restore.build_model(args, Stage.FUSED, converted, classes(args, converted))
+    model = restored(args, network, Stage.FUSED, converted)
     result.sources.append(sublayer_maps.of_fused(converted.prefix, model))
-    filter_step = restore.filter_step(args, converted)
+    filter_step = restore.filter_step(args.filter_step, converted)
     result.conversion = converter.convert(network, converted.arrays, net=args.net, filter_step=filter_step)
     return result
 
@@ -146,11 +144,22 @@ def converted_checkpoint(checkpoints: dict[Stage, Checkpoint], parent: str) -> C
     return next(iter([*made_of, *candidates]), None)
 
 
-def classes(args: argparse.Namespace, source: Checkpoint) -> int:
-    """Return the number of classes of a checkpoint."""
+def restored(args: argparse.Namespace, network: Network, stage: Stage, source: Checkpoint) -> keras.Model:
+    """Return the model of a checkpoint in `stage`."""
     from gti.training import restore
 
-    return restore.number_of_classes(args, source, args.val_data_dir)
+    classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
+    return restore.build_model(
+        args.net,
+        network,
+        stage,
+        source,
+        classes,
+        settings_file=args.settings_file,
+        nets_dir=args.nets_dir,
+        filter_step=args.filter_step,
+        ten_bit_act=args.ten_bit_act,
+    )
 
 
 def read_file(path: str, network: Network) -> tuple[Dat, bytes]:
@@ -190,7 +199,7 @@ def parent_of(path: str) -> str:
 
 def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
     """Compare what the flags name."""
-    from gti import data_utils
+    from gti import data_utils, nets
     from gti.chip.driver import GtiModel
     from gti.chip.emulator.emulator import Emulator
     from gti.chip.formats import file_diff
@@ -198,7 +207,7 @@ def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
     from gti.compare.stages import Limits, compare
     from gti.progress import progress_bar
 
-    path = args.model_file or str(Path(args.nets_dir) / f"{args.chip}_{args.net}.model")
+    path = args.model_file or str(nets.model_file(args.net, args.nets_dir))
     stages = keras_stages(args, find_checkpoints(args), parent_of(path))
     network = stages.network
     decoded, data = read_file(path, network)

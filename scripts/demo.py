@@ -19,13 +19,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, files
 from gti.chip.spec import CHIP
 from gti.errors import UsageError, sentence
+from gti.stage import Stage
+
+if TYPE_CHECKING:
+    import keras
+
+    from gti.training.restore import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 NET = "digits"
@@ -109,7 +115,7 @@ def train(where: Folders, args: argparse.Namespace) -> dict[str, float]:
             *("--optimizer", "adam", "--learning_rate", rate, "--num_epochs", epochs, "--seed", args.seed),
         )
         report = where.reports / f"demo_{stage}.json"
-        run("eval.py", *COMMON, *where.data_flags, *FLAGS[stage], "--checkpoint", best, "--report", report)
+        run("eval.py", *COMMON, *where.data_flags, *FLAGS[stage], "--checkpoint", best, "--json", report)
         accuracies[stage] = accuracy(report)
     return accuracies
 
@@ -128,17 +134,14 @@ def compare_codes(checkpoint: Path, where: Folders, device: str, images: int) ->
     import_tensorflow()
     import numpy as np
 
-    from gti import data_utils, param_parser
+    from gti import data_utils
     from gti.chip.driver import GtiModel
     from gti.model.exact import ExactModel
     from gti.progress import progress_bar
-    from gti.stage import Stage
     from gti.training import restore
 
-    source = restore.open_checkpoint(checkpoint, net=NET, chip=CHIP, stages=(Stage.FUSED,))
-    flags = [*COMMON, "--checkpoint", source.prefix, *map(str, where.nets_flags), *FLAGS["fused"]]
-    args = param_parser.parse(param_parser.eval_parser(), flags)
-    model = restore.build_model(args, Stage.FUSED, source, restore.number_of_classes(args, source, None))
+    source = restore.open_checkpoint(checkpoint, net=NET, stages=(Stage.FUSED,))
+    model = restored(source, Stage.FUSED, where)
     exact = ExactModel(model)
     size, _, channels = model.network.input_shape
     dataset = data_utils.load(
@@ -163,22 +166,28 @@ def compare_codes(checkpoint: Path, where: Folders, device: str, images: int) ->
         return compared, equal, stick.device_description
 
 
+def restored(source: Source, stage: Stage, where: Folders) -> keras.Model:
+    """Return the model of a checkpoint of the demo in `stage`."""
+    from gti import nets
+    from gti.training import restore
+
+    network = restore.network_for(nets.load(NET, nets_dir=where.nets), NET, source, None)
+    return restore.build_model(
+        NET, network, stage, source, restore.number_of_classes(None, source), nets_dir=where.nets
+    )
+
+
 def finish_report(checkpoint: Path, where: Folders, report: dict[str, Any]) -> Path:
     """Add what the commands could not know to the HTML report: accuracies of all stages, sensitivity of each layer.
 
     Returns the page.
     """
-    from gti import data_utils, param_parser
+    from gti import data_utils
     from gti.report import steps
-    from gti.stage import Stage
     from gti.training import restore
 
-    source = restore.open_checkpoint(checkpoint, net=NET, chip=CHIP, stages=(Stage.QUANT_ACT,))
-    flags = [*COMMON, "--checkpoint", source.prefix, *map(str, where.nets_flags), *FLAGS["quant_act"]]
-    args = param_parser.parse(param_parser.eval_parser(), flags)
-    model = restore.build_model(
-        args, Stage.QUANT_ACT, source, restore.number_of_classes(args, source, where.data / "val")
-    )
+    source = restore.open_checkpoint(checkpoint, net=NET, stages=(Stage.QUANT_ACT,))
+    model = restored(source, Stage.QUANT_ACT, where)
     size, _, channels = model.network.input_shape
     dataset = data_utils.load(where.data / "val", image_size=size, channels=channels, batch_size=64, classes=None)
     steps.add_sensitivity(where.page, model, dataset, progress=True)
@@ -237,7 +246,7 @@ def main() -> int:
     device = ("--device", args.device)
     run(
         *("chip_infer.py", *COMMON, *where.data_flags, *where.nets_flags, "--checkpoint", best),
-        *("--last_relu_cap", f"{NET}/conv2_2/relu_cap", *device, "--report", on_chip),
+        *("--last_relu_cap", f"{NET}/conv2_2/relu_cap", *device, "--json", on_chip),
     )
     report["chip"] = accuracy(on_chip)
 

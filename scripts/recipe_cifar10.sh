@@ -44,7 +44,7 @@ evaluate() { # NETS_DIR CHECKPOINT REPORT FLAGS...
     local nets=$1 checkpoint=$2 report=$3
     shift 3
     "$python" eval.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$checkpoint" --data_dir "$data" \
-        --val_batch_size 250 --report "$report" "$@"
+        --val_batch_size 250 --json "$report" "$@"
 }
 
 for bits in 3 1; do
@@ -75,7 +75,7 @@ for bits in 3 1; do
     once "convert$bits" "$python" convert_to_chip.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
         --fuse --output_dir "$nets"
     once "chip$bits" "$python" chip_infer.py --net cifar --chip 2801 --nets_dir "$nets" --checkpoint "$run" \
-        --model_file "$nets/2801_cifar.model" --data_dir "$data" --report "$work/chip$bits.json"
+        --model_file "$nets/2801_cifar.model" --data_dir "$data" --json "$work/chip$bits.json"
     # Every code of every sublayer, of all validation images: fused Keras model, emulator, stick.
     once "compare$bits" "$python" scripts/compare.py --net cifar --chip 2801 --nets_dir "$nets" --fused_checkpoint "$run" \
         --checkpoint_dir "$nets" --model_file "$nets/2801_cifar.model" --data_dir "$data" --val_batch_size 50 \

@@ -16,7 +16,7 @@ import pytest
 from places import ROOT
 from small_nets import NETWORKS, TWO_MAJORS, assign, build, images, randomise, small_network, some_caps
 
-from gti import converter, files, fusion
+from gti import converter, files, fusion, nets, packing
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat, model_file
 from gti.chip.network.types import Network
@@ -170,9 +170,7 @@ def test_written_files(tmp_path: Path) -> None:
     conversion = converter.convert(network, arrays, net="digits")
     output = tmp_path / "out"
     output.mkdir()
-    dat_path, model_path = converter.write_files(
-        conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=output
-    )
+    dat_path, model_path = packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=output)
     assert sorted(p.name for p in output.iterdir()) == [
         "2801_digits.dat",
         "2801_digits.model",
@@ -196,7 +194,7 @@ def test_templates_without_one_chip_layer(layer: object, tmp_path: Path) -> None
     files.write_json(tmp_path / "2801_digits_model.json", {"name": "digits", "layer": layer})
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(FormatError, match="one GTICNN layer"):
-        converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+        packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
@@ -210,7 +208,7 @@ def test_another_image_size_is_written_everywhere(tmp_path: Path) -> None:
     files.write_json(path, {"name": "digits", "layer": [reader, chip]})
     doubled = replace(network, layers=tuple(replace(v, image_size=2 * v.image_size) for v in network.layers))
     conversion = converter.convert(doubled, arrays, net="digits")
-    _, model_path = converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+    _, model_path = packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
     sizes = [(entry["output width"], entry["output height"]) for entry in files.read_json(path)["layer"]]
     assert sizes == [(2 * small, 2 * small), (14, 14)]
     in_file = model_file.load(model_path)
@@ -219,7 +217,7 @@ def test_another_image_size_is_written_everywhere(tmp_path: Path) -> None:
     assert [layer["image_size"] for layer in written["layer"]] == [layer.image_size for layer in doubled.layers]
     # What was written serves as the template of the next conversion.
     before = model_path.read_bytes()
-    converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+    packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
     assert model_path.read_bytes() == before
 
 
@@ -230,16 +228,16 @@ def test_templates_with_an_unknown_mode(mode: object, tmp_path: Path) -> None:
     layer = {"name": "chip", "operation": "GTICNN", "mode": mode}
     files.write_json(tmp_path / "2801_digits_model.json", {"name": "digits", "layer": [layer]})
     with pytest.raises(FormatError, match=r"2801_digits_model.json, layer chip: has an unknown mode; expected .* 0..6"):
-        converter.write_files(conversion, net="digits", chip="2801", nets_dir=tmp_path, output_dir=tmp_path)
+        packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
     assert not (tmp_path / "2801_digits.model").exists()
 
 
 def test_results_that_host_layers_cannot_take() -> None:
     network = small_network(*TWO_MAJORS)
     assert network.output_shape[1:] == (7, 7)
-    assert not converter.fc_readout_problem(network, "digits")
+    assert not packing.fc_readout_problem(network, "digits")
     doubled = replace(network, layers=tuple(replace(v, image_size=2 * v.image_size) for v in network.layers))
-    problem = converter.fc_readout_problem(doubled, "digits")
+    problem = packing.fc_readout_problem(doubled, "digits")
     assert problem.startswith("net digits: ")
     assert "expected 7x7 after the last layer, received 14x14" in problem
 
@@ -260,7 +258,7 @@ def test_script(
     if stage is Stage.FUSED:
         arrays = fusion.fuse(network, arrays, net="digits")
     metadata = Metadata("digits", "2801", stage, epoch=1, step=1, classes=5, image_size=14)
-    prefix = str(tmp_path / checkpoint.file_name("digits", "2801", stage, 1))
+    prefix = str(tmp_path / checkpoint.file_name("digits", stage, 1))
     checkpoint.save(prefix, arrays, metadata)
     common = ["--net", "digits", "--chip", "2801", "--checkpoint", prefix]
     common += ["--nets_dir", str(tmp_path), "--output_dir", str(tmp_path)]
@@ -283,12 +281,10 @@ def test_script(
 
 
 def test_templates_of_the_nets_name_their_shapes() -> None:
-    from gti.model import base
-
-    for net in base.net_names():
-        path = base.NETS_DIR / f"2801_{net}_model.json"
-        layer = converter.chip_layer(json.loads(path.read_text()), path.name)
-        channels, height, width = base.load_network(net).output_shape
+    for net in nets.own_nets():
+        path = nets.NETS_DIR / f"2801_{net}_model.json"
+        layer = packing.chip_layer(json.loads(path.read_text()), path.name)
+        channels, height, width = nets.load(net).output_shape
         assert [layer[f"output {key}"] for key in ("channels", "height", "width")] == [channels, height, width], net
         assert (layer["data file"], layer["mode"], layer["output scaledown"]) == (f"2801_{net}.dat", 0, 3)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from gti import param_parser
+from gti import caps, param_parser
 from gti.errors import UsageError
 from gti.stage import Stage
 
@@ -126,8 +126,8 @@ def test_help_explains_every_flag_and_its_default(script):
 
 
 def test_settings_file_is_that_of_the_net():
-    assert param_parser.settings_file(train()) == ROOT / "gti" / "model" / "vgg16_settings.json"
-    assert param_parser.settings_file(train("--settings_file", "caps.json")) == Path("caps.json")
+    assert caps.settings_file("vgg16") == ROOT / "gti" / "model" / "vgg16_settings.json"
+    assert caps.settings_file("vgg16", "caps.json") == Path("caps.json")
 
 
 @pytest.mark.parametrize("script", ["train.py", "eval.py", "set_relu_caps.py"])

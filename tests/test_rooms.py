@@ -32,23 +32,29 @@ TABLE = {
     "chip.host": "chip.formats chip.spec chip.wire files",
     "chip.loaded_model": "chip.formats chip.host chip.wire files",
     "chip.driver": "chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
-    "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec chip.usb"
-    " chip.virtual chip.wire",
+    "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec"
+    " chip.usb chip.virtual chip.wire",
     "stage": "",
+    "names": "chip.spec",
+    "nets": "chip.network chip.spec names",
+    "caps": "chip.network chip.spec files names",
     "param_parser": "chip.spec stage",
     "quantize": "chip.spec stage",
-    "fusion": "chip.network chip.spec",
-    "layers": "chip.spec quantize stage",
+    "fusion": "chip.network chip.spec names",
+    "layers": "caps chip.spec quantize stage",
     "data": "files",
     "data_utils": "chip.emulator chip.spec data files",
-    "converter": "chip.formats chip.host chip.network chip.runtime chip.spec chip.wire data_utils files fusion"
-    " quantize stage",
-    "model": "chip.network chip.spec files layers param_parser quantize stage",
-    "training": "chip.network data files fusion layers model param_parser progress stage",
-    "importing": "chip.formats chip.network chip.spec chip.wire data files layers model quiet stage training",
+    "converter": "caps chip.formats chip.network fusion names quantize stage",
+    "packing": "chip.formats chip.host chip.network chip.runtime chip.spec chip.wire converter data_utils"
+    " files names nets",
+    "model": "caps chip.network chip.spec layers names nets quantize stage",
+    "training": "caps chip.network chip.spec data files fusion layers model names nets progress stage",
+    "importing": "chip.formats chip.network chip.spec chip.wire data files layers model names nets quiet stage"
+    " training",
     "compare": "chip.emulator chip.formats chip.network chip.runtime chip.spec chip.wire data_utils files"
-    " model training",
-    "report": "chip.emulator chip.network chip.spec converter files fusion model progress training",
+    " model names training",
+    "report": "caps chip.emulator chip.network chip.spec converter files fusion model names progress stage training",
+    "looks": "caps chip.network data files nets packing stage training",
 }
 MAY_STAND_BESIDE_THE_ROOMS = 3  # modules of gti/chip: driver, loaded_model, spec
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gti import files
+from gti import files, names
 from gti.chip import spec
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import npy
@@ -75,7 +75,7 @@ def of_keras(name: str, origin: str, model: keras.Model, caps: Mapping[str, floa
     forward = tf.function(lambda images: tf.nest.flatten(every_layer(images, training=False)), reduce_retracing=True)
     tops = [spec.TOP_CODE[convolution.ten_bit] for convolution in model.network.convolutions]
     scales = [
-        top / caps[base.cap_name(model.net, convolution)]
+        top / caps[names.cap(model.net, convolution.name)]
         for top, convolution in zip(tops, model.network.convolutions, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""What a data folder holds, and whether it fits: found out before training starts."""
+"""What the records and images of a data folder hold, and whether they fit: found out before training starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import stat
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from gti.data import tfrecords
+from gti.data import folders, tfrecords
 from gti.data.image_folders import seen_differently
 from gti.data.labels import find_labels, read_labels
 from gti.errors import DataError, sentence
@@ -51,28 +50,11 @@ def inspect(folder: str | os.PathLike[str], classes: int | None = None, *, train
     and, for training, classes that no image has.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise DataError(
-            sentence(
-                str(folder),
-                "no such data folder",
-                expected="a folder of TFRecord shards, or of one sub-folder of images per class",
-                fix="pass the folder, or build one with scripts/build_image_data.py",
-            )
-        )
-    with _naming_unreadable(path):
-        shards = tfrecords.find_shards(path)
-        found = _inspect_shards(path, shards) if shards else _inspect_folder(path)
+    layout = folders.look(path)
+    with folders.naming_unreadable(path):
+        found = _inspect_shards(path, layout.shards) if layout.shards else _inspect_folder(path, layout)
     _check_classes(found, classes, training)
     return found
-
-
-@contextmanager
-def _naming_unreadable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as problem:
-        raise DataError(sentence(str(problem.filename or path), f"cannot be read ({problem.strerror})")) from None
 
 
 def _check_classes(found: Inspection, classes: int | None, training: bool) -> None:
@@ -91,16 +73,7 @@ def _check_classes(found: Inspection, classes: int | None, training: bool) -> No
         )
     if classes is None:
         return
-    if named is not None and named != classes:
-        raise DataError(
-            sentence(
-                str(labels_file),
-                "does not fit --classes",
-                expected=f"{classes} classes, background included",
-                received=named,
-                fix=f"pass --classes {named}",
-            )
-        )
+    folders.check_classes(found.folder, classes)
     if found.label_max >= classes:
         raise DataError(
             sentence(
@@ -138,52 +111,10 @@ def _check_classes(found: Inspection, classes: int | None, training: bool) -> No
                 found.folder,
                 "has no image of some classes",
                 expected=f"images of every label from 1 to {classes - 1}",
-                received=f"none of {_first_few(absent)}",
+                received=f"none of {folders.first_few(absent)}",
                 fix="add images, or name all classes in a label file",
             )
         )
-
-
-def check_same_classes(*folders: str | os.PathLike[str]) -> None:
-    """Check that the data folders of one command give a class the same label; one alone is compared with its `train`.
-
-    Only folders of images without a label file can differ: their labels are the places of the sorted sub-folders.
-    Raises DataError with the classes that differ.
-    """
-    known = [(Path(folder), *_class_names(Path(folder))) for folder in folders]
-    if len(known) == 1 and known[0][2] and (beside := known[0][0].resolve().parent / "train").is_dir():
-        known.insert(0, (beside, *_class_names(beside)))
-    for path, other_names, other_by_order in known[1:]:
-        first, names, by_order = known[0]
-        if not (by_order or other_by_order) or not names or not other_names or names == other_names:
-            continue
-        lacking = [name for name in names if name not in other_names]
-        added = [name for name in other_names if name not in names]
-        differences = [f"{word} {_first_few(some)}" for word, some in (("no", lacking), ("also", added)) if some]
-        raise DataError(
-            sentence(
-                str(path),
-                f"numbers its classes otherwise than {first}, because labels follow the order of the class folders",
-                expected="the same classes, or a label file",
-                received=" and ".join(differences) or "another order",
-                fix="name all classes in a label file (labels.txt beside the folders), or make the folders the same",
-            )
-        )
-
-
-def _class_names(folder: Path) -> tuple[list[str], bool]:
-    # Names of the labels 1, 2, ... where they are known, and whether only the order of the folders gives them.
-    labels_file = find_labels(folder)
-    if labels_file:
-        return read_labels(labels_file)[1:], False
-    with _naming_unreadable(folder):
-        if tfrecords.find_shards(folder):
-            return [], False
-        return [path.name for path in _class_folders(folder)], True
-
-
-def _first_few(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
 
 
 # --- TFRecords
@@ -274,40 +205,14 @@ def _damaged_record(path: Path, features: dict) -> DataError:
 # --- image folders
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _inspect_folder(folder: Path) -> Inspection:
-    classes = _class_folders(folder)
-    if not classes:
-        raise DataError(
-            sentence(
-                str(folder),
-                "holds no images",
-                expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
-                fix="build records with scripts/build_image_data.py",
-            )
-        )
-    labels_file = find_labels(folder)
-    names = read_labels(labels_file) if labels_file else ["", *(path.name for path in classes)]
+def _inspect_folder(folder: Path, layout: folders.Layout) -> Inspection:
     states: list[tuple[str, int, int]] = []
     labels: list[int] = []
-    for path in classes:
-        if path.name not in names:
-            raise DataError(
-                sentence(
-                    str(path),
-                    "is no class of the label file",
-                    expected=f"a name of {labels_file}",
-                    received=path.name,
-                    fix="rename the folder or add the class to the label file",
-                )
-            )
+    for path in layout.classes:
         for image in sorted(path.iterdir()):
             if image.suffix.lower() in tfrecords.IMAGE_SUFFIXES and not image.name.startswith("."):
                 states.append(_state_of_image(image))
-                labels.append(names.index(path.name))
+                labels.append(layout.names.index(path.name))
     if not states:
         raise DataError(
             sentence(
@@ -325,7 +230,7 @@ def _inspect_folder(folder: Path) -> Inspection:
         sum(size for _, size, _ in states) // len(states),
         tuple(labels),
         tuple(sorted(set(labels))),
-        None if labels_file else len(classes),
+        None if layout.labels_file else len(layout.classes),
     )
 
 

@@ -87,3 +87,9 @@ def find_labels(folder: str | os.PathLike[str]) -> Path | None:
         dataset.parent / f"{dataset.name}_labels.txt",
     )
     return next((path for path in candidates if path.is_file()), None)
+
+
+def labels_of(folder: str | os.PathLike[str]) -> list[str] | None:
+    """Return the class names of the data set whose `train` or `val` folder is `folder`, None without a label file."""
+    path = find_labels(folder)
+    return read_labels(path) if path else None

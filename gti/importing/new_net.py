@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from gti import files
+from gti import files, nets
 from gti.chip.network.types import Network
 from gti.errors import CheckpointError, FormatError, NetworkError, UsageError, printable, sentence
 from gti.importing import advice, folding, model_files, porting, pretrained, templates
@@ -65,7 +65,7 @@ def bring(model_file: str, wanted: Wanted) -> Iterator[str]:
     """
     from gti.training import checkpoint
 
-    prefix = Path(wanted.checkpoint_dir) / checkpoint.file_name(wanted.net, wanted.chip, Stage.FLOAT, 0)
+    prefix = Path(wanted.checkpoint_dir) / checkpoint.file_name(wanted.net, Stage.FLOAT, 0)
     checkpoint.refuse_existing(prefix)
     files.make_writable_folder(wanted.checkpoint_dir)
     known = is_known(wanted)
@@ -161,7 +161,7 @@ def _port(
             for path, data in outputs.items():
                 (Path(nets_dir) / path.name).write_bytes(data)
         module = base.net_module(wanted.net, nets_dir)
-        network = base.load_network(wanted.net, chip=wanted.chip, image_size=wanted.image_size, nets_dir=nets_dir)
+        network = nets.load(wanted.net, image_size=wanted.image_size, nets_dir=nets_dir)
         new_layers = wanted.new_layers
         if isinstance(source, Architecture):
             if not outputs:
@@ -178,9 +178,7 @@ def _port(
         # Without new layers nothing but names and shapes is needed: VGG16's variables would take 550 MB.
         scope = contextlib.nullcontext() if new_layers else keras.StatelessScope(initialize_variables=False)
         with scope:
-            built = base.build(
-                wanted.net, chip=wanted.chip, classes=classes, image_size=wanted.image_size, nets_dir=nets_dir
-            )
+            built = base.build(wanted.net, network=network, classes=classes, nets_dir=nets_dir)
         arrays = porting.port(
             weights,
             built,

@@ -21,6 +21,7 @@ from gti import files
 from gti.chip.formats import npy
 from gti.errors import CheckpointError, FormatError, sentence
 from gti.importing.graph import Weight, Weights, in_memory
+from gti.names import natural
 from gti.training import checkpoint
 
 MAX_FILE_BYTES = 4 * 1024**3
@@ -164,7 +165,7 @@ def hdf5(name: str, data: io.BytesIO | None = None) -> Weights:
         raise
     except Exception as problem:  # a damaged file fails in many ways
         raise _not_hdf5(name, problem) from None
-    datasets.sort(key=lambda item: _natural(item[0]))
+    datasets.sort(key=lambda item: natural(item[0]))
     return {path: _NamedWeight(tuple(d.shape), _reader(d, f"{name}, {path}"), layer) for path, layer, d in datasets}
 
 
@@ -245,7 +246,3 @@ def _reader(dataset: Any, name: str) -> Callable[[], np.ndarray]:
             raise FormatError(sentence(name, f"cannot be read ({problem})", fix="copy the file again")) from None
 
     return read_it
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]

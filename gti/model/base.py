@@ -13,34 +13,24 @@ import importlib.util
 import re
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import keras
 
-from gti import files
+from gti import names, nets
+from gti.caps import load as load_caps
+from gti.caps import settings_file
 from gti.chip import spec
-from gti.chip.network import json_form as networks
-from gti.chip.network.types import Convolution, Network
-from gti.errors import FormatError, NetworkError, QuantizationError, UsageError, sentence
+from gti.chip.network.types import Network
+from gti.errors import NetworkError, QuantizationError, UsageError, sentence
 from gti.layers import ChipConv2D, ChipPooling
-from gti.param_parser import net_file
 from gti.stage import MEAN
 
-NETS_DIR = Path(__file__).resolve().parents[2] / "nets"
-SETTINGS_DIR = Path(__file__).resolve().parent
 # Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square
 # root of that, which shares the excess evenly between the activations behind them and their own gradients.
 FIRST_INPUT_SCALE = 4.0
-# Caps beyond these come from a damaged file: codes are 0..31, and calibrated caps lie between 0.001 and 10000.
-MIN_CAP, MAX_CAP = 1e-12, 1e12
-
-
-def net_names() -> list[str]:
-    """Return the names of the kit's own nets, sorted."""
-    return sorted(path.stem for path in SETTINGS_DIR.glob("*.py") if path.stem not in ("__init__", "base", "exact"))
 
 
 def net_module(net: str, nets_dir: str | Path | None = None) -> ModuleType:
@@ -48,19 +38,8 @@ def net_module(net: str, nets_dir: str | Path | None = None) -> ModuleType:
 
     Raises UsageError for an unknown name, and for a module that cannot be run or lacks a part of a net.
     """
-    if net in net_names():
-        return importlib.import_module(f"gti.model.{net}")
-    path = Path(nets_dir or NETS_DIR) / f"{net}.py"
-    if not path.is_file():
-        raise UsageError(
-            sentence(
-                f"net {net}",
-                "there is no such net",
-                expected="one of " + ", ".join(net_names()) + f", or your own {path}",
-                fix="add gti/model/<net>.py and nets/<chip>_<net>_dat.json for a new one",
-            )
-        )
-    return _users_module(net, path)
+    path = nets.users_module(net, nets_dir)
+    return importlib.import_module(f"gti.model.{net}") if path is None else _users_module(net, path)
 
 
 def _users_module(net: str, path: Path) -> ModuleType:
@@ -90,90 +69,11 @@ def _users_module(net: str, path: Path) -> ModuleType:
     return module
 
 
-def dat_json_path(net: str, chip: str = spec.CHIP, nets_dir: str | Path | None = None) -> Path:
-    """Return the path of the net's dat.json."""
-    return Path(nets_dir or NETS_DIR) / f"{chip}_{net}_dat.json"
-
-
-def load_network(
-    net: str, *, chip: str = spec.CHIP, image_size: int | None = None, nets_dir: str | Path | None = None
-) -> Network:
-    """Return the checked Network of a net, for images of `image_size` (None: as its JSON says).
-
-    Another image size scales every layer. Raises FormatError for a missing JSON, UsageError for an unknown net or a
-    size that does not scale, and NetworkError with every rule of the chip that the (scaled) network breaks, for
-    example VGG16 at 448: layers of 448 take 16 output channels at most.
-    """
-    net_module(net, nets_dir)
-    network = networks.load(net_file(dat_json_path(net, chip, nets_dir)))
-    size = network.layers[0].image_size
-    if image_size is not None and image_size != size:
-        if image_size not in spec.IMAGE_SIZES:
-            raise UsageError(
-                sentence(
-                    f"net {net}",
-                    "the chip has no such image size",
-                    expected="one of " + ", ".join(map(str, sorted(spec.IMAGE_SIZES))),
-                    received=image_size,
-                    fix=f"leave --image_size at {size}",
-                )
-            )
-        scaled = tuple(replace(layer, image_size=layer.image_size * image_size // size) for layer in network.layers)
-        network = replace(network, layers=scaled)
-    networks.check(network, f"net {net} at {network.layers[0].image_size}x{network.layers[0].image_size}")
-    return network
-
-
-def load_caps(path: str | Path) -> dict[str, float]:
-    """Return the calibrated caps of a settings file: variable name -> cap, for example `digits/conv1_1/relu_cap`.
-
-    Raises FormatError where the file is missing, is not JSON or holds anything but numbers of a usable size.
-    """
-    value = files.read_json(path)
-    caps = value.get("relu_caps") if isinstance(value, dict) else None
-    if not isinstance(caps, dict) or not all(
-        isinstance(cap, (int, float)) and not isinstance(cap, bool) and MIN_CAP <= cap <= MAX_CAP
-        for cap in caps.values()
-    ):
-        raise FormatError(
-            sentence(
-                str(path),
-                "does not hold calibrated caps",
-                expected='{"relu_caps": {variable name: number from 1e-12 to 1e12}}',
-                fix="write it with set_relu_caps.py",
-            )
-        )
-    return {name: float(cap) for name, cap in caps.items()}
-
-
-def settings_path(net: str) -> Path:
-    """Return the path of the net's settings file, which holds its calibrated caps."""
-    return SETTINGS_DIR / f"{net}_settings.json"
-
-
-def cap_name(net: str, convolution: Convolution) -> str:
-    """Return the variable name of a sublayer's cap, for example `vgg16/conv5_3/relu_cap`."""
-    return f"{net}/{convolution.name}/relu_cap"
-
-
-def check_ten_bit(net: str, network: Network) -> None:
-    """Raise UsageError where the last layer of `network` has no ten-bit activation."""
-    if not network.convolutions[-1].ten_bit:
-        raise UsageError(
-            sentence(
-                f"net {net}",
-                "its dat.json does not ask for ten-bit activation",
-                expected='"ActivationBitMode": 1',
-                fix="leave --ten_bit_act out, or use the net tenbit",
-            )
-        )
-
-
 def build(
     net: str,
     *,
-    chip: str = spec.CHIP,
     classes: int,
+    network: Network | None = None,
     image_size: int | None = None,
     quant_w: bool = False,
     quant_act: bool = False,
@@ -188,17 +88,19 @@ def build(
     """Return the Keras model of a net in one of its stages; `.network` is its Network, `.net` its name.
 
     Input: float32 [batch, height, width, channels], codes 0..31 in the chip's channel order. Output: logits
-    [batch, classes]. `caps` (variable name -> cap) are start values for `quant_act`; None reads the settings file of
+    [batch, classes]. `network` is the net's, where it has been read already; None reads its dat.json, for images of
+    `image_size`. `caps` (variable name -> cap) are start values for `quant_act`; None reads the settings file of
     the net. A fused model has no batch norm, and its caps are constants. `filter_step`: rule of 3-bit filters.
 
     Raises UsageError, NetworkError, QuantizationError (missing caps).
     """
     module = net_module(net, nets_dir)
-    network = load_network(net, chip=chip, image_size=image_size, nets_dir=nets_dir)
+    if network is None:
+        network = nets.load(net, image_size=image_size, nets_dir=nets_dir)
     if classes < 1:
         raise UsageError(sentence(f"net {net}", "needs classes", expected="1 or more", received=classes))
     if ten_bit_act:
-        check_ten_bit(net, network)
+        nets.check_ten_bit(net, network)
     _refuse_untrainable(net, network)
     start_caps = _start_caps(net, network, caps) if quant_act and not fuse else {}
     inputs = keras.Input(shape=network.input_shape, name="image")
@@ -212,7 +114,7 @@ def build(
             batch_norm=module.BATCH_NORM and not fuse,
             quantize_w=quant_w,
             quantize_act=quant_act,
-            relu_cap=spec.FUSED_CAP[convolution.ten_bit] if fuse else start_caps.get(cap_name(net, convolution)),
+            relu_cap=spec.FUSED_CAP[convolution.ten_bit] if fuse else start_caps.get(names.cap(net, convolution.name)),
             fixed_cap=fuse,
             train_caps=train_caps,
             clip_bias=clip_bias,
@@ -251,10 +153,10 @@ def _refuse_untrainable(net: str, network: Network) -> None:
 def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) -> Mapping[str, float]:
     source = "the given caps"
     if caps is None:
-        path = settings_path(net)
+        path = settings_file(net)
         source = str(path)
         caps = load_caps(path) if path.exists() else {}
-    missing = [c.path for c in network.convolutions if cap_name(net, c) not in caps]
+    missing = [c.path for c in network.convolutions if names.cap(net, c.name) not in caps]
     if missing:
         raise QuantizationError(
             sentence(
@@ -298,4 +200,4 @@ def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
 
 def last_relu_cap_name(model: keras.Model) -> str:
     """Return the variable name of the cap whose codes leave the chip, for example `vgg16/conv5_3/relu_cap`."""
-    return cap_name(model.net, model.network.convolutions[-1])
+    return names.cap(model.net, model.network.convolutions[-1].name)

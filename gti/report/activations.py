@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gti import names
 from gti.chip import spec
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def measure(
     outputs = type(model)(model.input, [layer.output for layer in base.chip_layers(model)])
     layers = [_Layer(model.network.input_shape[2], float(spec.MAX_CODE), spec.MAX_CODE)]
     for convolution in convolutions:
-        cap = caps[base.cap_name(model.net, convolution)]
+        cap = caps[names.cap(model.net, convolution.name)]
         layers.append(_Layer(convolution.output_channels, cap, spec.TOP_CODE[convolution.ten_bit]))
     images = 0
     with float32_convolutions():
@@ -103,8 +104,8 @@ def measure(
             images += len(batch)
             if images >= max_images:
                 break
-    names = [("input", "input image"), *((c.name, c.path) for c in convolutions)]
+    titles = [("input", "input image"), *((c.name, c.path) for c in convolutions)]
     return {
         "images": images,
-        "layers": [layer.summary(*name) for layer, name in zip(layers, names, strict=True)],
+        "layers": [layer.summary(*name) for layer, name in zip(layers, titles, strict=True)],
     }

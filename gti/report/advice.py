@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from gti import caps
+
 # What is worth a warning. Shares and accuracies are 0..1.
 LARGEST_LOSS = 0.01  # between two stages, or won back by leaving a layer unquantized
 MOST_CLIPPED = 0.01
@@ -80,7 +82,7 @@ def _activations(part: Mapping[str, Any]) -> Iterator[Finding]:
                 f"{dead} of {channels} channels are 0 on all images.",
                 "Train with a lower --learning_rate, or give the layer fewer output channels.",
             )
-        if layer["cap"] >= 1e3 or layer["cap"] <= 1e-6:
+        if caps.is_extreme(layer["cap"]):
             yield Finding(
                 place,
                 f"The activation range of {layer['cap']:.3g} is extreme.",

@@ -11,6 +11,7 @@ import numpy as np
 
 from gti.chip.network import json_form as networks
 from gti.report import activations, sensitivity, store, weights
+from gti.stage import Stage
 
 if TYPE_CHECKING:
     import keras
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from gti.converter import Conversion
 
 Folder = str | os.PathLike[str]
+STAGES = (*(stage.label for stage in Stage), "chip")  # in the order of the workflow
 
 
 def add_calibration(
@@ -56,6 +58,14 @@ def add_stages(folder: Folder, accuracies: Mapping[str, float], facts: Mapping[s
     """Add the accuracy of each stage, in the order of the workflow, and `facts` by label; return the page."""
     rows = [{"stage": stage, "accuracy": accuracy} for stage, accuracy in accuracies.items()]
     return store.add(folder, "stages", {"accuracies": rows, "facts": dict(facts)})
+
+
+def add_accuracy(folder: Folder, stage: str, accuracy: float) -> Path:
+    """Add the accuracy of one of `STAGES` to those that are there; return the page."""
+    part = store.load(folder).get("stages", {"accuracies": [], "facts": {}})
+    accuracies = {row["stage"]: row["accuracy"] for row in part["accuracies"]} | {stage: accuracy}
+    in_order = {name: accuracies.pop(name) for name in STAGES if name in accuracies}
+    return add_stages(folder, in_order | accuracies, part["facts"])
 
 
 def add_sensitivity(folder: Folder, model: keras.Model, dataset: tf.data.Dataset, *, progress: bool = False) -> Path:

@@ -17,9 +17,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gti import caps, names
 from gti.errors import DataError, QuantizationError, sentence
 from gti.layers import weights_held
-from gti.model.base import cap_name, chip_layers
+from gti.model.base import chip_layers
 from gti.progress import progress_bar
 from gti.training.evaluation import float32_convolutions
 
@@ -36,9 +37,6 @@ FIRST_MARGIN = 10
 FEWEST_KEPT = 24
 # A layer whose outputs are all zero has no range; any cap does, and this one keeps its neighbours' scale.
 CAP_OF_DEAD_LAYER = 1.0
-# Ranges that user guide section 5.3 warns of.
-EXTREMELY_LARGE = 1e3
-EXTREMELY_SMALL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,9 @@ class Range:
         problems = []
         if self.percentile_is_zero:
             problems.append("the percentile is 0, and the largest output is the cap instead; raise --percentile")
-        if self.cap >= EXTREMELY_LARGE:
+        if self.cap >= caps.EXTREMELY_LARGE:
             problems.append(f"outputs up to {self.cap:.3g} are extremely large; {remedy}")
-        if self.cap <= EXTREMELY_SMALL:
+        if self.cap <= caps.EXTREMELY_SMALL:
             problems.append(f"outputs up to {self.cap:.3g} are extremely small; {remedy}")
         return f"{self.layer}: {'; '.join(problems)}" if problems else ""
 
@@ -108,7 +106,7 @@ def calibrate(
         cap = found.value if found.value > 0 else found.largest or CAP_OF_DEAD_LAYER
         clipped = found.above / found.count if cap == found.value else 0.0
         zero = found.value <= 0 < found.largest
-        name = cap_name(model.net, convolution)
+        name = names.cap(model.net, convolution.name)
         ranges.append(Range(convolution.path, name, found.largest, cap, found.count, clipped, zero))
     return ranges
 

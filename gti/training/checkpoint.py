@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from gti import __version__, files
+from gti import __version__, files, names
+from gti.chip.spec import CHIP
 from gti.errors import CheckpointError, printable, sentence
 from gti.stage import FILTER_STEPS, Stage
 
@@ -118,9 +119,9 @@ def _checked(key: str, kind: str, value: Any, name: str) -> Any:
     raise CheckpointError(sentence(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80]))
 
 
-def file_name(net: str, chip: str, stage: Stage, epoch: int) -> str:
+def file_name(net: str, stage: Stage, epoch: int) -> str:
     """Return the last part of a prefix, for example `vgg16-2801-qw-epoch-3`."""
-    return f"{net}-{chip}{stage.suffix}-epoch-{epoch}"
+    return f"{names.checkpoint_stem(net)}{stage.suffix}-epoch-{epoch}"
 
 
 def save(
@@ -184,9 +185,18 @@ def refuse_existing(prefix: str | os.PathLike[str]) -> None:
         )
 
 
+class Variables(dict[str, np.ndarray]):
+    """Arrays by name; `tensors` of the same memory where there are, of which variables are made without a copy.
+
+    TensorFlow counts the users of that memory: a variable that changes takes memory of its own then.
+    """
+
+    tensors: Mapping[str, Any] = {}
+
+
 def load(
     prefix: str | os.PathLike[str], wanted: Callable[[str], bool] = lambda name: True
-) -> tuple[dict[str, np.ndarray], Metadata | None]:
+) -> tuple[Variables, Metadata | None]:
     """Return the variables of a checkpoint by name, and its metadata (None for one of the old TF 1 kit).
 
     Variables whose name is not `wanted` are not read. Raises CheckpointError when the checkpoint is missing or damaged
@@ -194,15 +204,15 @@ def load(
     """
     reader = _Reader(prefix)
     metadata = reader.metadata()
-    names = [name for name in reader.names if not name.startswith("gti/") and wanted(name)]
-    return {name: reader.array(name) for name in names}, metadata
+    found = [name for name in reader.names if not name.startswith("gti/") and wanted(name)]
+    return reader.arrays(found), metadata
 
 
 def load_optimizer(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Return the optimizer's variables of a checkpoint by name; empty where it carries none."""
     reader = _Reader(prefix)
-    names = [name for name in reader.names if name.startswith(OPTIMIZER_PREFIX)]
-    return {name.removeprefix(OPTIMIZER_PREFIX): reader.array(name) for name in names}
+    found = [name for name in reader.names if name.startswith(OPTIMIZER_PREFIX)]
+    return {name.removeprefix(OPTIMIZER_PREFIX): reader.array(name) for name in found}
 
 
 def read_metadata(prefix: str | os.PathLike[str]) -> Metadata | None:
@@ -250,18 +260,23 @@ def select(
     return result
 
 
-def check_net(metadata: Metadata | None, net: str, chip: str, prefix: str | os.PathLike[str]) -> None:
+def check_net(metadata: Metadata | None, net: str, prefix: str | os.PathLike[str]) -> None:
     """Raise CheckpointError when the checkpoint is one of another net or chip."""
-    if metadata and (metadata.net, metadata.chip) != (net, chip):
-        raise CheckpointError(
-            sentence(
-                str(prefix),
-                "is a checkpoint of another net",
-                expected=f"{net} for {chip}",
-                received=f"{metadata.net} for {metadata.chip}",
-                fix="pass the --net that it was trained as, or another checkpoint",
-            )
+    if metadata and (metadata.net, metadata.chip) != (net, CHIP):
+        raise other_net(prefix, net, metadata.net, metadata.chip)
+
+
+def other_net(prefix: str | os.PathLike[str], wanted: str, net: str, chip: str) -> CheckpointError:
+    """Return the error of a checkpoint that is one of `net` for `chip` and not of the `wanted` net."""
+    return CheckpointError(
+        sentence(
+            str(prefix),
+            "is a checkpoint of another net",
+            expected=f"{wanted} for {CHIP}",
+            received=f"{net} for {chip}",
+            fix="pass the --net that it was trained as, or another checkpoint",
         )
+    )
 
 
 def damage(prefix: str | os.PathLike[str]) -> str:
@@ -327,6 +342,25 @@ class _Reader:
     def array(self, name: str) -> np.ndarray:
         with self._noticing_damage():
             return np.asarray(self._reader.get_tensor(name))
+
+    def arrays(self, names: Sequence[str]) -> Variables:
+        import tensorflow as tf
+
+        try:
+            with tf.device("CPU"):
+                tensors = tf.raw_ops.RestoreV2(
+                    prefix=self._plain,
+                    tensor_names=names,
+                    shape_and_slices=[""] * len(names),
+                    dtypes=[self._dtypes[name] for name in names],
+                )
+            by_name = dict(zip(names, tensors, strict=True))
+            result = Variables({name: np.asarray(memoryview(tensor)) for name, tensor in by_name.items()})
+            result.tensors = by_name
+            return result
+        except self._errors:
+            # One after the other: this says what is wrong, and reads other types too.
+            return Variables({name: self.array(name) for name in names})
 
     def metadata(self) -> Metadata | None:
         if METADATA_NAME not in self.names:

@@ -16,10 +16,21 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from gti import files
+from gti import files, names
+from gti.chip.spec import CHIP
 from gti.errors import CheckpointError, FormatError, listing, sentence
 from gti.stage import Stage
-from gti.training.checkpoint import SAVING, bundle, damage, file_name, flush, index_path, is_sound, read_metadata
+from gti.training.checkpoint import (
+    SAVING,
+    bundle,
+    damage,
+    file_name,
+    flush,
+    index_path,
+    is_sound,
+    other_net,
+    read_metadata,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +39,7 @@ BEST = "best"
 EARLIER = "earlier"
 MAX_STATE_BYTES = 1024 * 1024
 _EPOCH = re.compile(r"(.*)-epoch-(\d{1,9})")
+_OWN_NAME = re.compile(rf"(?P<net>.+)-{CHIP}(?P<stage>|{'|'.join(s.suffix for s in Stage if s)})-epoch-\d{{1,9}}")
 _STATE_LINE = re.compile(r'(all_)?model_checkpoint_paths?: "([^"/\\]{1,255})"')
 
 
@@ -35,7 +47,6 @@ def resolve(
     path: str | os.PathLike[str],
     *,
     net: str,
-    chip: str,
     stages: Collection[Stage] = tuple(Stage),
     preferred: Stage | None = None,
 ) -> str:
@@ -46,33 +57,71 @@ def resolve(
 
     Raises CheckpointError where there is none.
     """
+    given = _given(path, net)
+    return str(given) if index_path(given).is_file() else _resolve_folder(given, net, stages, preferred)
+
+
+def look(
+    path: str | os.PathLike[str],
+    *,
+    net: str,
+    stages: Collection[Stage] = tuple(Stage),
+    preferred: Stage | None = None,
+) -> tuple[str, Stage | None]:
+    """Return the prefix that `resolve` will find and its stage, as file names tell it; None where they do not.
+
+    Reads no checkpoint and needs no TensorFlow. Raises CheckpointError where names are enough to know that `resolve`
+    will, and for a checkpoint of another net.
+    """
+    given = _given(path, net)
+    if index_path(given).is_file():
+        match = _OWN_NAME.fullmatch(given.name)
+        if match is None:
+            return str(given), None
+        if match["net"] != net:
+            raise other_net(given, net, match["net"], CHIP)
+        return str(given), _stage_of(given.name)
+    _check_readable(given)
+    found = _candidates(given, net, stages)
+    if not found:
+        raise _none_fits(given, net, stages)
+    if preferred is not None:
+        found = [name for name in found if _stage_of(name) is preferred] or found
+    # The first one may be damaged, so what they have in common counts.
+    alike = len({_stage_of(name) for name in found}) == 1
+    return str(given / found[0]), _stage_of(found[0]) if alike else None
+
+
+def _stage_of(name: str) -> Stage:
+    match = _OWN_NAME.fullmatch(name)
+    return next(stage for stage in Stage if match and stage.suffix == match["stage"])
+
+
+def _given(path: str | os.PathLike[str], net: str) -> Path:
+    # A folder, or the prefix of a checkpoint that has an index.
     given = Path(path)
     if given.name.endswith(".index"):
         given = given.with_name(given.name.removesuffix(".index"))
-    if index_path(given).is_file():
-        return str(given)
-    if given.is_dir():
-        return _resolve_folder(given, net, chip, stages, preferred)
+    if index_path(given).is_file() or given.is_dir():
+        return given
     raise CheckpointError(
         sentence(
             str(path),
             "is no checkpoint",
-            expected=f"a prefix such as checkpoints/{file_name(net, chip, Stage.FLOAT, 10)}, or a folder",
+            expected=f"a prefix such as checkpoints/{file_name(net, Stage.FLOAT, 10)}, or a folder",
             fix="check the path",
         )
     )
 
 
-def latest(
-    folder: str | os.PathLike[str], *, net: str, chip: str, stages: Collection[Stage] = tuple(Stage)
-) -> str | None:
-    """Return the prefix of the newest sound checkpoint of net, chip and stages in `folder`, or None.
+def latest(folder: str | os.PathLike[str], *, net: str, stages: Collection[Stage] = tuple(Stage)) -> str | None:
+    """Return the prefix of the newest sound checkpoint of net and stages in `folder`, or None.
 
     The state file decides what is newest; without a sound one there, the time of writing does. Damaged ones that
     would have come first are logged as warnings.
     """
     unsound: dict[str, str] = {}
-    prefix = _newest(Path(folder), net, chip, stages, unsound)
+    prefix = _newest(Path(folder), net, stages, unsound)
     _tell(unsound)
     return prefix
 
@@ -107,13 +156,13 @@ def publish_best(prefix: str | os.PathLike[str]) -> str:
     return str(target)
 
 
-def best_accuracy(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage) -> float | None:
+def best_accuracy(folder: str | os.PathLike[str], net: str, stage: Stage) -> float | None:
     """Return the accuracy 0..1 of the stage's checkpoint in `<folder>/best/`, None where there is none.
 
     Where best/ lacks the stage, the most accurate sound checkpoint that `folder` still has becomes its best one.
     """
     base = Path(folder)
-    any_epoch = file_name(net, chip, stage, 0)
+    any_epoch = file_name(net, stage, 0)
     published = _family(base / BEST / any_epoch)
     if published:
         return _accuracy(base / BEST / published[-1])
@@ -125,7 +174,7 @@ def best_accuracy(folder: str | os.PathLike[str], net: str, chip: str, stage: St
     return None
 
 
-def set_aside(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage, from_epoch: int) -> list[str]:
+def set_aside(folder: str | os.PathLike[str], net: str, stage: Stage, from_epoch: int) -> list[str]:
     """Move checkpoints of an earlier run from epoch `from_epoch` on to `<folder>/earlier/`; return their names.
 
     A run that begins a stage anew, or goes on from an epoch before the last, would write these names itself.
@@ -133,7 +182,7 @@ def set_aside(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage,
     base = Path(folder)
     moved = []
     for home in (base, base / BEST):
-        for name in _family(home / file_name(net, chip, stage, 0)):
+        for name in _family(home / file_name(net, stage, 0)):
             if _epoch(name) >= from_epoch:
                 (base / EARLIER).mkdir(exist_ok=True)
                 delete(base / EARLIER / name)
@@ -143,16 +192,16 @@ def set_aside(folder: str | os.PathLike[str], net: str, chip: str, stage: Stage,
     return list(dict.fromkeys(moved))
 
 
-def sweep(folder: str | os.PathLike[str], net: str, chip: str) -> None:
+def sweep(folder: str | os.PathLike[str], net: str) -> None:
     """Delete what a killed run of this net left half-written in `folder` and its best/."""
-    base = Path(folder)
+    base, stem = Path(folder), names.checkpoint_stem(net)
     for home in (base, base / BEST):
         if home.is_dir():
-            for path in home.glob(f"{SAVING}{net}-{chip}-*"):
+            for path in home.glob(f"{SAVING}{stem}-*"):
                 shutil.rmtree(path, ignore_errors=True)
-            for path in home.glob(f"{net}-{chip}-*.tempstate*"):
+            for path in home.glob(f"{stem}-*.tempstate*"):
                 path.unlink(missing_ok=True)
-            _sweep_orphans(home, f"{net}-{chip}-")
+            _sweep_orphans(home, f"{stem}-")
 
 
 def delete(prefix: str | os.PathLike[str]) -> None:
@@ -161,46 +210,63 @@ def delete(prefix: str | os.PathLike[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _resolve_folder(folder: Path, net: str, chip: str, stages: Collection[Stage], preferred: Stage | None) -> str:
-    if not os.access(folder, os.R_OK | os.X_OK):
-        raise CheckpointError(sentence(str(folder), "cannot be read", fix="check the permissions of the folder"))
+def _resolve_folder(folder: Path, net: str, stages: Collection[Stage], preferred: Stage | None) -> str:
+    _check_readable(folder)
     unsound: dict[str, str] = {}
-    prefix = preferred is not None and _newest(folder, net, chip, (preferred,), unsound)
-    prefix = prefix or _newest(folder, net, chip, stages, unsound)
+    prefix = preferred is not None and _newest(folder, net, (preferred,), unsound)
+    prefix = prefix or _newest(folder, net, stages, unsound)
     if prefix:
         _tell(unsound)
         return prefix
-    wanted = f"{net}-{chip}, {' or '.join(stage.label for stage in stages)}"
     if unsound:
-        raise CheckpointError(listing(f"{folder}, {wanted}", list(unsound.values())))
+        raise CheckpointError(listing(f"{folder}, {_wanted(net, stages)}", list(unsound.values())))
+    raise _none_fits(folder, net, stages)
+
+
+def _check_readable(folder: Path) -> None:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise CheckpointError(sentence(str(folder), "cannot be read", fix="check the permissions of the folder"))
+
+
+def _wanted(net: str, stages: Collection[Stage]) -> str:
+    return f"{names.checkpoint_stem(net)}, {' or '.join(stage.label for stage in stages)}"
+
+
+def _none_fits(folder: Path, net: str, stages: Collection[Stage]) -> CheckpointError:
     found = ", ".join(sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))[:8]) or "none"
-    raise CheckpointError(
+    return CheckpointError(
         sentence(
             str(folder),
             "holds no checkpoint that fits",
-            expected=wanted,
+            expected=_wanted(net, stages),
             received=found,
             fix="train that stage first, or pass another folder",
         )
     )
 
 
-def _newest(base: Path, net: str, chip: str, stages: Collection[Stage], unsound: dict[str, str]) -> str | None:
+def _newest(base: Path, net: str, stages: Collection[Stage], unsound: dict[str, str]) -> str | None:
     # The newest sound one; those before it go to `unsound`, with what is wrong with them.
-    suffixes = "|".join(re.escape(stage.suffix) for stage in stages)
-    pattern = re.compile(rf"{re.escape(net)}-{re.escape(chip)}({suffixes})-epoch-\d{{1,9}}")
-    on_disk = []
-    for index in base.glob("*.index"):
-        with suppress(FileNotFoundError):  # a run at work deletes old ones
-            on_disk.append((index.stat().st_mtime_ns, index.name.removesuffix(".index")))
-    by_time = [name for _, name in sorted(on_disk, reverse=True)]
-    for name in dict.fromkeys([*reversed(_read_state(base)), *by_time]):
-        if pattern.fullmatch(name) and name not in unsound and index_path(base / name).is_file():
+    for name in _candidates(base, net, stages):
+        if name not in unsound:
             reason = damage(base / name)
             if not reason:
                 return str(base / name)
             unsound[name] = reason
     return None
+
+
+def _candidates(base: Path, net: str, stages: Collection[Stage]) -> list[str]:
+    # Names of the checkpoints of the net and stages, the newest first.
+    suffixes = "|".join(re.escape(stage.suffix) for stage in stages)
+    pattern = re.compile(rf"{re.escape(names.checkpoint_stem(net))}({suffixes})-epoch-\d{{1,9}}")
+    on_disk = []
+    for index in base.glob("*.index"):
+        with suppress(FileNotFoundError):  # a run at work deletes old ones
+            on_disk.append((index.stat().st_mtime_ns, index.name.removesuffix(".index")))
+    by_time = [name for _, name in sorted(on_disk, reverse=True)]
+    in_order = dict.fromkeys([*reversed(_read_state(base)), *by_time])
+    return [name for name in in_order if pattern.fullmatch(name) and index_path(base / name).is_file()]
 
 
 def _tell(unsound: Mapping[str, str]) -> None:

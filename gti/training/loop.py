@@ -344,15 +344,15 @@ class _Saver:
         """Make room for the names of this run; return `start` with the accuracy that its best/ has to show."""
         if not self._chief:
             return start
-        checkpoint_folder.sweep(self._folder, start.net, start.chip)
+        checkpoint_folder.sweep(self._folder, start.net)
         first = start.epoch + 1 if start.epoch else 0
-        moved = checkpoint_folder.set_aside(self._folder, start.net, start.chip, start.stage, first)
+        moved = checkpoint_folder.set_aside(self._folder, start.net, start.stage, first)
         if moved:
             place = self._folder / checkpoint_folder.EARLIER
             them = f"{len(moved)} checkpoint{'s' if len(moved) > 1 else ''}"
             self._report(f"moved {them} of an earlier run to {place}: {', '.join(moved)}")
         # The best one that `start` knows of may be elsewhere by now.
-        best = checkpoint_folder.best_accuracy(self._folder, start.net, start.chip, start.stage)
+        best = checkpoint_folder.best_accuracy(self._folder, start.net, start.stage)
         return replace(start, best_accuracy=best)
 
     def save(self, metadata: Metadata, validation: Evaluation) -> Metadata:
@@ -365,7 +365,7 @@ class _Saver:
         )
         # Every worker takes part in reading variables that are spread over them.
         arrays, state = self._trainer.arrays(), self._trainer.optimizer_arrays()
-        name = checkpoint.file_name(metadata.net, metadata.chip, metadata.stage, metadata.epoch)
+        name = checkpoint.file_name(metadata.net, metadata.stage, metadata.epoch)
         self.prefix = str(self._folder / name)
         if better:
             self.best = str(self._folder / checkpoint_folder.BEST / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gti import param_parser
-from gti.data.labels import find_labels, read_labels
+from gti import caps, nets
+from gti import stage as stage_rules
+from gti.data.labels import labels_of
 from gti.errors import CheckpointError, UsageError, sentence
 from gti.stage import MEAN, Stage
 from gti.training import checkpoint, checkpoint_folder
@@ -42,7 +42,6 @@ def open_checkpoint(
     path: str | os.PathLike[str],
     *,
     net: str,
-    chip: str,
     stages: Collection[Stage] = tuple(Stage),
     preferred: Stage | None = None,
     wanted: Callable[[str], bool] = lambda name: True,
@@ -52,50 +51,55 @@ def open_checkpoint(
     Of a folder, one of the stage `preferred` comes first. Only variables whose name is `wanted` are read. Raises
     CheckpointError, also for a checkpoint of another net.
     """
-    prefix = checkpoint_folder.resolve(path, net=net, chip=chip, stages=stages, preferred=preferred)
+    prefix = checkpoint_folder.resolve(path, net=net, stages=stages, preferred=preferred)
     arrays, metadata = checkpoint.load(prefix, wanted)
-    checkpoint.check_net(metadata, net, chip, prefix)
+    checkpoint.check_net(metadata, net, prefix)
     return Source(prefix, arrays, metadata)
 
 
-def check_inputs(args: Namespace, *data_dirs: str | os.PathLike[str]) -> None:
-    """Check the net and the data folders of a command line, before anything that takes time or depends on them.
+def open_for_chip(
+    path: str | os.PathLike[str],
+    net: str,
+    network: Network,
+    *,
+    fuse: bool,
+    image_size: int | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> tuple[Source, Network]:
+    """Read the checkpoint that `path` means, to be converted with this --fuse; return it and its net's `network`.
 
-    Raises UsageError and NetworkError for the net, DataError for what `data_check.inspect` and
-    `data_check.check_same_classes` find.
+    Raises CheckpointError, also for a stage that does not fit and for one that was trained for another dat.json.
     """
-    from gti.data import data_check
-    from gti.model import base
-
-    base.load_network(args.net, chip=args.chip, image_size=args.image_size, nets_dir=args.nets_dir)
-    for folder in data_dirs:
-        data_check.inspect(folder)
-    data_check.check_same_classes(*data_dirs)
+    source = open_checkpoint(path, net=net, preferred=stage_rules.converted(fuse), wanted=wanted)
+    stage_rules.check_convert(source.stage, fuse, source.prefix)
+    network = network_for(network, net, source, image_size)
+    refuse_change_of_network(source, network)
+    return source, network
 
 
-def number_of_classes(args: Namespace, source: Source | None, data_dir: str | os.PathLike[str] | None) -> int:
-    """Return --classes, or the checkpoint's, or the number in the data set's label file (with background).
+def number_of_classes(given: int | None, source: Source | None, data_dir: str | os.PathLike[str] | None = None) -> int:
+    """Return the `given` --classes, or the checkpoint's, or the number in the data set's label file (with background).
 
     Raises CheckpointError where --classes contradicts the checkpoint, UsageError where nothing tells.
     """
     metadata = source.metadata if source else None
     if metadata:
-        if args.classes not in (None, metadata.classes):
+        if given not in (None, metadata.classes):
             raise CheckpointError(
                 sentence(
                     source.prefix if source else "",
                     "has another number of classes",
                     expected=f"--classes {metadata.classes}",
-                    received=f"--classes {args.classes}",
+                    received=f"--classes {given}",
                     fix="leave --classes out",
                 )
             )
         return metadata.classes
-    if args.classes is not None:
-        return int(args.classes)
-    labels = find_labels(data_dir) if data_dir else None
-    if labels:
-        return len(read_labels(labels))
+    if given is not None:
+        return given
+    names = labels_of(data_dir) if data_dir else None
+    if names:
+        return len(names)
     raise UsageError(
         sentence(
             "--classes",
@@ -141,14 +145,14 @@ def refuse_change_of_network(source: Source | None, network: Network) -> None:
         raise CheckpointError(change)
 
 
-def filter_step(args: Namespace, source: Source | None) -> str:
+def filter_step(asked: str | None, source: Source | None) -> str:
     """Return the rule of 3-bit filters: --filter_step, else the one that the checkpoint was trained with, else mean."""
-    return _asked_step(args) or _trained_step(source) or MEAN
+    return asked or _trained_step(source) or MEAN
 
 
-def change_of_filter_step(args: Namespace, source: Source | None) -> str:
+def change_of_filter_step(asked: str | None, source: Source | None) -> str:
     """Return how --filter_step differs from the rule that a checkpoint was trained with, one sentence, or ""."""
-    asked, trained = _asked_step(args), _trained_step(source)
+    trained = _trained_step(source)
     if source is None or not asked or not trained or asked == trained:
         return ""
     return sentence(
@@ -160,10 +164,6 @@ def change_of_filter_step(args: Namespace, source: Source | None) -> str:
     )
 
 
-def _asked_step(args: Namespace) -> str:
-    return getattr(args, "filter_step", None) or ""
-
-
 def _trained_step(source: Source | None) -> str:
     # Quantized checkpoints that do not say are of the kit whose only rule was the mean; float ones have none.
     if source is None or source.stage is Stage.FLOAT:
@@ -172,74 +172,94 @@ def _trained_step(source: Source | None) -> str:
 
 
 def build_model(
-    args: Namespace, stage: Stage, source: Source | None, classes: int, *, to_train: bool = False
+    net: str,
+    network: Network,
+    stage: Stage,
+    source: Source | None,
+    classes: int,
+    *,
+    settings_file: str | Path | None = None,
+    nets_dir: str | Path | None = None,
+    to_train: bool = False,
+    filter_step: str | None = None,
+    **options: bool,
 ) -> keras.Model:
-    """Return the model of `args.net` in `stage`, with the weights of `source` (None: fresh ones).
+    """Return the model of a net in `stage`, with the weights of `source` (None: fresh ones).
 
-    Caps come from the checkpoint when it was trained with them, else from the settings file. A quant_act checkpoint
-    is fused on its way into the stage fused. Raises CheckpointError that lists every variable which does not fit, and
-    for a checkpoint of another dat.json, unless it is `to_train` in the stage quant_w.
+    Caps come from the checkpoint when it was trained with them, else from the settings file (None: the net's). A
+    quant_act checkpoint is fused on its way into the stage fused. `options` are of `gti.model.base.build`. Raises
+    CheckpointError that lists every variable which does not fit, and for a checkpoint of another dat.json, unless it is
+    `to_train` in the stage quant_w. `filter_step` None: as the checkpoint was trained.
     """
-    from gti import fusion
+    from gti import fusion, layers
     from gti.model import base
 
-    network = base.load_network(args.net, chip=args.chip, image_size=_image_size(args, source), nets_dir=args.nets_dir)
     if not (to_train and stage is Stage.QUANT_W):
         refuse_change_of_network(source, network)
     arrays = dict(source.arrays) if source else {}
-    cap_names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
-    caps: dict[str, float] = {}
+    step_of_filters = filter_step or _trained_step(source) or MEAN
+    cap_names = caps.names_of(net, network)
+    start_caps: dict[str, float] = {}
     if stage >= Stage.QUANT_ACT and not (source and source.stage is Stage.FUSED):
-        caps = _own_caps(source, cap_names) or load_caps(args)
+        start_caps = _own_caps(source, cap_names) or caps.calibrated(net, settings_file)
         if stage is Stage.FUSED:
-            arrays |= {name: np.array(cap, np.float32) for name, cap in caps.items()}
-            arrays = fusion.fuse(network, arrays, net=args.net)
-    model = base.build(
-        args.net,
-        chip=args.chip,
-        classes=classes,
-        image_size=network.layers[0].image_size,
-        quant_w=stage >= Stage.QUANT_W,
-        quant_act=stage >= Stage.QUANT_ACT,
-        fuse=stage is Stage.FUSED,
-        ten_bit_act=args.ten_bit_act,
-        caps=caps or None,
-        train_caps=getattr(args, "train_caps", False),
-        clip_bias=getattr(args, "clip_bias", False),
-        filter_step=filter_step(args, source),
-        nets_dir=args.nets_dir,
-    )
-    if source:
-        variables = base.named_variables(model)
-        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
-        for name, array in checkpoint.select(arrays, shapes, source.prefix, optional=cap_names).items():
+            arrays |= {name: np.array(cap, np.float32) for name, cap in start_caps.items()}
+            arrays = fusion.fuse(network, arrays, net=net)
+
+    def build() -> keras.Model:
+        return base.build(
+            net,
+            network=network,
+            classes=classes,
+            quant_w=stage >= Stage.QUANT_W,
+            quant_act=stage >= Stage.QUANT_ACT,
+            fuse=stage is Stage.FUSED,
+            caps=start_caps or None,
+            nets_dir=nets_dir,
+            filter_step=step_of_filters,
+            **options,
+        )
+
+    if source is None:
+        return build()
+    tensors = source.arrays.tensors if isinstance(source.arrays, checkpoint.Variables) else {}
+    as_read = [name for name in tensors if arrays.get(name) is source.arrays[name]]
+    with layers.starting_from({name.removeprefix(f"{net}/"): tensors[name] for name in as_read}) as taken:
+        model = build()
+    variables = base.named_variables(model)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    for name, array in checkpoint.select(arrays, shapes, source.prefix, optional=cap_names).items():
+        if name.removeprefix(f"{net}/") not in taken:
             variables[name].assign(array)
     return model
 
 
-def origin_of_caps(args: Namespace, source: Source | None) -> str:
-    """Return a note of where the caps of a model in `args.stage` come from, "" where it has none to choose.
+def origin_of_caps(
+    net: str,
+    network: Network,
+    stage: Stage,
+    source: Source | None,
+    settings_file: str | Path | None = None,
+) -> str:
+    """Return a note of where the caps of a model in `stage` come from, "" where it has none to choose.
 
     A checkpoint that was trained with caps has its own. Raises UsageError for a --settings_file that says others, and
     FormatError for one that cannot be read.
     """
-    from gti.model import base
-
-    if args.stage < Stage.QUANT_ACT:
+    if stage < Stage.QUANT_ACT:
         return ""
-    network = base.load_network(args.net, chip=args.chip, image_size=_image_size(args, source), nets_dir=args.nets_dir)
-    names = [base.cap_name(args.net, convolution) for convolution in network.convolutions]
+    names = caps.names_of(net, network)
     own = _own_caps(source, names)
     folded = source is not None and source.stage is Stage.FUSED
     if not own and not folded:
-        return f"caps from {param_parser.settings_file(args)}"
+        return f"caps from {caps.settings_file(net, settings_file)}"
     prefix = source.prefix if source else ""
-    if args.settings_file is not None:
-        given = base.load_caps(args.settings_file)
+    if settings_file is not None:
+        given = caps.load(settings_file)
         if folded or any(name not in given or np.float32(given[name]) != np.float32(own[name]) for name in names):
             raise UsageError(
                 sentence(
-                    f"--settings_file {args.settings_file}",
+                    f"--settings_file {settings_file}",
                     "its caps are not used: "
                     + (f"those of {prefix} are folded into its weights" if folded else f"{prefix} has its own"),
                     expected="no --settings_file, or a quant_w checkpoint",
@@ -249,32 +269,16 @@ def origin_of_caps(args: Namespace, source: Source | None) -> str:
     return "" if folded else f"caps from {prefix}"
 
 
-def load_caps(args: Namespace) -> dict[str, float]:
-    """Return the calibrated caps of the settings file. Raises UsageError where there is none yet."""
-    from gti.model import base
-
-    path = param_parser.settings_file(args)
-    if not Path(path).exists():
-        raise UsageError(
-            sentence(
-                str(path),
-                "there are no calibrated caps yet, which quantized activations need",
-                fix=f"run set_relu_caps.py --net {args.net} --chip {args.chip} --quant_w on the quant_w checkpoint",
-            )
-        )
-    return base.load_caps(path)
+def network_for(network: Network, net: str, source: Source | None, image_size: int | None) -> Network:
+    """Return the net's `network` at the given --image_size, else at the checkpoint's."""
+    if image_size is None and source and source.metadata:
+        image_size = source.metadata.image_size
+    return nets.at_size(network, net, image_size)
 
 
 def _own_caps(source: Source | None, names: Collection[str]) -> dict[str, float]:
     # Those that a checkpoint was trained with; before quant_act it may carry some that mean nothing.
     if source is None or (source.stage is not None and source.stage < Stage.QUANT_ACT):
         return {}
-    if not all(name in source.arrays for name in names):
-        return {}
-    return {name: float(np.reshape(source.arrays[name], ())) for name in names}
-
-
-def _image_size(args: Namespace, source: Source | None) -> int | None:
-    if args.image_size is not None:
-        return int(args.image_size)
-    return source.metadata.image_size if source and source.metadata else None
+    own = caps.in_variables(source.arrays, names)
+    return own if len(own) == len(names) else {}

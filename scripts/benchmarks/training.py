@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gti import files
+from gti import caps, files, nets
 from gti.chip.network import json_form as network_files
 from gti.chip.network.types import Network
 from scripts.benchmarks import networks
@@ -44,10 +44,10 @@ def build(net: str, network: Network, stage: str, classes: int = CLASSES) -> Any
     from gti.model import base
 
     with tempfile.TemporaryDirectory() as folder:
-        files.write_json(base.dat_json_path(net, nets_dir=folder), network_files.to_json(network))
+        files.write_json(nets.dat_json(net, folder), network_files.to_json(network))
         options: dict[str, Any] = dict(STAGES[stage])
-        caps = {base.cap_name(net, convolution): CAP for convolution in network.convolutions}
-        return base.build(net, classes=classes, nets_dir=folder, caps=caps, **options)
+        start = dict.fromkeys(caps.names_of(net, network), CAP)
+        return base.build(net, classes=classes, nets_dir=folder, caps=start, **options)
 
 
 def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> Any:

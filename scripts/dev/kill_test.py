@@ -156,7 +156,7 @@ def sound(folder: Path, counts: Counts) -> int | None:
         if not checkpoint.is_sound(str(index).removesuffix(".index")):
             counts.unsound_checkpoints += 1
             print(f"unsound: {index}", file=sys.stderr)
-    newest = checkpoint_folder.latest(folder, net=NET, chip=CHIP)
+    newest = checkpoint_folder.latest(folder, net=NET)
     metadata = checkpoint.read_metadata(newest) if newest else None
     return metadata.epoch if metadata else None
 

@@ -254,7 +254,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Converted:
             if epoch == 2:
                 arrays = {name: array * np.float32(2) for name, array in arrays.items()}
             metadata = Metadata("digits", "2801", stage, epoch, epoch, CLASSES, 28, accuracy=accuracy)
-            checkpoint.save(folder / checkpoint.file_name("digits", "2801", stage, epoch), arrays, metadata)
+            checkpoint.save(folder / checkpoint.file_name("digits", stage, epoch), arrays, metadata)
     converted_net.run_script("convert_to_chip.py", *net.flags, "--output_dir", net.folder)
     return net
 

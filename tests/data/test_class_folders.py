@@ -14,7 +14,7 @@ from small_data import png, random_images, refusal, write
 
 from gti import data_utils
 from gti.chip.host.preprocessing import Preprocessing
-from gti.data import data_check
+from gti.data import data_check, folders
 from gti.errors import DataError
 
 
@@ -49,26 +49,26 @@ def test_class_folders_of_validation_and_training(tmp_path, val, received, both_
     folder = class_folders(tmp_path / "val", *val)
     given = (train, folder) if both_given else (folder,)
     if not received:
-        data_check.check_same_classes(*given)
+        folders.check_same_classes(*given)
         return
     with pytest.raises(DataError, match=f"numbers its classes otherwise than .*train.*{received}"):
-        data_check.check_same_classes(*given)
+        folders.check_same_classes(*given)
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
-    data_check.check_same_classes(*given)
+    folders.check_same_classes(*given)
 
 
 def test_class_folders_in_another_order_than_a_label_file(tmp_path):
     train = class_folders(tmp_path / "set" / "train", "ant", "bee")
     (tmp_path / "set" / "labels.txt").write_text("bee\nant\n")
     with pytest.raises(DataError, match="received another order"):
-        data_check.check_same_classes(train, class_folders(tmp_path / "elsewhere" / "val", "ant", "bee"))
+        folders.check_same_classes(train, class_folders(tmp_path / "elsewhere" / "val", "ant", "bee"))
 
 
 def test_records_tell_their_labels_themselves(tmp_path):
     folder = tmp_path / "set" / "train"
     write(folder, random_images(3), [1, 2, 3])
-    data_check.check_same_classes(folder, folder)
-    data_check.check_same_classes(folder, class_folders(tmp_path / "val", "ant"))
+    folders.check_same_classes(folder, folder)
+    folders.check_same_classes(folder, class_folders(tmp_path / "val", "ant"))
 
 
 @pytest.mark.parametrize("kind", ["records", "folders"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_nets import NETWORKS, assign, build, images, randomise, small_network, some_caps, write_json
 
-from gti import files, fusion, quantize
+from gti import caps, files, fusion, nets, quantize
 from gti.chip import spec
 from gti.chip.network.types import Network
 from gti.errors import FormatError, GtiError, NetworkError, QuantizationError, UsageError
@@ -119,7 +119,7 @@ def test_only_fused_models_are_exact(tmp_path: Path) -> None:
 
 def test_a_missing_json_of_a_net_names_the_flag(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"2801_digits_dat\.json: no such file\. Fix: .* --nets_dir"):
-        base.load_network("digits", nets_dir=tmp_path)
+        nets.load("digits", nets_dir=tmp_path)
 
 
 def test_chip_and_host_parts_make_the_whole(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def light_host(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("net", base.net_names())
+@pytest.mark.parametrize("net", nets.own_nets())
 @pytest.mark.usefixtures("light_host")
 def test_every_net_builds_in_every_stage(net: str) -> None:
-    network = base.load_network(net)
+    network = nets.load(net)
     batch_norm = base.net_module(net).BATCH_NORM
     for stage in ({}, {"quant_w": True}, {"quant_w": True, "quant_act": True}, {"fuse": True}):
         caps = some_caps(network, net) if "quant_act" in stage else None
@@ -162,7 +162,7 @@ def test_every_net_builds_in_every_stage(net: str) -> None:
             assert (f"{scope}/relu_cap" in names) == ("quant_act" in stage)
             assert (f"{scope}/batch_normalization/gamma" in names) == (batch_norm and "fuse" not in stage)
     assert (height, width) == (7, 7)
-    assert {"digits", "cifar", "vgg16", "vgg_bn", "tenbit"} <= set(base.net_names())
+    assert {"digits", "cifar", "vgg16", "vgg_bn", "tenbit"} <= set(nets.own_nets())
 
 
 @pytest.mark.usefixtures("light_host")
@@ -189,7 +189,7 @@ def test_real_vgg16_host_part() -> None:
 
 def test_vgg16_at_448_says_why_not() -> None:
     with pytest.raises(NetworkError) as caught:
-        base.load_network("vgg16", image_size=448)
+        nets.load("vgg16", image_size=448)
     assert "net vgg16 at 448x448" in str(caught.value)
     assert "do not fit in the chip's memory" in str(caught.value)
     assert caught.value.violations
@@ -197,7 +197,7 @@ def test_vgg16_at_448_says_why_not() -> None:
 
 def test_a_net_may_be_scaled() -> None:
     # cifar at 56 ends in 14x14, which the memory holds.
-    network = base.load_network("cifar", image_size=56)
+    network = nets.load("cifar", image_size=56)
     assert [layer.image_size for layer in network.layers] == [56, 28]
     assert base.build("cifar", classes=3, image_size=56).input_shape == (None, 56, 56, 3)
 
@@ -242,13 +242,13 @@ def test_ten_bit_flag_fits_a_ten_bit_net() -> None:
 
 
 def test_settings_file_gives_the_caps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = base.load_network("digits")
-    caps = some_caps(network)
-    files.write_json(tmp_path / "digits_settings.json", {"relu_caps": caps, "percentile": 99.99})
-    monkeypatch.setattr(base, "SETTINGS_DIR", tmp_path)
+    network = nets.load("digits")
+    given = some_caps(network)
+    files.write_json(tmp_path / "digits_settings.json", {"relu_caps": given, "percentile": 99.99})
+    monkeypatch.setattr(caps, "SETTINGS_DIR", tmp_path)
     (tmp_path / "digits.py").touch()
     model = base.build("digits", classes=3, quant_w=True, quant_act=True)
-    assert {n: float(v.numpy()) for n, v in base.named_variables(model).items() if n.endswith("relu_cap")} == caps
+    assert {n: float(v.numpy()) for n, v in base.named_variables(model).items() if n.endswith("relu_cap")} == given
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_bad_settings_files(value: object, tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     files.write_json(path, value)
     with pytest.raises(FormatError, match=r"settings\.json: does not hold calibrated caps"):
-        base.load_caps(path)
+        caps.load(path)
     with pytest.raises(FormatError, match="no such file"):
-        base.load_caps(tmp_path / "none.json")
+        caps.load(tmp_path / "none.json")
 
 
 def test_start_values_keep_images_in_range() -> None:

@@ -16,7 +16,7 @@ from gti.chip.runtime.engine_model import EngineModel
 from gti.errors import DataError, UsageError
 from gti.model import base
 from gti.model.exact import ExactModel
-from gti.param_parser import eval_parser, parse
+from gti.nets import load
 from gti.stage import Stage
 from gti.training import restore
 
@@ -77,10 +77,10 @@ def test_every_stage_and_equal_codes(kind, tmp_path):
     run_script("train.py", *train, "--resume_from", best, "--quant_w", "--quant_act", "--fuse")
     run_script("convert_to_chip.py", *common, "--checkpoint", best, "--fuse", "--output_dir", nets)
 
-    source = restore.open_checkpoint(best, net="mine", chip="2801", stages=(Stage.FUSED,))
-    assert source.metadata.network == restore.traits(base.load_network("mine", nets_dir=nets))
-    flags = [*map(str, common), "--checkpoint", source.prefix, "--quant_w", "--quant_act", "--fuse"]
-    model = restore.build_model(parse(eval_parser(), flags), Stage.FUSED, source, 3)
+    source = restore.open_checkpoint(best, net="mine", stages=(Stage.FUSED,))
+    network = load("mine", nets_dir=nets)
+    assert source.metadata.network == restore.traits(network)
+    model = restore.build_model("mine", network, Stage.FUSED, source, 3, nets_dir=nets)
     assert not [name for name in base.named_variables(model) if "batch_normalization" in name]
     size, _, channels = model.network.input_shape
     pixels = np.random.default_rng(1).integers(0, 256, (2, size, size, channels)).astype(np.uint8)
@@ -111,7 +111,7 @@ def _fill(network):
 )
 def test_modules_that_are_refused(module, part, tmp_path):
     with pytest.raises(UsageError, match=part):
-        base.load_network("mine", nets_dir=make_net(tmp_path, small_nets.NETWORKS["mixed bits"], module))
+        base.net_module("mine", make_net(tmp_path, small_nets.NETWORKS["mixed bits"], module))
 
 
 def test_unknown_net_comes_before_everything_else(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import small_nets
 from PIL import Image
 
+from gti import names
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.network import json_form as networks
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
@@ -117,15 +118,13 @@ def parts(tmp_path_factory):
 def test_activations_are_those_of_the_model(parts):
     import keras
 
-    from gti.model import base
-
     report, model, images, caps = parts
     found = store.load(report)["activations"]
     assert found["images"] == 40
     assert [layer["name"] for layer in found["layers"]] == ["input", *(c.name for c in model.network.convolutions)]
     assert found["layers"][0]["codes"] == np.bincount(images.astype(int).ravel(), minlength=32).tolist()
     for convolution, layer in zip(model.network.convolutions, found["layers"][1:], strict=True):
-        cap = caps[base.cap_name("digits", convolution)]
+        cap = caps[names.cap("digits", convolution.name)]
         values = keras.Model(model.input, model.get_layer(convolution.name).output).predict(images, verbose=0)
         assert layer["clipped"] == pytest.approx(np.mean(values > cap), abs=1e-6)
         assert sum(layer["histogram"]["counts"]) == sum(layer["codes"]) == values.size

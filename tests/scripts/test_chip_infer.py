@@ -37,7 +37,7 @@ def converted(request, tmp_path_factory):
 
 def infer(made, *flags) -> dict:
     report = made.folder / "report.json"
-    data = ("--data_dir", made.folder / "data", "--device", "virtual", "--report", report)
+    data = ("--data_dir", made.folder / "data", "--device", "virtual", "--json", report)
     run_script("chip_infer.py", *made.flags, *data, *flags)
     return json.loads(report.read_text())
 
@@ -70,7 +70,7 @@ def test_cap_by_name_and_fewer_images(converted):
 def test_engine_only_gives_the_same_figures_and_says_that_usb_is_left_out(converted, capsys):
     stick = infer(converted)
     report, maps = converted.folder / "engine.json", converted.folder / "engine_maps"
-    flags = ("--engine_only", "--report", report, "--layer_outputs", maps, "--num_examples", IMAGES)
+    flags = ("--engine_only", "--json", report, "--layer_outputs", maps, "--num_examples", IMAGES)
     run_script("chip_infer.py", *converted.flags, *flags)
     output = capsys.readouterr().out
     assert f"{converted.model_file} on emulator in batches of" in output

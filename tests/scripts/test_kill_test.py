@@ -28,7 +28,7 @@ def script():
 
 def save(folder, epoch):
     """Save and publish a checkpoint; return its prefix."""
-    prefix = folder / checkpoint.file_name("digits", "2801", Stage.FLOAT, epoch)
+    prefix = folder / checkpoint.file_name("digits", Stage.FLOAT, epoch)
     arrays = {"digits/conv1_1/filters": np.full((3, 3, 3, 64), epoch, np.float32)}
     checkpoint.save(prefix, arrays, Metadata("digits", "2801", Stage.FLOAT, epoch, epoch, 11, 28))
     checkpoint_folder.publish(prefix, keep=3)

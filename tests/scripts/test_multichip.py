@@ -50,7 +50,7 @@ def test_codes_are_those_of_one_chip(converted):
 
 def test_chip_infer_on_two_sticks(converted, tmp_path, capsys):
     report = tmp_path / "report.json"
-    flags = ("--data_dir", converted.folder / "data", "--device", "virtual", "--report", report)
+    flags = ("--data_dir", converted.folder / "data", "--device", "virtual", "--json", report)
     run_script("chip_infer.py", *converted.flags, "--model_file", converted.model_file, *flags)
     output = capsys.readouterr()
     assert "2 chips: virtual stick" in output.out
@@ -61,7 +61,7 @@ def test_chip_infer_on_two_sticks(converted, tmp_path, capsys):
 def test_engine_only_on_two_chips(converted, tmp_path, capsys):
     reports = [tmp_path / "stick.json", tmp_path / "engine.json"]
     for report, flags in zip(reports, [("--device", "virtual"), ("--engine_only",)], strict=True):
-        run_script("chip_infer.py", *converted.flags, "--report", report, *flags)
+        run_script("chip_infer.py", *converted.flags, "--json", report, *flags)
     stick, engine = map(files.read_json, reports)
     assert "no USB framing" in capsys.readouterr().out
     assert {**engine, "device": ""} == {**stick, "device": ""}

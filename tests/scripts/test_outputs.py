@@ -67,7 +67,8 @@ def test_a_folder_is_made_and_tried(tmp_path, path, message):
     [
         ("train.py", "--checkpoint_dir", "cannot be made a folder"),
         ("train.py", "--log_dir", "cannot be made a folder"),
-        ("eval.py", "--report", "cannot be written"),
+        ("eval.py", "--json", "cannot be written"),
+        ("eval.py", "--report", "cannot be made a folder"),
         ("set_relu_caps.py", "--settings_file", "cannot be written"),
         ("set_relu_caps.py", "--report", "cannot be made a folder"),
         ("scripts/port_weights.py", "--checkpoint_dir", "cannot be made a folder"),
@@ -77,11 +78,12 @@ def test_a_folder_is_made_and_tried(tmp_path, path, message):
 def test_scripts_try_their_outputs_first(net, tmp_path, script, flag, message):
     (tmp_path / "file").write_text("")
     flags = [*COMMON, "--nets_dir", net.folder, flag, tmp_path / "file" / "new"]
+    (tmp_path / "a.index").touch()
     data = net.folder / "data" / "val"
     flags += {
         "train.py": ("--train_data_dir", data, "--val_data_dir", data, "--classes", 5),
-        "eval.py": ("--checkpoint", "a", "--val_data_dir", data, "--classes", 5),
-        "set_relu_caps.py": ("--checkpoint", "a", "--train_data_dir", data, "--classes", 5),
+        "eval.py": ("--checkpoint", tmp_path / "a", "--val_data_dir", data, "--classes", 5),
+        "set_relu_caps.py": ("--checkpoint", tmp_path / "a", "--train_data_dir", data, "--classes", 5),
         "scripts/port_weights.py": ("--weights", "a", "--input", "bgr"),
     }[script]
     with pytest.raises(UsageError, match=f"file/new: {message}"):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from converted_net import ROOT, run_script
 
-from gti import param_parser
+from gti import caps
 from gti.errors import FormatError, UsageError
 
 # Command lines of the user guide 2.1.3.1 with its placeholders filled in, by section. --output_directory has another
@@ -122,7 +122,7 @@ def test_every_command_runs_for_a_small_network(walkthrough, tmp_path, monkeypat
     walkthrough.copy_kit(tmp_path)
     walkthrough.draw_pictures(tmp_path / "pictures", network.input_shape[0])
     # Caps go beside the package otherwise, where a user's own may lie.
-    monkeypatch.setattr(param_parser, "settings_file", lambda args: tmp_path / "caps.json")
+    monkeypatch.setattr(caps, "SETTINGS_DIR", tmp_path)
 
     def run(command, folder):
         with monkeypatch.context() as patch:

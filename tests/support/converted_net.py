@@ -63,7 +63,7 @@ def make(folder: Path, stage: Stage) -> Converted:
     if stage is Stage.FUSED:
         caps = {f"digits/{c.name}/relu_cap": np.float32(31) for c in NETWORK.convolutions}
         arrays = {**caps, **arrays}
-    prefix = folder / "checkpoints" / checkpoint.file_name("digits", "2801", stage, 1)
+    prefix = folder / "checkpoints" / checkpoint.file_name("digits", stage, 1)
     metadata = Metadata("digits", "2801", stage, epoch=1, step=1, classes=CLASSES, image_size=28)
     checkpoint.save(prefix, arrays, metadata)
     random = np.random.RandomState(0)

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from gti import files
+from gti import files, names
 from gti.chip.network import json_form as networks
 from gti.chip.network.types import MajorLayer, Network
 from gti.model import base
@@ -88,7 +88,7 @@ def assign(model: keras.Model, arrays: dict[str, np.ndarray]) -> None:
 
 def some_caps(network: Network, net: str = "digits") -> dict[str, float]:
     """Return a different cap for every sublayer."""
-    return {base.cap_name(net, c): 3.0 + 2.5 * c.index for c in network.convolutions}
+    return {names.cap(net, c.name): 3.0 + 2.5 * c.index for c in network.convolutions}
 
 
 def images(network: Network, count: int, seed: int) -> np.ndarray:

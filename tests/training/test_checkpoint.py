@@ -33,7 +33,7 @@ def some_arrays(seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def write(folder: Path, epoch: int, stage: Stage = Stage.FLOAT, seed: int = 0) -> Path:
-    prefix = folder / checkpoint.file_name("tiny", "2801", stage, epoch)
+    prefix = folder / checkpoint.file_name("tiny", stage, epoch)
     checkpoint.save(prefix, some_arrays(seed), replace(META, stage=stage, epoch=epoch))
     return prefix
 
@@ -43,7 +43,7 @@ def names(folder: Path) -> set[str]:
 
 
 def find(folder: Path, *stages: Stage) -> str | None:
-    return checkpoint_folder.latest(folder, net="tiny", chip="2801", stages=stages or tuple(Stage))
+    return checkpoint_folder.latest(folder, net="tiny", stages=stages or tuple(Stage))
 
 
 def test_round_trip_keeps_arrays_metadata_and_optimizer(tmp_path):
@@ -190,7 +190,7 @@ def test_optional_variables_may_be_absent_and_scalars_may_have_one_element():
 
 def test_another_net_is_named():
     with pytest.raises(CheckpointError, match="expected digits for 2801, received tiny for 2801"):
-        checkpoint.check_net(META, "digits", "2801", "a")
+        checkpoint.check_net(META, "digits", "a")
 
 
 def test_the_network_of_a_checkpoint_comes_back(tmp_path):
@@ -206,7 +206,7 @@ def test_names_carry_the_stage():
         Stage.QUANT_ACT: "vgg16-2801-qw-qa-epoch-3",
         Stage.FUSED: "vgg16-2801-qw-qa-fs-epoch-3",
     }
-    assert {s: checkpoint.file_name("vgg16", "2801", s, 3) for s in Stage} == expected
+    assert {s: checkpoint.file_name("vgg16", s, 3) for s in Stage} == expected
 
 
 # ---- folders
@@ -241,11 +241,11 @@ def test_the_newest_sound_one_is_taken(tmp_path):
 def test_resolve_takes_prefix_index_and_folder(tmp_path):
     prefix = write(tmp_path, 4)
     for given in (prefix, f"{prefix}.index", tmp_path):
-        assert checkpoint_folder.resolve(given, net="tiny", chip="2801") == str(prefix)
+        assert checkpoint_folder.resolve(given, net="tiny") == str(prefix)
     with pytest.raises(CheckpointError, match="holds no checkpoint that fits; expected other-2801"):
-        checkpoint_folder.resolve(tmp_path, net="other", chip="2801")
+        checkpoint_folder.resolve(tmp_path, net="other")
     with pytest.raises(CheckpointError, match="is no checkpoint"):
-        checkpoint_folder.resolve(tmp_path / "none", net="tiny", chip="2801")
+        checkpoint_folder.resolve(tmp_path / "none", net="tiny")
 
 
 def test_what_is_skipped_is_told_with_the_reason(tmp_path, caplog):
@@ -254,13 +254,13 @@ def test_what_is_skipped_is_told_with_the_reason(tmp_path, caplog):
     data = Path(f"{folder}.data-00000-of-00001")
     data.unlink()
     data.mkdir()  # as unreadable as a file without permission, also for root
-    assert checkpoint_folder.resolve(tmp_path, net="tiny", chip="2801", preferred=Stage.FLOAT) == str(good)
+    assert checkpoint_folder.resolve(tmp_path, net="tiny", preferred=Stage.FLOAT) == str(good)
     second, first = sorted(caplog.messages)  # epoch 2 and epoch 3
     assert first.startswith(f"skipped {folder}: cannot be read (Is a directory). Fix: check the permissions")
     assert second.startswith(f"skipped {cut}: is damaged (")
     checkpoint_folder.delete(good)
     with pytest.raises(CheckpointError) as error:
-        checkpoint_folder.resolve(tmp_path, net="tiny", chip="2801")
+        checkpoint_folder.resolve(tmp_path, net="tiny")
     text = str(error.value)
     assert text.startswith(f"{tmp_path}, tiny-2801, float or quant_w or quant_act or fused: 2 things to correct:")
     assert f"{folder}: cannot be read (Is a directory)" in text
@@ -271,7 +271,7 @@ def test_a_folder_without_permission_is_named(tmp_path, monkeypatch):
     write(tmp_path, 1)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
     with pytest.raises(CheckpointError, match=r"cannot be read\. Fix: check the permissions of the folder"):
-        checkpoint_folder.resolve(tmp_path, net="tiny", chip="2801")
+        checkpoint_folder.resolve(tmp_path, net="tiny")
 
 
 @pytest.mark.parametrize("name", ["t[1]", "a*", "what?", "back\\slash"])
@@ -283,7 +283,7 @@ def test_a_folder_whose_name_is_a_pattern_can_be_read(tmp_path, monkeypatch, nam
     checkpoint_folder.publish(prefix, keep=1)
     checkpoint_folder.publish_best(prefix)
     assert find(tmp_path / name) == str(prefix)
-    arrays, metadata = checkpoint.load(checkpoint_folder.resolve(tmp_path / name / "best", net="tiny", chip="2801"))
+    arrays, metadata = checkpoint.load(checkpoint_folder.resolve(tmp_path / name / "best", net="tiny"))
     assert metadata == META
     np.testing.assert_array_equal(arrays["tiny/fc/weights"], some_arrays()["tiny/fc/weights"])
     assert not list(links.iterdir())
@@ -306,7 +306,7 @@ def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):
         checkpoint_folder.publish(write(tmp_path, epoch), keep=5)
     checkpoint_folder.publish_best(tmp_path / "tiny-2801-epoch-2")
     checkpoint_folder.publish(write(tmp_path, 1, Stage.QUANT_W), keep=5)
-    moved = checkpoint_folder.set_aside(tmp_path, "tiny", "2801", Stage.FLOAT, from_epoch=2)
+    moved = checkpoint_folder.set_aside(tmp_path, "tiny", Stage.FLOAT, from_epoch=2)
     assert moved == ["tiny-2801-epoch-2", "tiny-2801-epoch-3"]
     assert names(tmp_path) == {"tiny-2801-epoch-1", "tiny-2801-qw-epoch-1"}
     assert names(tmp_path / "earlier") == {"tiny-2801-epoch-2", "tiny-2801-epoch-3"}
@@ -326,12 +326,12 @@ def test_an_earlier_run_is_set_aside_and_nothing_else(tmp_path):
 )
 def test_best_without_a_stage_gets_the_best_one_that_is_left(tmp_path, accuracies, best, expected):
     for epoch, accuracy in accuracies.items():
-        prefix = tmp_path / checkpoint.file_name("tiny", "2801", Stage.FLOAT, epoch)
+        prefix = tmp_path / checkpoint.file_name("tiny", Stage.FLOAT, epoch)
         checkpoint.save(prefix, some_arrays(), replace(META, epoch=epoch, accuracy=accuracy))
         if epoch == best:
             checkpoint_folder.publish_best(prefix)
     later = checkpoint_folder.publish_best(write(tmp_path, 7, Stage.QUANT_W))
-    found = checkpoint_folder.best_accuracy(tmp_path, "tiny", "2801", Stage.FLOAT)
+    found = checkpoint_folder.best_accuracy(tmp_path, "tiny", Stage.FLOAT)
     assert found == (expected[1] if expected else None)
     left = {f"tiny-2801-epoch-{expected[0]}"} if expected else set()
     assert names(tmp_path / "best") == {Path(later).name} | left
@@ -346,7 +346,7 @@ def test_leftovers_of_a_killed_run_are_swept(tmp_path):
     (tmp_path / "tiny-2801-epoch-2.data-00000-of-00001.tempstate123").write_bytes(b"half")
     (tmp_path / "tiny-2801-epoch-3.data-00000-of-00001").write_bytes(b"orphan")
     (tmp_path / "other-2801-epoch-3.data-00000-of-00001").write_bytes(b"of another run")
-    checkpoint_folder.sweep(tmp_path, "tiny", "2801")
+    checkpoint_folder.sweep(tmp_path, "tiny")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "other-2801-epoch-3.data-00000-of-00001",
         f"{prefix.name}.data-00000-of-00001",
@@ -365,7 +365,7 @@ WRITER = textwrap.dedent("""
     print("ready", flush=True)
     for epoch in range(start, 10**6):
         meta = Metadata("tiny", "2801", Stage.FLOAT, epoch, epoch, 3, 14)
-        prefix = f"{folder}/" + checkpoint.file_name("tiny", "2801", Stage.FLOAT, epoch)
+        prefix = f"{folder}/" + checkpoint.file_name("tiny", Stage.FLOAT, epoch)
         checkpoint.save(prefix, {"tiny/a": value + epoch}, meta)
         checkpoint_folder.publish(prefix, keep=2)
         checkpoint_folder.publish_best(prefix)
@@ -377,8 +377,8 @@ def test_kill_during_saving_leaves_a_sound_checkpoint(tmp_path):
     random = np.random.default_rng(3)
     reached = 0
     for _ in range(3):
-        checkpoint_folder.sweep(tmp_path, "tiny", "2801")
-        checkpoint_folder.set_aside(tmp_path, "tiny", "2801", Stage.FLOAT, reached + 1)
+        checkpoint_folder.sweep(tmp_path, "tiny")
+        checkpoint_folder.set_aside(tmp_path, "tiny", Stage.FLOAT, reached + 1)
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path), str(reached + 1)],
             stdout=subprocess.PIPE,
@@ -401,7 +401,7 @@ def test_kill_during_saving_leaves_a_sound_checkpoint(tmp_path):
         assert metadata.epoch > reached
         assert np.all(arrays["tiny/a"] == metadata.epoch)
         reached = metadata.epoch
-    checkpoint_folder.sweep(tmp_path, "tiny", "2801")
+    checkpoint_folder.sweep(tmp_path, "tiny")
     assert not list(tmp_path.glob(".saving*"))
 
 

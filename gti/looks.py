@@ -1,0 +1,80 @@
+"""What flags, files and their names tell of a mistake, for every script, before any of them imports TensorFlow.
+
+Each look raises the error that the work itself would end with. What only the content of a checkpoint or of an image
+tells is found later.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Collection
+
+from gti import caps, files, nets, packing, stage
+from gti.chip.network.types import Network
+from gti.data import folders
+from gti.stage import Stage
+from gti.training import checkpoint_folder
+
+
+def network(args: Namespace) -> Network:
+    """Return the Network of --net, read and checked, at --image_size (None: as its dat.json says).
+
+    Raises UsageError, FormatError and NetworkError as `nets.load` does, UsageError for --ten_bit_act without ten bits,
+    and ModuleNotFoundError where a package that --report needs is missing.
+    """
+    if getattr(args, "report", None):
+        import jinja2  # noqa: F401  (where it is missing, that is said before the work)
+    found = nets.load(args.net, image_size=args.image_size, nets_dir=args.nets_dir)
+    if getattr(args, "ten_bit_act", False):
+        nets.check_ten_bit(args.net, found)
+    return found
+
+
+def checkpoint(
+    args: Namespace, path: str, stages: Collection[Stage] = tuple(Stage), preferred: Stage | None = None
+) -> tuple[str, Stage | None]:
+    """Return the prefix that `path` means and the stage that its name tells. Raises CheckpointError."""
+    return checkpoint_folder.look(path, net=args.net, stages=stages, preferred=preferred)
+
+
+def conversion(args: Namespace) -> Network:
+    """Look at all that turning a checkpoint into files needs, and make their folders; return the Network.
+
+    Raises as the other looks do, CheckpointError for a stage that does not fit --fuse, and FormatError for a model.json
+    that cannot serve.
+    """
+    found = network(args)
+    packing.read_templates(found, net=args.net, nets_dir=args.nets_dir)
+    prefix, known = checkpoint(args, args.checkpoint, preferred=stage.converted(args.fuse))
+    stage.check_convert(known, args.fuse, prefix)
+    outputs(args, args.output_dir)
+    return found
+
+
+def settings(args: Namespace, found: Stage | None) -> None:
+    """Look at the settings file where `args.stage` takes its caps from it; `found` is the stage of the checkpoint.
+
+    Raises UsageError where no caps are calibrated yet, FormatError for a file that cannot be read.
+    """
+    if args.stage < Stage.QUANT_ACT:
+        return
+    if found is not None and found < Stage.QUANT_ACT:
+        caps.calibrated(args.net, args.settings_file)
+    elif args.settings_file is not None and (found is not None or os.path.exists(args.settings_file)):
+        caps.load(args.settings_file)
+
+
+def data(*data_dirs: str) -> None:
+    """Look at data folders and their label files. Raises DataError as the functions of `gti.data.folders` do."""
+    for folder in data_dirs:
+        folders.look(folder)
+    folders.check_same_classes(*data_dirs)
+
+
+def outputs(args: Namespace, *made: str | None) -> None:
+    """Try the files of --json and --report, and make the folders `made`. Raises UsageError where that is impossible."""
+    if getattr(args, "json", None):
+        files.check_writable(args.json)
+    for folder in filter(None, (*made, getattr(args, "report", None))):
+        files.make_writable_folder(folder)

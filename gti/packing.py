@@ -1,0 +1,212 @@
+"""The files of a conversion: .DAT, .MODEL and the net's JSON pair, for the scripts that convert.
+
+A .MODEL holds the chip's part alone (convert_to_chip.py), or with a `Host` the layers behind it and the labels too
+(addon/convert_full.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gti import files, names, nets
+from gti.chip import spec
+from gti.chip.formats import model_file, splitting
+from gti.chip.host import preprocessing
+from gti.chip.host.preprocessing import Preprocessing
+from gti.chip.network.types import Network
+from gti.chip.runtime import known_answer
+from gti.chip.wire import registers
+from gti.converter import Conversion
+from gti.errors import FormatError, sentence
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a full .MODEL computes behind the chip."""
+
+    layers: Sequence[tuple[dict[str, Any], bytes | None]]  # entries of the .MODEL, in order, with their data
+    labels: Sequence[str]  # names of all classes, background first
+    top: int  # labels in a result
+
+
+def write_files(
+    conversion: Conversion,
+    *,
+    net: str,
+    nets_dir: str | Path,
+    output_dir: str | Path,
+    stage: str = "",
+    parent: str = "",
+    num_chips: int | None = None,
+    preparation: Preprocessing | None = None,
+    host: Host | None = None,
+) -> tuple[Path, ...]:
+    """Write `<chip>_<net>.dat`, `.model` and the updated JSON pair to `output_dir`; return the paths of the first two.
+
+    For several chips in a row (`num_chips`; None: "ChipNumber" of the JSON) there is a `<chip>_<net>_chip<n>.dat` of
+    each in place of the first, and all are in the .model, whose path is the last that is returned. With a `host` there
+    is one chip, the .model is called `<chip>_<net>_full.model` and comes with a `<chip>_<net>_<layer>.bin` of each
+    fully connected layer instead of the JSON pair.
+
+    The JSON templates come from `nets_dir`; "scaling" and the image sizes of the first, "data file" of the chip's layer
+    and the sizes in the second are set, everything else in them is kept. The .MODEL carries a known answer, which names
+    the `stage` and the digest `parent` of the checkpoint, and the `preparation` of images. Each file is replaced as a
+    whole, after all of them could be made. Raises FormatError for templates that cannot serve, UsageError where the
+    folder cannot be written or so many chips cannot share the network, and NetworkError when a part of it breaks a rule
+    of the chip.
+    """
+    stem = names.file_stem(net)
+    model_json, on_chip = read_templates(conversion.network, net=net, nets_dir=nets_dir)
+    chips = 1 if host else num_chips or splitting.chip_number(conversion.network)
+    parts = splitting.split(conversion.network, conversion.weights, chips)
+    dat_names = [f"{stem}.dat"] if chips == 1 else [f"{stem}_chip{number}.dat" for number in range(1, chips + 1)]
+    data = dict(zip(dat_names, (part.dat() for part in parts), strict=True))
+    on_chip["data file"] = dat_names[-1]
+    entries = [*splitting.insert_inner_layers(model_json, on_chip, parts, dat_names), on_chip]
+    templates = {} if host else _templates(model_json, conversion.network, net, nets_dir, num_chips)
+    for entry, part, name in zip(entries, parts, dat_names, strict=True):
+        answer = known_answer.make(part.network, part.weights, data[name], stage=stage, parent=parent)
+        entry[known_answer.KEY] = answer.to_entry()
+    if preparation is not None:
+        model_json[preprocessing.KEY] = preparation.entry()
+    written = dict(data)
+    if host:
+        # Host layers take codes 0..31 of the FC read-out, whatever the template says about other uses.
+        on_chip |= {"mode": int(registers.Mode.FC), "output scaledown": spec.FC_SHIFT, "output type": "float"}
+        blobs, labels = _append_host(model_json, host, stem)
+        data |= blobs | labels
+        written |= blobs
+    model_name = f"{stem}_full.model" if host else f"{stem}.model"
+    written |= {model_name: model_file.compose(files.json_bytes(model_json), data), **templates}
+    for name, content in written.items():
+        files.write_atomic(Path(output_dir) / name, content)
+    return tuple(Path(output_dir) / name for name in written if name not in templates)
+
+
+def _templates(
+    model_json: dict[str, Any], network: Network, net: str, nets_dir: str | Path, num_chips: int | None
+) -> dict[str, bytes]:
+    # The JSON pair by name, with what conversion knows.
+    path = nets.dat_json(net, nets_dir)
+    network_json = files.read_json(path)
+    for entry, layer in zip(network_json["layer"], network.layers, strict=True):
+        entry["scaling"], entry["image_size"] = list(layer.scaling), layer.image_size
+    if num_chips:
+        network_json["model"][0]["ChipNumber"] = num_chips
+    return {
+        path.name: files.json_bytes(network_json),
+        nets.model_json(net, nets_dir).name: files.json_bytes(model_json),
+    }
+
+
+def _append_host(model_json: dict[str, Any], host: Host, stem: str) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    # Appends the host's layers to the JSON; returns the data of the layers and the label file, by name.
+    blobs = {}
+    for entry, blob in host.layers:
+        if blob is not None:
+            entry["data file"], entry["data offset"] = f"{stem}_{entry['name']}.bin", 0
+            blobs[entry["data file"]] = blob
+        model_json["layer"].append(entry)
+    labels = f"{stem}_labels.txt"
+    count = len(host.labels)
+    model_json["layer"].append(host_entry("softmax", "SOFTMAX", count))
+    last = host_entry("label", "LABEL", min(host.top, count)) | {"data file": labels, "data offset": 0}
+    model_json["layer"].append(last)
+    # The line number is the label: the numbers of the label file's own form are left out.
+    return blobs, {labels: "".join(f"{name}\n" for name in host.labels).encode()}
+
+
+def host_entry(name: str, operation: str, channels: int) -> dict[str, Any]:
+    """Return the entry of a host layer in a .MODEL, whose result is `channels` values."""
+    shape = {"output width": 1, "output height": 1, "output channels": channels}
+    return {"name": name, "operation": operation, "data file": None, "data offset": None, **shape}
+
+
+def preparation(network: Network, data_dir: str | os.PathLike[str]) -> Preprocessing:
+    """Return how images become the input of `network`: the pipeline of the data set in `data_dir` (train/, val/).
+
+    Raises DataError for a `pipeline.json` that is none.
+    """
+    from gti.data_utils import read_pipeline
+
+    first = network.layers[0]
+    fraction = read_pipeline(Path(data_dir) / "val").crop_fraction
+    if not Path(data_dir).is_dir():
+        log.warning(
+            "%s: no such data set, so images are taken to be cropped to %g (see --data_dir)", data_dir, fraction
+        )
+    return Preprocessing(first.image_size, first.input_channels, "BGR", fraction)
+
+
+def read_templates(network: Network, *, net: str, nets_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return (model JSON of a net for one chip, its chip layer), with the sizes that they have for `network`.
+
+    Raises FormatError where there is not one GTICNN layer, or its mode is none of the chip's.
+    """
+    path = nets.model_json(net, nets_dir)
+    model_json = files.read_json(path)
+    splitting.remove_inner_layers(model_json)
+    on_chip = chip_layer(model_json, str(path))
+    # Another image size scales every map by the same factor.
+    made_for = files.read_json(nets.dat_json(net, nets_dir))["layer"][0]["image_size"]
+    for entry in model_json["layer"]:
+        for key in ("output width", "output height"):
+            if entry.get("operation") in {"IMAGEREADER", "GTICNN"} and isinstance(entry.get(key), int):
+                entry[key] = entry[key] * network.layers[0].image_size // made_for
+    return model_json, on_chip
+
+
+def fc_readout_problem(network: Network, net: str) -> str:
+    """Return the sentence that says why host layers cannot follow `network` on a stick, or ""."""
+    _, height, width = network.output_shape
+    if height == width == spec.FC_READOUT_SIZE:
+        return ""
+    return sentence(
+        f"net {net}",
+        "has a result that the chip does not hand to host layers",
+        expected=f"{spec.FC_READOUT_SIZE}x{spec.FC_READOUT_SIZE} after the last layer",
+        received=f"{height}x{width}",
+        fix="choose another --image_size or pooling; scripts/model_tool.py run --mode reads the maps of such a network",
+    )
+
+
+def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
+    """Return the one GTICNN layer of a model JSON; `name` is its file.
+
+    Raises FormatError where there is not one, or where its mode is none of the chip's.
+    """
+    layers = model_json.get("layer") if isinstance(model_json, dict) else None
+    found = [
+        layer
+        for layer in (layers if isinstance(layers, list) else [])
+        if isinstance(layer, dict) and layer.get("operation") == "GTICNN"
+    ]
+    if len(found) != 1:
+        raise FormatError(
+            sentence(
+                name,
+                "does not name the chip's part",
+                expected="one GTICNN layer",
+                received=len(found),
+                fix="leave one layer with that operation in the file",
+            )
+        )
+    mode = found[0].get("mode", 0)
+    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= registers.LARGEST_MODE:
+        raise FormatError(
+            sentence(
+                f"{name}, layer {found[0].get('name')}",
+                "has an unknown mode",
+                expected=f"a number 0..{registers.LARGEST_MODE}",
+                received=mode,
+                fix="write 0, which reads the result of the last layer",
+            )
+        )
+    return found[0]
