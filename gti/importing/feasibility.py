@@ -103,13 +103,13 @@ def with_host_of_net(result: Study, net: str, classes: int | None = None, nets_d
         return replace(result, notes=(*result.notes, "TensorFlow is not installed: the host layers are left out."))
     import keras
 
-    from gti.data.labels import find_labels, read_labels
+    from gti.data.labels import labels_of
     from gti.layers import HostDense
     from gti.model import base
 
     if classes is None:
-        labels = find_labels(Path("data") / net / "train")
-        classes = len(read_labels(labels)) if labels else IMAGENET_CLASSES
+        labels = labels_of(Path("data") / net / "train")
+        classes = len(labels) if labels else IMAGENET_CLASSES
         if not labels:
             note = f"No label file of data/{net} tells the number of classes: {classes} are assumed, --classes sets it."
             result = replace(result, notes=(*result.notes, note))
