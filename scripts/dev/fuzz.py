@@ -40,7 +40,7 @@ SECONDS = 1.0  # of CPU time for an input
 MEMORY_FACTOR, MEMORY_FREE = 10, 64 * 1024 * 1024
 ADDRESS_SPACE = 16 * 1024**3  # beyond this an allocation fails, as a defect
 MAX_MESSAGE = 20_000
-BATCH = 10_000  # inputs of one run of Hypothesis, which keeps in memory what it has tried
+BATCH = 2000  # inputs of one run of Hypothesis, which keeps in memory what it has tried
 
 
 class LimitError(Exception):
