@@ -103,13 +103,13 @@ class Run(Started):
     """One train.py of the trials; `seen`: its first epoch is done."""
 
     def __init__(self, folder: Path, data: Path, resume: bool, epochs: int) -> None:
-        arguments = ["--net", NET, "--chip", CHIP, "--data_dir", data, "--checkpoint_dir", folder, "--keep", "3"]
-        arguments += ["--num_epochs", epochs, "--steps_per_epoch", 2, "--train_batch_size", 8]
-        arguments += ["--val_batch_size", 400, "--log_dir", folder.parent / "logs"]
-        if resume:
-            arguments += ["--resume_from", folder]
+        words = (
+            f"--net {NET} --chip {CHIP} --keep 3 --steps_per_epoch 2 --train_batch_size 8 --val_batch_size 400".split()
+        )
+        places = ["--data_dir", data, "--checkpoint_dir", folder, "--log_dir", folder.parent / "logs"]
+        command = [sys.executable, ROOT / "train.py", *words, *places, "--num_epochs", epochs]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-        super().__init__([sys.executable, ROOT / "train.py", *arguments], environment, _DONE)
+        super().__init__([*command, *(["--resume_from", folder] if resume else [])], environment, _DONE)
 
     def kill(self) -> None:
         """Kill the process at once and take what it had printed."""
@@ -125,24 +125,16 @@ class Run(Started):
 def parser() -> param_parser.Parser:
     """Return the flags."""
     flags = param_parser.Parser("Kill training at random moments and check that it always goes on.")
+    share = param_parser.number(0, 1)
+    seconds = param_parser.number(0, above=True)
     flags.add_argument("--trials", type=param_parser.count(1), default=50, metavar="N", help="kills")
     flags.add_argument("--seed", type=param_parser.count(0), default=0, metavar="N", help="of the moments")
+    flags.add_argument("--window", type=seconds, default=3.0, metavar="S", help="seconds of training")
     flags.add_argument(
-        "--window", type=param_parser.number(0, above=True), default=3.0, metavar="S", help="seconds of training"
+        "--starting", type=share, default=0.1, metavar="SHARE", help="killed before the first epoch is done"
     )
     flags.add_argument(
-        "--starting",
-        type=param_parser.number(0, 1),
-        default=0.1,
-        metavar="SHARE",
-        help="share of the trials that is killed before the first epoch is done",
-    )
-    flags.add_argument(
-        "--saving",
-        type=param_parser.number(0, 1),
-        default=0.4,
-        metavar="SHARE",
-        help="share of the trials that is killed while a checkpoint is written",
+        "--saving", type=share, default=0.4, metavar="SHARE", help="killed while a checkpoint is written"
     )
     flags.add_argument("--json", metavar="FILE", help="write the counts as JSON")
     return flags
@@ -168,40 +160,33 @@ def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, when:
     written behind that ("saving").
     """
     training = Run(folder, data, before is not None, EPOCHS)
-    starting = when == "start"
-    if not starting:
+    if when != "start":
         training.seen.wait(STARTUP_LIMIT_S)
-    if when == "saving":
-        limit = time.monotonic() + STARTUP_LIMIT_S
-        while not any(folder.glob(".saving-*")) and training.process.poll() is None and time.monotonic() < limit:
-            time.sleep(0.0002)
+    limit = time.monotonic() + STARTUP_LIMIT_S
+    while when == "saving" and training.process.poll() is None and time.monotonic() < limit:
+        if any(folder.glob(".saving-*")):
+            break
+        time.sleep(0.0002)
     time.sleep(delay)
     training.kill()
+    done, resumed = training.number(_DONE), training.number(_RESUMED)
     counts.trials += 1
-    done = training.number(_DONE)
+    counts.epochs += (done or before or 0) - (before or 0)
     if done is None:
         counts.killed_while_starting += 1
     else:
         counts.killed_while_training += 1
-        counts.epochs += done - (before or 0)
-        if before is None:
-            counts.started_anew += 1
-        elif training.number(_RESUMED) == before:
-            counts.resumed += 1
-        else:
-            counts.not_resumed += 1
-    if not starting and done is None:
+        counts.started_anew += before is None
+        counts.resumed += before is not None and resumed == before
+        counts.not_resumed += before is not None and resumed != before
+    if done is None and when != "start":
         counts.not_resumed += 1
         print(training.output, file=sys.stderr)
-    counts.left_half_a_checkpoint += bool(list(folder.glob(".saving-*")) + _orphans(folder))
+    halves = [p for p in folder.glob("*.data-*") if not (folder / f"{p.name.split('.data-')[0]}.index").exists()]
+    counts.left_half_a_checkpoint += bool(halves) or any(folder.glob(".saving-*"))
     newest = sound(folder, counts)
-    if (newest or 0) < max(done or 0, before or 0):
-        counts.lost_epochs += 1
+    counts.lost_epochs += (newest or 0) < max(done or 0, before or 0)
     return newest
-
-
-def _orphans(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*.data-*") if not (folder / f"{p.name.split('.data-')[0]}.index").exists()]
 
 
 def main() -> int:
@@ -222,10 +207,9 @@ def main() -> int:
             stdout=subprocess.DEVNULL,
         )
         folder, data = Path(work) / "checkpoints", Path(work) / NET
-        newest: int | None = None
-        startup = time.monotonic()
-        newest = trial(folder, data, counts, newest, when="training", delay=0.0)
-        startup = time.monotonic() - startup
+        start = time.monotonic()
+        newest = trial(folder, data, counts, None, when="training", delay=0.0)
+        startup = time.monotonic() - start
         with progress_bar(args.trials, "trials", "kill") as bar:
             bar.update()
             for _ in range(args.trials - 1):
