@@ -7,10 +7,17 @@ Library code raises these; scripts print the sentence and exit with status 2 (se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class GtiError(Exception):
-    """Base of every error that the kit raises on purpose."""
+    """Base of every error that the kit raises on purpose: the `sentence` of its arguments, or `subject` as it is."""
+
+    def __init__(
+        self, subject: str, problem: str = "", *, expected: object = None, received: object = None, fix: str = ""
+    ) -> None:
+        parts = {"expected": expected, "received": received}
+        super().__init__(sentence(subject, problem, **parts, fix=fix) if problem else subject)
 
 
 class UsageError(GtiError):
@@ -32,8 +39,8 @@ class ModelFileError(FormatError):
 class NetworkError(GtiError):
     """A network breaks rules of the chip; `violations` holds every one of them."""
 
-    def __init__(self, message: str, violations: Sequence[object] = ()) -> None:
-        super().__init__(message)
+    def __init__(self, subject: str, problem: str = "", *, violations: Sequence[object] = (), **parts: Any) -> None:
+        super().__init__(subject, problem, **parts)
         self.violations = tuple(violations)
 
 

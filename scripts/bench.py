@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, files
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError
 from scripts.benchmarks import figures
 from scripts.benchmarks.figures import FULL, PARTS, QUICK, Figure, Scale
 
@@ -79,7 +79,7 @@ def table(path: str) -> str:
     try:
         return figures.markdown(figures.from_json(value), value)
     except (KeyError, TypeError, AttributeError):
-        raise FormatError(sentence(path, "is no result of this script", fix="write one with --json OUT")) from None
+        raise FormatError(path, "is no result of this script", fix="write one with --json OUT") from None
 
 
 def refilled(path: str, tables: str) -> str:
@@ -88,7 +88,7 @@ def refilled(path: str, tables: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise FormatError(sentence(path, "has no place for tables", expected=f"{BEGIN} and {END}"))
+        raise FormatError(path, "has no place for tables", expected=f"{BEGIN} and {END}")
     return f"{before}{begin}\n{tables}\n{end}{after}"
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     """Parse, measure, print."""
     flags = parser().parse_args()
     if flags.into is not None and flags.table is None:
-        raise UsageError(sentence("--into", "has no tables to put there", fix="pass --table JSON with it"))
+        raise UsageError("--into", "has no tables to put there", fix="pass --table JSON with it")
     if flags.table is not None:
         tables = table(flags.table)
         if flags.into is not None:
@@ -107,11 +107,9 @@ def main() -> None:
     unknown = [name for name in flags.parts if name not in (*PARTS, "all")]
     if unknown or (flags.rounds is not None and flags.rounds < 1):
         raise UsageError(
-            sentence(
                 "bench.py", "cannot do that", expected=f"parts out of {', '.join((*PARTS, 'all'))}; at least one round",
                 received=", ".join(unknown) or f"--rounds {flags.rounds}",
-            )
-        )  # fmt: skip
+            )  # fmt: skip
     parts = [name for name in PARTS if name in flags.parts] if flags.parts and "all" not in flags.parts else list(PARTS)
     for package, users in NEEDS.items():
         if set(parts) & set(users) and importlib.util.find_spec(package) is None:

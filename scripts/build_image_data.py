@@ -47,7 +47,7 @@ def check(args: argparse.Namespace) -> None:
     for flag, top in (("train_shards", MAX_SHARDS), ("validation_shards", MAX_SHARDS), ("num_threads", 256)):
         value = getattr(args, flag)
         if not 1 <= value <= top:
-            raise UsageError(sentence(f"--{flag}", "is out of range", expected=f"1 to {top}", received=value))
+            raise UsageError(f"--{flag}", "is out of range", expected=f"1 to {top}", received=value)
 
 
 def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence[str]) -> None:
@@ -68,13 +68,11 @@ def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence
     for part, directory, shards in parts:
         if shards > len(found[part]):
             raise UsageError(
-                sentence(
-                    directory,
-                    f"has too few images for {shards} shards",
-                    expected=f"at least {shards}",
-                    received=len(found[part]),
-                    fix="pass fewer shards",
-                )
+                directory,
+                f"has too few images for {shards} shards",
+                expected=f"at least {shards}",
+                received=len(found[part]),
+                fix="pass fewer shards",
             )
         for extra in unlisted_folders(directory, folders):
             print(f"note: {Path(directory) / extra} is no class of {args.labels_file} and is left out", file=sys.stderr)
@@ -117,13 +115,11 @@ def _check_output(path: Path, expected: str) -> None:
     received = "a folder" if path.is_dir() else "a file"
     if path.exists() and received != expected:
         raise UsageError(
-            sentence(
-                str(path),
-                "is in the way of what is to be written",
-                expected=expected,
-                received=received,
-                fix="remove it or pass another --output_directory",
-            )
+            str(path),
+            "is in the way of what is to be written",
+            expected=expected,
+            received=received,
+            fix="remove it or pass another --output_directory",
         )
 
 

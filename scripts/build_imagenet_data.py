@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti.cli import run
-from gti.errors import DataError, FormatError, sentence
+from gti.errors import DataError, FormatError
 from scripts.build_image_data import build_sets, check, parser
 
 MAX_METADATA_BYTES = 64 * 1024 * 1024
@@ -33,16 +33,14 @@ def read_metadata(path: str) -> dict[str, str]:
     except FormatError as problem:
         raise DataError(str(problem)) from None
     except UnicodeDecodeError as problem:
-        raise DataError(sentence(path, f"is not UTF-8 text at byte {problem.start}")) from None
+        raise DataError(path, f"is not UTF-8 text at byte {problem.start}") from None
     names = {}
     for number, line in enumerate(text.splitlines(), 1):
         synset, tab, name = line.partition("\t")
         if not line.strip():
             continue
         if not tab or not synset or not name.strip():
-            raise DataError(
-                sentence(f"{path}, line {number}", "is no metadata", expected="SYNSET<TAB>NAME", received=line[:60])
-            )
+            raise DataError(f"{path}, line {number}", "is no metadata", expected="SYNSET<TAB>NAME", received=line[:60])
         names[synset] = name.strip()
     return names
 
@@ -61,13 +59,11 @@ def main() -> None:
         missing = [synset for synset in synsets[1:] if synset not in known]
         if missing:
             raise DataError(
-                sentence(
-                    args.imagenet_metadata_file,
-                    "does not name every synset of the labels file",
-                    expected=f"{len(synsets) - 1} synsets",
-                    received=f"none for {', '.join(missing[:5])}",
-                    fix="pass the metadata file that belongs to the labels",
-                )
+                args.imagenet_metadata_file,
+                "does not name every synset of the labels file",
+                expected=f"{len(synsets) - 1} synsets",
+                received=f"none for {', '.join(missing[:5])}",
+                fix="pass the metadata file that belongs to the labels",
             )
         # Two synsets may share a name (crane, maillot): the synset keeps them apart.
         names = [synsets[0], *(f"{synset} {known[synset]}" for synset in synsets[1:])]

@@ -30,7 +30,7 @@ from gti.chip.usb.devices import parse_device
 from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.transport import Settings, parse_settings, select
 from gti.cli import run
-from gti.errors import DeviceError, UsageError, sentence
+from gti.errors import DeviceError, UsageError
 
 _HIGH_SPEED = 3  # pyusb's number for 480 Mbit/s
 
@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
     flags = parser.parse_args()
     if parse_device(flags.device).kind == "auto":
-        raise UsageError(sentence("--device auto", "is no question for a doctor", expected="usb, eusb:... or virtual"))
+        raise UsageError("--device auto", "is no question for a doctor", expected="usb, eusb:... or virtual")
     pairs = dict(text.partition("=")[::2] for text in flags.set)
     settings = parse_settings(pairs) if pairs else None
     good = False

@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from gti import param_parser
 from gti.chip.spec import CHIP
 from gti.cli import run
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 ORDERS = ("bgr", "rgb", "codes")
 # What torchvision's weights are trained with: mean and deviation of ImageNet in 0..1, times 255.
@@ -85,7 +85,7 @@ def main(words: list[str] | None = None) -> None:
     default = TORCHVISION if torchvision and not (args.mean or args.std) else PLAIN
     if args.input == "codes" and (args.mean or args.std):
         raise UsageError(
-            sentence("--input codes", "codes have no --mean and no --std", fix="leave them out, or pass --input bgr")
+            "--input codes", "codes have no --mean and no --std", fix="leave them out, or pass --input bgr"
         )
     source = porting.InputOf(args.input, tuple(args.mean or default[0]), tuple(args.std or default[1]))
     wanted = new_net.Wanted(

@@ -54,12 +54,12 @@ def enlarge(digit, size: int = IMAGE_SIZE) -> bytes:
 
 def main() -> int | None:
     args = parse()
-    from gti.errors import UsageError, sentence
+    from gti.errors import UsageError
 
     for flag, least, most in (("train_shards", 1, 100), ("validation_shards", 1, 100), ("seed", 0, 2**32 - 1)):
         if not least <= getattr(args, flag) <= most:
             raise UsageError(
-                sentence(f"--{flag}", "is out of range", expected=f"{least} to {most}", received=getattr(args, flag))
+                f"--{flag}", "is out of range", expected=f"{least} to {most}", received=getattr(args, flag)
             )
 
     import numpy as np

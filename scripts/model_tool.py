@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti.chip.wire.registers import MODE_NAMES
 from gti.cli import run
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -136,9 +136,7 @@ def diff_verb(arguments: argparse.Namespace) -> int:
     first, second = (read_bytes(name, limit=MAX_FILE_BYTES) for name in names)
     kinds = [is_container(data, name) for data, name in ((first, names[0]), (second, names[1]))]
     if kinds[0] != kinds[1]:
-        raise UsageError(
-            sentence(f"{names[0]} and {names[1]}", "are a .MODEL and a .DAT", fix="compare files of one kind")
-        )
+        raise UsageError(f"{names[0]} and {names[1]}", "are a .MODEL and a .DAT", fix="compare files of one kind")
     lines = (file_diff.diff_model if kinds[0] else file_diff.diff_dat)(first, second, names)
     print("\n".join(lines) if lines else "equal")
     return 1 if lines else 0
@@ -157,7 +155,7 @@ def run_verb(arguments: argparse.Namespace) -> int:
     size, _, channels = decoded.network.input_shape
     image = load_image(arguments.image, size, channels)
     if arguments.record is not None and arguments.device is None:
-        raise UsageError(sentence("--record", "has no stick to record", fix="pass --device"))
+        raise UsageError("--record", "has no stick to record", fix="pass --device")
     if arguments.device is not None:
         refuse_engine(arguments)
         from gti.chip.driver import GtiModel
@@ -183,7 +181,7 @@ def verify_verb(arguments: argparse.Namespace) -> int:
     name = arguments.file
     data = read_bytes(name, limit=MAX_FILE_BYTES)
     if not is_container(data, name):
-        raise UsageError(sentence(name, "is a .DAT, which has no room for a known answer", expected="a .MODEL"))
+        raise UsageError(name, "is a .DAT, which has no room for a known answer", expected="a .MODEL")
     parts = known_answer.read(model_file.parse(data, name), name)
     failed = False
     if arguments.device == "emulator":
@@ -209,12 +207,10 @@ def refuse_engine(arguments: argparse.Namespace) -> None:
     """Raise UsageError for an engine of the emulator where a stick computes."""
     if arguments.engine != "auto":
         raise UsageError(
-            sentence(
-                f"--engine {arguments.engine}",
-                "chooses how the emulator computes, not a stick",
-                received=f"--device {arguments.device}",
-                fix="leave out one of the two",
-            )
+            f"--engine {arguments.engine}",
+            "chooses how the emulator computes, not a stick",
+            received=f"--device {arguments.device}",
+            fix="leave out one of the two",
         )
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti.cli import run
-from gti.errors import FormatError, ImageError, UsageError, sentence
+from gti.errors import FormatError, ImageError, UsageError
 from gti.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ def encode_verb(arguments: argparse.Namespace) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise UsageError(
-            sentence(str(folder), f"cannot be made ({problem.strerror})", fix="choose another folder")
-        ) from None
+        raise UsageError(str(folder), f"cannot be made ({problem.strerror})", fix="choose another folder") from None
     chunk = FTDI_CHUNK
     if arguments.transport == "eusb":
         chunk = EUSB_BLOCK * EUSB_BLOCKS[arguments.speed.startswith("480")]
@@ -130,19 +128,17 @@ def decode_verb(arguments: argparse.Namespace) -> None:
     raw = read_bytes(arguments.read, limit=MAX_FILE_BYTES)
     if len(raw) != selection.length * width:
         raise FormatError(
-            sentence(
-                arguments.read,
-                "is not the result of one frame",
-                expected=f"{selection.length} words of {width} bytes",
-                received=f"{len(raw)} bytes",
-                fix="check --mode, --pid and --transport",
-            )
+            arguments.read,
+            "is not the result of one frame",
+            expected=f"{selection.length} words of {width} bytes",
+            received=f"{len(raw)} bytes",
+            fix="check --mode, --pid and --transport",
         )
     scaledown = arguments.scaledown
     if scaledown is None:
         scaledown = settings.get("output scaledown", 0)
     if not isinstance(scaledown, int):
-        raise FormatError(sentence(arguments.model, "has no usable output scaledown", expected="an integer"))
+        raise FormatError(arguments.model, "has no usable output scaledown", expected="an integer")
     kind = arguments.type or settings.get("output type")
     values = tensor(selection.unpack(strip_words(raw, width)), scaledown, kind)
     file = io.BytesIO()
@@ -173,13 +169,11 @@ def show_verb(arguments: argparse.Namespace) -> None:
         width = word_width(stream) if arguments.pid is None else 4 if arguments.pid == 0x601F else 2
         if width is None:
             raise FormatError(
-                sentence(
-                    path,
-                    "is no stream of words",
-                    expected="words [data][opcode 0-7], or [data][opcode 0-7][0][0]",
-                    received=f"{len(stream)} bytes that are neither",
-                    fix="pass a file that encode wrote, or tell the width with --pid",
-                )
+                path,
+                "is no stream of words",
+                expected="words [data][opcode 0-7], or [data][opcode 0-7][0][0]",
+                received=f"{len(stream)} bytes that are neither",
+                fix="pass a file that encode wrote, or tell the width with --pid",
             )
         if machine is None or machine.word_bytes != width:
             machine = WordMachine(width)
@@ -221,9 +215,7 @@ def _planes(path: str, model: LoadedModel) -> np.ndarray:
 
         image = load_image(path, model.size, model.planes)
     if image.ndim != 3:
-        raise ImageError(
-            sentence(path, "is no image", expected="uint8 [H,W,C]", received=f"{image.dtype} {image.shape}")
-        )
+        raise ImageError(path, "is no image", expected="uint8 [H,W,C]", received=f"{image.dtype} {image.shape}")
     planes = image.transpose(2, 0, 1)
     check_image(planes, model.size)
     return planes
@@ -237,7 +229,7 @@ def _load_npy(path: str) -> np.ndarray:
         return parse_npy(data, path)
     except FormatError:
         expected = "uint8 [H,W,C] saved with numpy.save"
-        raise ImageError(sentence(path, "is no .npy file of one array", expected=expected)) from None
+        raise ImageError(path, "is no .npy file of one array", expected=expected) from None
 
 
 if __name__ == "__main__":

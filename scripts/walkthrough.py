@@ -30,7 +30,7 @@ from gti import cli
 from gti.chip.network import json_form as networks
 from gti.chip.network.types import Network
 from gti.chip.spec import CHIP
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "walkthrough.md"
@@ -76,9 +76,7 @@ def commands(page: str, net: str = NET, last_sublayer: str = LAST_SUBLAYER) -> l
                 result.append(Command(tuple(words), dict(settings)))
             else:
                 raise FormatError(
-                    sentence(
-                        PAGE.name, "holds a line that is no command of the kit", expected="python SCRIPT", received=line
-                    )
+                    PAGE.name, "holds a line that is no command of the kit", expected="python SCRIPT", received=line
                 )
     return result
 
@@ -126,7 +124,7 @@ def run(command: Command, folder: Path) -> None:
     words = (sys.executable, *command.words[1:])
     status = subprocess.run(words, cwd=folder, env={**os.environ, **command.environment}, check=False).returncode
     if status:
-        raise UsageError(sentence(str(command), f"failed with exit status {status}"))
+        raise UsageError(str(command), f"failed with exit status {status}")
 
 
 def walk(steps: list[Command], folder: Path) -> None:
@@ -159,7 +157,7 @@ def check_results(folder: Path, net: str) -> None:
         decoded = dat.decode(load_model(path).dat).network
         found = [(layer.image_size, layer.output_channels, layer.sublayer_number) for layer in decoded.layers]
         if found != shape:
-            raise FormatError(sentence(str(path), "is another network", expected=shape, received=found))
+            raise FormatError(str(path), "is another network", expected=shape, received=found)
         print(f"{path}: {path.stat().st_size:,} bytes")
     scaling = [
         layer["scaling"] for layer in json.loads((folder / "nets" / f"{CHIP}_{net}_dat.json").read_text())["layer"]
@@ -183,7 +181,7 @@ def main() -> None:
     network = network_of(args.net)
     folder = Path(args.work_dir).resolve()
     if folder.exists():
-        raise UsageError(sentence(str(folder), "is there already", fix="delete it, or pass another --work_dir"))
+        raise UsageError(str(folder), "is there already", fix="delete it, or pass another --work_dir")
     steps = commands(PAGE.read_text(encoding="utf-8"), args.net, network.convolutions[-1].name)
     started = time.monotonic()
     copy_kit(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from gti.chip.network import json_form as network
 from gti.chip.network import rules as network_rules
 from gti.chip.network.rules import Violation, violations
 from gti.chip.network.types import MajorLayer, Network
-from gti.errors import listing, printable, sentence
+from gti.errors import NetworkError, UsageError, listing, printable, sentence
 
 FIRST = MajorLayer(28, 3, 16, 2, 3, (4, 5), pooling=True)
 SECOND = MajorLayer(14, 16, 32, 1, 1, (6,))
@@ -178,3 +179,13 @@ def test_sentences_are_printable(subject: str, problem: str, expected: str, rece
     text = sentence(subject, problem, expected=expected, received=received, fix=fix)
     assert text.isprintable()
     assert len(text) < 25_000
+
+
+def test_an_error_is_the_sentence_of_its_parts() -> None:
+    parts = {"expected": 1, "received": 2, "fix": "count again"}
+    assert str(UsageError("x\n", "is wrong", **parts)) == sentence("x\n", "is wrong", **parts)
+    assert str(UsageError("a text: as it is\nwith lines")) == "a text: as it is\nwith lines"
+    broken = NetworkError("x", "breaks rules", violations=[1, 2], **parts)
+    assert (str(broken), broken.violations) == (sentence("x", "breaks rules", **parts), (1, 2))
+    again = pickle.loads(pickle.dumps(UsageError("x", "is wrong", **parts)))  # from the process of a stick
+    assert str(again) == sentence("x", "is wrong", **parts)

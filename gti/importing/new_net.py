@@ -111,7 +111,7 @@ def _architecture(model_file: str, wanted: Wanted, known: bool) -> Architecture 
     model = architectures.load(model_file, coef_bits=bits, image_size=wanted.image_size)
     found = [*templates.problems(model), *model.host_problems]
     if found:
-        raise NetworkError(advice.text(model_file, found), found)
+        raise NetworkError(advice.text(model_file, found), violations=found)
     return model
 
 

@@ -26,7 +26,7 @@ def templates(architecture: Architecture, *, net: str, chip: str) -> tuple[dict[
     """
     found = problems(architecture)
     if found:
-        raise NetworkError(advice.text(f"model {architecture.name}", found), found)
+        raise NetworkError(advice.text(f"model {architecture.name}", found), violations=found)
     return networks.to_json(architecture.network), model_json(architecture.network, net=net, chip=chip)
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gti import cli
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = ("tensorflow", "keras", "PIL")
@@ -43,7 +43,7 @@ def main() -> int:
     arrays = [path for path in images if path.suffix == ".npy"]
     pictures = [path for path in images if path not in arrays]
     if not arrays or not pictures:
-        raise UsageError(sentence("images", "are of one kind", expected="a .npy file and a picture at least"))
+        raise UsageError("images", "are of one kind", expected="a .npy file and a picture at least")
     with tempfile.TemporaryDirectory() as folder:
         return _check(Path(folder), model, arrays, pictures)
 
@@ -94,7 +94,7 @@ def _run(*command: object) -> subprocess.CompletedProcess[str]:
     result = _try(*command)
     if result.returncode:
         words = " ".join(str(word) for word in command[:6])
-        raise UsageError(sentence(words, f"failed ({result.stderr.strip()[-300:]})"))
+        raise UsageError(words, f"failed ({result.stderr.strip()[-300:]})")
     return result
 
 

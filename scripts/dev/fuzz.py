@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gti import cli, files
-from gti.errors import GtiError, UsageError, sentence
+from gti.errors import GtiError, UsageError
 
 if TYPE_CHECKING:
     from scripts.dev.fuzzing.targets import Target
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     args, more = parser().parse_known_args()
     if more and not args.corpus:
-        raise UsageError(sentence(" ".join(more), "is unknown", fix="flags of Atheris need --corpus DIR"))
+        raise UsageError(" ".join(more), "is unknown", fix="flags of Atheris need --corpus DIR")
     if args.corpus:
         return guided(args.targets, Path(args.corpus), more)
     from scripts.dev.fuzzing.targets import TARGETS
@@ -74,9 +74,9 @@ def main() -> int:
     names = args.targets or [name for name, target in TARGETS.items() if not target.heavy]
     for name in names:
         if name not in TARGETS:
-            raise UsageError(sentence(f"--targets {name}", "is unknown", expected="one of " + ", ".join(TARGETS)))
+            raise UsageError(f"--targets {name}", "is unknown", expected="one of " + ", ".join(TARGETS))
     if args.inputs < 1:
-        raise UsageError(sentence("--inputs", "is too small", expected="1 or more", received=args.inputs))
+        raise UsageError("--inputs", "is too small", expected="1 or more", received=args.inputs)
     if args.again:
         data = files.read_bytes(args.again, limit=2**30)
         for name in names:
@@ -190,12 +190,12 @@ def guided(names: Sequence[str], corpus: Path, flags: Sequence[str]) -> int:
     try:
         import atheris
     except ImportError:
-        raise UsageError(sentence("atheris", "is not installed", fix="pip install atheris")) from None
+        raise UsageError("atheris", "is not installed", fix="pip install atheris") from None
     # Only what is imported here is instrumented, NumPy and Pillow excepted.
     with atheris.instrument_imports(include=["gti", "json", "zipfile"]):
         from scripts.dev.fuzzing.targets import TARGETS
     if len(names) != 1 or names[0] not in TARGETS:
-        raise UsageError(sentence("--targets", "does not name one target", expected="one of " + ", ".join(TARGETS)))
+        raise UsageError("--targets", "does not name one target", expected="one of " + ", ".join(TARGETS))
     target = TARGETS[names[0]]
     good = target.seeds()  # also makes what parsers need before the first input is timed
     corpus.mkdir(parents=True, exist_ok=True)

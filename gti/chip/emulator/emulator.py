@@ -55,7 +55,7 @@ class Emulator:
     ) -> None:
         problems = _problems(network, weights)
         if problems:
-            raise NetworkError("\n".join(problems), problems)
+            raise NetworkError("\n".join(problems), violations=problems)
         if upsample_fill not in (None, *spec.UPSAMPLE_MODES):
             raise UsageError(
                 sentence(

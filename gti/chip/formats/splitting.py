@@ -87,7 +87,7 @@ def split(network: Network, weights: Sequence[ConvolutionWeights], chips: int) -
         if not found:
             return cut(network, weights, starts)
         problems = problems or found
-    raise NetworkError(listing(f"network on {chips} chips", problems), problems)
+    raise NetworkError(listing(f"network on {chips} chips", problems), violations=problems)
 
 
 def cut(network: Network, weights: Sequence[ConvolutionWeights], starts: Sequence[int]) -> list[Part]:

@@ -245,4 +245,4 @@ def _kind(value: object) -> str:
 
 def _raise_if(found: Sequence[Violation], name: str) -> None:
     if found:
-        raise NetworkError(listing(name, found), found)
+        raise NetworkError(listing(name, found), violations=found)
