@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from converted_net import CLASSES, IMAGES, NETWORK, ROOT, make, run_script
 from PIL import Image
+from small_nets import small_network
 
 from gti import data_utils
 from gti.chip.driver import GtiModel
@@ -199,6 +200,11 @@ def test_maps_of_every_mode():
     assert names(Mode.LEARN) == ["conv1_1", "conv1_2", "conv2_1"]
     assert names(Mode.SUBLAST) == ["conv1_2", "conv2_1"]
     assert names(Mode.LASTMAJOR) == names(Mode.SINGLE) == names(Mode.FC) == ["conv2_1"]
+    two = small_network((28, 3, 16, 1, 3, True), (14, 16, 16, 2, 3, True))
+    found = {
+        mode: [c.name for c in inference.maps_of_mode(two, mode)] for mode in (Mode.LASTMAJOR, Mode.SINGLE, Mode.FC)
+    }
+    assert found == {Mode.LASTMAJOR: ["conv2_1", "conv2_2"], Mode.SINGLE: ["conv2_2"], Mode.FC: ["conv2_2"]}
     with pytest.raises(UsageError, match="mode 6"):
         names(6)
 

@@ -318,6 +318,30 @@ def test_address_plan() -> None:
     ]
 
 
+def test_an_input_that_would_lie_over_its_output() -> None:
+    # docs/dat_format.md section 4: sublayer 3 of 224 x 224 x 32 reads two blocks from 0 on and writes from block 1 on.
+    # Both ends lie inside the five blocks, so only the overlap forbids it.
+    config = legal()
+    put(1, image_size=224, output_channels=32, sublayer_number=3, scaling=[1, 1, 1], pooling=True)(config)
+    put(2, image_size=112, input_channels=32)(config)
+    put(3, image_size=56)(config)
+    put(4, image_size=28)(config)
+    with pytest.raises(NetworkError) as caught:
+        network.from_json(config, "x")
+    (found,) = caught.value.violations
+    assert (found.rule, found.layer) == ("activation-memory", "major 1 / sub 3 (conv1_3)")
+    block = 224 * 224 * 16
+    for place, fits in (
+        ((0, 256, block, block), True),
+        ((0, 256, block + 1, block), False),  # one byte over the output
+        ((0, 256, block, 4 * block), True),
+        ((0, 256, block, 4 * block + 1), False),  # one byte beyond the memory
+        ((256, 0, 2 * block, 3 * block), True),
+        ((256, 0, 2 * block, 3 * block + 1), False),
+    ):
+        assert network.Placement(*place).fits is fits
+
+
 def test_448_needs_sixteen_pooled_outputs() -> None:
     # 448 x 448 x 16 fills four of five blocks: the plan leaves room for one pooled output of 16 channels.
     config = legal()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from pathlib import Path
 from typing import Any
 
 import pytest
 from golden import captures
-from sticks import dat_bytes, images, stick, tiny_network
+from sticks import dat_bytes, images, lively_weights, open_model, stick, tiny_network
 
+from gti.chip.emulator.emulator import Emulator
 from gti.chip.usb import devices, usb_bus
 from gti.chip.usb.devices import Selection, parse_device
 from gti.chip.usb.link import Link
@@ -172,6 +174,48 @@ def test_no_call_waits_longer_than_a_slice():
     string_descriptors = 1000  # pyusb's default, used while the bus is listed
     assert max(t for t in recorder.timeouts if t != string_descriptors) <= VIRTUAL_SETTINGS.slice_ms <= 500
     assert min(recorder.timeouts) >= 1  # 0 would wait for ever
+
+
+def test_the_third_opening_in_a_row_resets_the_port():
+    backend, transport = stick("ft601", chip_time_ms=0)
+    device = backend.slots[0].device
+    reset, resets = backend.reset_device, []
+    backend.reset_device = lambda handle: (resets.append(device.gpio_level), reset(handle))[1]
+    for count in (0, 0, 1, 2):
+        transport.open()
+        assert len(resets) == count
+        assert device.gpio_level == 3  # the opening sequence follows the reset
+    network = tiny_network()
+    link = Link(transport, dat_bytes(network), 1, VIRTUAL_SETTINGS)
+    link.prepare()
+    link.start(link.encode(images(network, 1)[0].transpose(2, 0, 1), 0))
+    link.finish()  # a complete result: what failed before is forgotten
+    before = len(resets)
+    transport.open()
+    transport.open()
+    assert len(resets) == before
+
+
+def test_a_chip_that_only_a_reset_of_the_port_wakes(tmp_path: Path):
+    network = tiny_network()
+    path = tmp_path / "tiny.dat"
+    path.write_bytes(dat_bytes(network))
+    backend, model = open_model(path)
+    device = backend.slots[0].device
+    answer, wake = device.bulk_in, device.power_cycle
+
+    def silent(endpoint: int, length: int, timeout: int) -> bytes:
+        raise TimeoutError
+
+    def power_cycle() -> None:
+        device.bulk_in = answer
+        wake()
+
+    device.bulk_in, device.power_cycle = silent, power_cycle
+    with model:
+        codes = Emulator(network, lively_weights(network, 1)).output(images(network, 1))[0]
+        assert (model.evaluate(images(network, 1)[0])[0].transpose(2, 0, 1) == codes).all()
+        assert model.counts["recovered"] == 1
 
 
 def test_wrong_mode_of_the_bridge_is_logged(caplog: pytest.LogCaptureFixture):
