@@ -11,16 +11,16 @@ when some of the images could not be used.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
+from gti.chip.host.image_search import find_images
 from gti.errors import FormatError, ImageError, UsageError, printable, sentence
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gti.chip.host.preprocessing import Preprocessing
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".gif", ".tif", ".tiff", ".webp", ".npy", ".bin")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,31 +44,6 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--top", type=int, default=1, metavar="N", help="labels printed per image (default: 1)")
     flags.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
     return flags
-
-
-def find_images(names: Sequence[str]) -> list[Path]:
-    """Return the image files among `names`; folders are searched through.
-
-    Raises UsageError where there are none, and for a folder that cannot be opened.
-    """
-    found: list[Path] = []
-    for name in names:
-        path = Path(name)
-        if not path.is_dir():
-            found.append(path)
-            continue
-        files = [Path(folder, file) for folder, _, inner in os.walk(path, onerror=_refuse) for file in inner]
-        inside = sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not inside:
-            raise UsageError(sentence(name, "holds no images", expected="files " + ", ".join(SUFFIXES)))
-        found += inside
-    return found
-
-
-def _refuse(problem: OSError) -> NoReturn:
-    raise UsageError(
-        sentence(str(problem.filename), f"cannot be opened ({problem.strerror})", fix="check its permissions")
-    )
 
 
 class Reader:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 SECONDS_ON_TERMINAL = 0.2
 SECONDS_IN_LOG = 15.0
@@ -20,3 +24,11 @@ def progress_bar(total: int | None, title: str, unit: str = "batch") -> tqdm:
         mininterval=SECONDS_ON_TERMINAL if sys.stderr.isatty() else SECONDS_IN_LOG,
         dynamic_ncols=sys.stderr.isatty(),
     )
+
+
+def progress_over(items: Iterable[T], total: int | None, title: str, unit: str = "batch") -> Iterator[T]:
+    """Yield `items` and show a progress bar meanwhile; see `progress_bar`."""
+    with progress_bar(total, title, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()

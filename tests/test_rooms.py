@@ -33,7 +33,7 @@ TABLE = {
     "chip.loaded_model": "chip.formats chip.host chip.wire files",
     "chip.driver": "chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
     "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec"
-    " chip.usb chip.virtual chip.wire",
+    " chip.usb chip.virtual chip.wire files",
     "stage": "",
     "names": "chip.spec",
     "nets": "chip.network chip.spec names",

@@ -77,9 +77,11 @@ class LoadedModel:
     def host_layers(self) -> HostLayers:
         """Return the host layers of the file. Raises ModelFileError when it holds none."""
         if self._host is None:
+            from gti.chip.host import unknown
             from gti.chip.host.host_layers import HostLayers
 
-            self._host = HostLayers(self.full_container().layers, self.name)
+            container = self.full_container()
+            self._host = HostLayers(container.layers, self.name, unknown.from_header(container.header, self.name))
         return self._host
 
     def preprocessing(self) -> Preprocessing:

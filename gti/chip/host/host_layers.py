@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gti.chip.formats.blobs import decode_fc, parse_labels
 from gti.chip.formats.canonical_json import canonical
 from gti.chip.formats.model_file import ModelLayer, layer_path
+from gti.chip.host.unknown import KEY, Unknown
 from gti.chip.wire import readout
 from gti.errors import ImageError, ModelFileError, sentence
 
@@ -46,10 +47,11 @@ class HostLayers:
     """The layers of one .MODEL, decoded and checked once, ready for many images.
 
     `layers`: of the container, chip layer included; `name`: of the file, for messages. Raises ModelFileError that
-    names the layer for kinds, modes and data that cannot be executed, and for a model without host layers.
+    names the layer for kinds, modes and data that cannot be executed, and for a model without host layers. `unknown`:
+    the file's rule for images that are like no class.
     """
 
-    def __init__(self, layers: Sequence[ModelLayer], name: str) -> None:
+    def __init__(self, layers: Sequence[ModelLayer], name: str, unknown: Unknown | None = None) -> None:
         kinds = [layer.operation for layer in layers]
         if kinds.count("GTICNN") != 1:
             raise ModelFileError(
@@ -79,6 +81,7 @@ class HostLayers:
         for index in range(first + 1, len(layers)):
             make = _STEPS.get(layers[index].operation, _refuse)
             self._steps.append((_name(layers[index], index), make(layers[index], places[index])))
+        self._judge = _Judge(unknown, layers, f'{name}, "{KEY}"') if unknown is not None else None
 
     @property
     def input_order(self) -> str:
@@ -103,11 +106,51 @@ class HostLayers:
         """Return the outcome of the maps that the chip delivered. Errors as `run`."""
         value: Any = self._chip_tensor(list(maps))
         tensors: dict[str, Tensor] = {self._chip_name: value}
-        for name, step in self._steps:
+        is_unknown = False
+        for number, (name, step) in enumerate(self._steps):
+            if self._judge is not None and number == self._judge.position:
+                is_unknown = self._judge.says_unknown(value)
             value = step(value)
             if isinstance(value, np.ndarray):
                 tensors[name] = value
+        if self._judge is not None and is_unknown:
+            value = self._judge.answer(value)
         return Outcome(tensors, value)
+
+
+class _Judge:
+    """Looks at what the first fully connected layer takes, and puts "unknown" before the labels where it is due."""
+
+    def __init__(self, unknown: Unknown, layers: Sequence[ModelLayer], where: str) -> None:
+        self._unknown, self._where = unknown, where
+        behind = [layer.operation for layer in layers[[layer.operation for layer in layers].index("GTICNN") + 1 :]]
+        if "FC" not in behind:
+            raise ModelFileError(sentence(where, "has no layer to look at", expected="an FC layer behind the chip's"))
+        self.position = behind.index("FC")
+        self._most = layers[-1].entry.get("output channels")
+
+    def says_unknown(self, x: Tensor) -> bool:
+        if x.size != self._unknown.centres.shape[1]:
+            raise ModelFileError(
+                sentence(
+                    self._where,
+                    "does not fit the first FC layer",
+                    expected=f"centres of {x.size} numbers",
+                    received=self._unknown.centres.shape[1],
+                )
+            )
+        return self._unknown.says(x)
+
+    def answer(self, result: dict[str, Any]) -> dict[str, Any]:
+        first = {"index": len(self._unknown.centres), "label": self._unknown.label, "probability": 1.0}
+        return {"result": [first, *result["result"]][: self._most]}
+
+
+def reader_order(entry: Mapping[str, Any] | None) -> str:
+    """Return the channel order of the images that an IMAGEREADER entry takes, "BGR" or "RGB"; None: there is none."""
+    formats = [(entry or {}).get(key) for key in ("input format", "output format")]
+    # Only this pair of names is acted on; others pass the data unchanged.
+    return "RGB" if formats in ([PLANES_BGR, PLANES_RGB], [PLANES_RGB, PLANES_BGR]) else "BGR"
 
 
 def _name(layer: ModelLayer, index: int) -> str:
@@ -168,9 +211,7 @@ class _Reader:
 
 
 def _reader(layer: ModelLayer, where: str) -> _Reader:
-    formats = [layer.entry.get(key) for key in ("input format", "output format")]
-    # Only this pair of names is acted on; others pass the data unchanged.
-    swaps = formats in ([PLANES_BGR, PLANES_RGB], [PLANES_RGB, PLANES_BGR])
+    swaps = reader_order(layer.entry) == "RGB"
     height, width, channels = (_whole(layer.entry, f"output {key}", where) for key in ("height", "width", "channels"))
     return _Reader(swaps, (height, width, channels), where)
 

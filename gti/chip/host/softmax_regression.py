@@ -17,10 +17,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.intp]
 
-PENALTIES = tuple(float(10.0**power) for power in np.arange(-4, 1.5, 0.5))
-_MOST_STEPS = 200
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+_MOST_STEPS = 100
 _MEMORY = 10  # pairs that L-BFGS remembers
-_SMALL_GRADIENT = 1e-5
+_SMALL_GRADIENT = 1e-4
 # More photos than this are split once; of fewer, every one is held out in turn.
 FEW = 500
 FOLDS = 5
