@@ -139,13 +139,15 @@ def compute(
             digests[path] = hashlib.sha256(files.read_bytes(path, limit=MAX_FILE_BYTES)).digest()
         except FormatError as problem:
             refused.append(problem)
-    missing = {digest: path for path, digest in digests.items() if digest not in known}
+    missing = {digest for digest in digests.values() if digest not in known}
     description = ""
     if missing:
         read: list[bytes] = []
 
         def images() -> Iterator[npt.NDArray[np.uint8]]:
-            for digest, path in missing.items():
+            for path, digest in digests.items():
+                if digest not in missing or digest in read:  # a copy of another photograph is computed once
+                    continue
                 try:
                     image = backbone.preprocessing.load(path)
                 except (ImageError, FormatError) as problem:
@@ -160,7 +162,7 @@ def compute(
                 known[read[number]] = codes.mean(axis=(0, 1, 2), dtype=np.float32)
         if cache is not None and read:
             write_cache(cache, backbone, known)
-        missing = {digest: missing[digest] for digest in read}
+        missing = set(read)
     used = [path for path, digest in digests.items() if digest in known]
     values = np.stack([known[digests[path]] for path in used]) if used else np.zeros((0, backbone.channels), np.float32)
     return Computed(used, values, refused, len(missing), description)
