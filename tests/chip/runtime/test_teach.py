@@ -15,6 +15,7 @@ import sticks
 from addon import infer_full
 from addon import teach as script
 from gti.chip.formats import model_file, npy
+from gti.chip.formats.blobs import decode_fc
 from gti.chip.host.preprocessing import Preprocessing
 from gti.chip.network.types import MajorLayer, Network
 from gti.chip.runtime import features, known_answer, teach
@@ -96,7 +97,7 @@ def test_probabilities_are_those_of_the_formula(folder: Path):
         codes = stick.evaluate(backbone.preprocessing.load(folder / "blue.png"))[0]
     fc = model_file.load(folder / "my.model").first("FC")
     assert fc is not None
-    weights, biases = model_file.decode_fc(fc.blob or b"")
+    weights, biases = decode_fc(fc.blob or b"")
     powers = np.exp(weights @ codes.reshape(49, 32).mean(axis=0) + biases)
     with Classifier(folder / "my.model", ["virtual"]) as classifier:
         (labels,) = classifier.classify([classifier.preprocessing.load(folder / "blue.png")])
