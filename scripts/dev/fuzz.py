@@ -4,7 +4,7 @@
     python scripts/dev/fuzz.py --inputs 50000 --json fuzz.json         # Hypothesis damages good files of all formats
     python scripts/dev/fuzz.py --targets caps checkpoint               # these need TensorFlow: only when named
     python scripts/dev/fuzz.py --targets model --again defects/model-3f2a9c.bin
-    python scripts/dev/fuzz.py --targets model --corpus work -max_total_time=3600 -max_len=65536
+    python scripts/dev/fuzz.py --targets model --corpus work -max_total_time=3600
 
 The last form is guided by coverage: Atheris (pip install atheris; Linux), whose flags begin with one dash. The corpus
 is a folder for inputs that reach new code; an empty one is filled with the good files of the target.

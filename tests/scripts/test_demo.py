@@ -27,7 +27,7 @@ def demo(monkeypatch):
     spec.loader.exec_module(module)
     module.commands = []
 
-    def run(*words):
+    def run(*words, **options):
         module.commands.append(words[0])
         run_script(*words)
 
@@ -85,7 +85,7 @@ def test_exit_status(demo, monkeypatch, tmp_path, changes, expected):
     # Only the judgement: training and comparison are given.
     figures = {"float": 0.98, "quant_w": 0.98, "quant_act": 0.98, "fused": 0.98, "chip": 0.98}
     figures |= {"codes_compared": 100, "codes_equal": 100} | changes
-    monkeypatch.setattr(demo, "run", lambda *words: None)
+    monkeypatch.setattr(demo, "run", lambda *words, **options: None)
     monkeypatch.setattr(demo, "train", lambda where, args: {stage: figures[stage] for stage in demo.STAGES})
     monkeypatch.setattr(demo, "accuracy", lambda path: figures["chip"])
     compared = (figures["codes_compared"], figures["codes_equal"], "virtual stick")
