@@ -1,6 +1,6 @@
 """The chip in software: exact integer codes of every sublayer, and what each read-out mode delivers.
 
-Two engines compute the same codes: `engine_numpy` is the reference, `engine_numba` the fast one. docs/emulator.md.
+Two engines compute the same codes: `engine_numba`, the fast one, and `engine_numpy`. docs/emulator.md.
 """
 
 from __future__ import annotations

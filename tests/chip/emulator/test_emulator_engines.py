@@ -10,9 +10,8 @@ from emulated import images, layer, lively_weights, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gti.chip.emulator import engine_numba, layers_numba
+from gti.chip.emulator import engine_numba, engine_numpy, layers_numba
 from gti.chip.emulator.emulator import Emulator
-from gti.chip.emulator.engine_numpy import convolve
 from gti.chip.network.types import ConvolutionWeights, Network
 
 INT32_MAX = 2**31 - 1
@@ -336,7 +335,7 @@ def small_networks(draw: st.DrawFn) -> tuple[Network, int, int]:
     return network, draw(st.integers(1, 4)), draw(st.integers(0, 2**31))
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(small_networks())
 def test_random_networks(case: tuple[Network, int, int]) -> None:
     network, count, seed = case
@@ -372,15 +371,57 @@ def test_transformed_filters_are_the_transform(window: int) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-def test_reference_convolution_is_a_sum_of_shifted_images() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("total", "bias", "kind"),
+    [
+        (2**24 // 31, 0, np.float32),  # 31 * 541200 = 16777200
+        (2**24 // 31, 16, np.float32),
+        (2**24 // 31, 17, np.float64),
+        (2**24 // 31, -17, np.float64),
+        (2**24 // 31 + 1, 0, np.float64),
+    ],
+)
+def test_float_types_at_the_bound(total: int, bias: int, kind: type, sign: int) -> None:
+    biases = np.zeros(16, np.int32)
+    biases[0] = bias
+    for shift in (0, 12, 15):
+        network = Network((layer(4, 64, 16, (shift,)),))
+        weights = [ConvolutionWeights(sign * one_sided(total, 64), biases, shift)]
+        assert engine_numpy.exact_type(weights[0]) == kind
+        assert_engines_equal(network, weights, saturated(network))
+
+
+def test_beyond_the_bound_float32_rounds() -> None:
+    """The bound is tight: with a bias of one more, the accumulator 2**24 + 1 is lost in float32."""
+    codes = np.full((1, 3, 3, 64), 31, np.uint8)
+    matrix = one_sided(2**24 // 31, 64).transpose(2, 3, 1, 0).reshape(-1, 16)
+    centre = {}
+    for kind in (np.float32, np.float64):
+        ((_, sums),) = engine_numpy._accumulators(codes, matrix.astype(kind), np.full(16, 17).astype(kind))
+        centre[kind] = int(sums[1, 1, 0])
+    assert centre == {np.float32: 2**24, np.float64: 2**24 + 1}
+
+
+def test_rows_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network((layer(14, 16, 16, (8, 9), pooling=True),))
+    for block in (1, 9 * 16 * 14 * 4 * 5):  # a row at a time; five rows, the last four
+        monkeypatch.setattr(engine_numpy, "_BLOCK_BYTES", block)
+        assert_engines_equal(network, lively_weights(network, 3), images(network, 2, 3))
+
+
+def test_accumulators_are_sums_of_shifted_images() -> None:
     random = np.random.RandomState(2)
     codes = random.randint(0, 32, size=(2, 5, 6, 3)).astype(np.uint8)
-    filters = random.randint(-9, 10, size=(4, 3, 3, 3)).astype(np.int16)
-    biases = random.randint(-9, 10, size=4).astype(np.int32)
-    got = convolve(codes, filters, biases)
+    filters = random.randint(-9, 10, size=(4, 3, 3, 3))
+    biases = random.randint(-9, 10, size=4)
+    matrix = filters.transpose(2, 3, 1, 0).reshape(-1, 4).astype(np.float32)
+    got = np.zeros((2, 5, 6, 4), np.int64)
+    for where, sums in engine_numpy._accumulators(codes, matrix, biases.astype(np.float32)):
+        got[where] = sums
     for n, y, x, o in np.ndindex(2, 5, 6, 4):
         total = int(biases[o])
         for dy, dx in np.ndindex(3, 3):
             if 0 <= y + dy - 1 < 5 and 0 <= x + dx - 1 < 6:
-                total += int(codes[n, y + dy - 1, x + dx - 1].astype(int) @ filters[o, :, dy, dx].astype(int))
+                total += int(codes[n, y + dy - 1, x + dx - 1].astype(int) @ filters[o, :, dy, dx])
         assert got[n, y, x, o] == total
