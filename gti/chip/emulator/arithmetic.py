@@ -9,7 +9,7 @@ and for its vectors: the fast engine compiles these very functions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,9 @@ def requantization(shift: int, ten_bit: bool) -> Requantization:
     )
 
 
-def requantize(accumulator, half, right, left, bottom, top):  # noqa: PLR0917 - compiled code has positions only
+def requantize(  # noqa: PLR0917 - compiled code has positions only
+    accumulator: Any, half: Any, right: Any, left: Any, bottom: Any, top: Any
+) -> Any:
     """Return the codes of integer accumulators: half up, clipped to bottom..top.
 
     Half up and half away from zero agree, because negative results end at 0. Clipping before the left shift
@@ -56,7 +58,7 @@ def requantize(accumulator, half, right, left, bottom, top):  # noqa: PLR0917 - 
     return np.minimum(np.left_shift(code, left), top)
 
 
-def pool_window(top_left, top_right, bottom_left, bottom_right, take_top_left):
+def pool_window(top_left: Any, top_right: Any, bottom_left: Any, bottom_right: Any, take_top_left: bool) -> Any:
     """Return the pooled value of a 2x2 window: its maximum, or its top-left pixel."""
     if take_top_left:
         return top_left
@@ -65,13 +67,14 @@ def pool_window(top_left, top_right, bottom_left, bottom_right, take_top_left):
 
 def pool(codes: np.ndarray, sampling_method: int) -> np.ndarray:
     """Return codes [N, H, W, C] pooled 2x2 with stride 2 to [N, H/2, W/2, C]."""
-    return pool_window(
+    pooled: np.ndarray = pool_window(
         codes[:, 0::2, 0::2],
         codes[:, 0::2, 1::2],
         codes[:, 1::2, 0::2],
         codes[:, 1::2, 1::2],
         sampling_method == TOP_LEFT,
     )
+    return pooled
 
 
 def upsample(codes: np.ndarray, fill: str) -> np.ndarray:
@@ -90,4 +93,5 @@ def upsample(codes: np.ndarray, fill: str) -> np.ndarray:
 
 def five_bit(images: np.ndarray) -> np.ndarray:
     """Return the five-bit codes (uint8, 0..31) that the chip makes of 8-bit pixels (uint8), any shape."""
-    return np.minimum(((images >> 2) + 1) >> 1, spec.MAX_CODE)  # at most (255 >> 2) + 1 = 64 on the way
+    codes: np.ndarray = np.minimum(((images >> 2) + 1) >> 1, spec.MAX_CODE)  # (255 >> 2) + 1 = 64 on the way at most
+    return codes

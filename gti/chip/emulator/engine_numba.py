@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import numpy as np
 
@@ -180,12 +181,12 @@ class NumbaEngine:
             codes = arithmetic.pool(codes, self._network.sampling_method)
         _inner(target, codes.shape[1])[:] = codes
 
-    def _share(self, parts: list[Callable]) -> list:
+    def _share(self, parts: list[Callable[..., Any]]) -> list[Any]:
         """Return the results of the parts; the calling thread and the helpers take them as they are free."""
         if len(parts) == 1:
             return [parts[0]()]
         waiting = deque(enumerate(parts))
-        results: list = [None] * len(parts)
+        results: list[Any] = [None] * len(parts)
 
         def work() -> None:
             while waiting:

@@ -7,12 +7,15 @@ says when they are exact; `convolve_wide` is the path for every other case.
 
 # Compiled code takes positional arguments only.
 # ruff: noqa: PLR0917
+# numba finds the types of what it compiles at the call.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -44,7 +47,7 @@ _SOURCES = (__file__, vector_code.__file__, arithmetic.__file__)
 _DIGEST = hashlib.sha256(b"".join(Path(name).read_bytes() for name in _SOURCES)).hexdigest()
 
 
-def _kernel(function: Callable) -> Callable:
+def _kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` without the GIL and keep the code on disk, where any folder for it can be written."""
     try:
         return njit(nogil=True, cache=True)(function)
@@ -52,7 +55,7 @@ def _kernel(function: Callable) -> Callable:
         return njit(nogil=True)(function)
 
 
-def _build(digest: str) -> tuple[dict[int, Callable], dict[int, Callable], Callable]:
+def _build(digest: str) -> tuple[dict[int, Callable[..., Any]], dict[int, Callable[..., Any]], Callable[..., Any]]:
     def transformation(window):
         matrix = FILTERS[window]
 

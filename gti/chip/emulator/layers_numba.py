@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from llvmlite import binding
@@ -25,6 +26,9 @@ _SCALES = {2: 4, 4: 64}
 # Largest transformed filters: of 16 bits, and of 18 bits, which are multiplied in two parts.
 _INT16_MAX = 2**15 - 1
 _SPLIT_MAX = 2**17 - 1
+
+# Runs functions in threads and returns their results in order.
+Share = Callable[[list[Callable[..., Any]]], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,7 @@ def _windows(size: int) -> list[int]:
     return sorted(kernels_numba.WINDOWS, key=lambda window: -(-size // window) * (window + 2))
 
 
-def prepare(
-    conv: Convolution, weights: ConvolutionWeights, fill: str, share: Callable[[list[Callable]], list]
-) -> Layer:
+def prepare(conv: Convolution, weights: ConvolutionWeights, fill: str, share: Share) -> Layer:
     """Return a sublayer ready to run; `fill` is how its input is doubled, `share` runs functions in threads."""
     numbers = arithmetic.requantization(weights.shift, conv.ten_bit)
     inputs, outputs = stored_channels(conv.input_channels), _stored_outputs(conv.output_channels)
@@ -121,7 +123,7 @@ def prepare(
 
 
 def _transformed(
-    weights: np.ndarray, window: int, inputs: int, outputs: int, share: Callable[[list[Callable]], list]
+    weights: np.ndarray, window: int, inputs: int, outputs: int, share: Share
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the transformed filters modulo 2**16, and their largest magnitudes, int32 [blocks, positions]."""
     width, positions = _block_width(outputs), (window + 2) ** 2

@@ -9,6 +9,8 @@ follows them is written by the functions of `arithmetic`, which act on vectors a
 
 # Compiled code takes positional arguments only.
 # ruff: noqa: PLR0917
+# numba finds the types of what it compiles at the call.
+# mypy: allow-untyped-defs, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -35,7 +37,7 @@ FILTERS = {
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
-def _literal_intrinsic(definition: Callable) -> Any:
+def _literal_intrinsic(definition: Callable[..., Any]) -> Any:
     return intrinsic(prefer_literal=True)(definition)
 
 

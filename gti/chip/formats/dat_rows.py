@@ -100,11 +100,13 @@ def off_grid(filters: np.ndarray, coef_bits: int) -> np.ndarray:
     """Return bool [out, in]: kernels that the file cannot hold exactly."""
     magnitude = np.abs(filters.reshape(*filters.shape[:2], TAPS).astype(np.int32))
     if coef_bits == 1:
-        return (magnitude != magnitude[..., :1]).any(axis=-1)
+        unequal: np.ndarray = (magnitude != magnitude[..., :1]).any(axis=-1)
+        return unequal
     step = np.where(magnitude > 0, magnitude, np.iinfo(np.int32).max // 4).min(axis=-1, keepdims=True)
     on_grid = (magnitude == 0) | (magnitude == step) | (magnitude == 2 * step) | (magnitude == 4 * step)
     # A minimum of exactly 2047 collides with the converter's sentinel and is stored as step 0 [section 3.4].
-    return ~on_grid.all(axis=-1) | (step[..., 0] == spec.MAX_WEIGHT)
+    off: np.ndarray = ~on_grid.all(axis=-1) | (step[..., 0] == spec.MAX_WEIGHT)
+    return off
 
 
 def _blocks(output_channels: int, input_channels: int) -> Iterator[tuple[int, int]]:
@@ -141,7 +143,8 @@ def _from_lines(values: np.ndarray, count: int, inputs: int) -> np.ndarray:
 
 def _gather_bits(bits: np.ndarray) -> np.ndarray:
     """Return uint16 [kernels]: bit j is bits[j], for bool `bits` [9, kernels]."""
-    return np.bitwise_or.reduce(bits.view(np.uint8) << _TAP, axis=0, dtype=np.uint16)
+    words: np.ndarray = np.bitwise_or.reduce(bits.view(np.uint8) << _TAP, axis=0, dtype=np.uint16)
+    return words
 
 
 def _planes_3bit(taps: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -222,14 +225,19 @@ def _values_3bit(low: np.ndarray, high: np.ndarray, count: int, inputs: int) -> 
     step = _from_lines(_scales(low, high, 3).astype(np.int16), count, inputs)
     one, two, sign = (_spread_bits(_from_lines(_planes(low, at, 3), count, inputs)) for at in (0, 18, 36))
     # plane 1 : plane 0 = 00, 01, 10, 11 -> 0, 1, 2, 4
-    values = (one + (two << 1) + (one & two)) * step
-    return (values ^ -sign) + sign
+    return _signed((one + (two << 1) + (one & two)) * step, sign)
 
 
 def _values_1bit(low: np.ndarray, high: np.ndarray, count: int, inputs: int) -> np.ndarray:
     alpha = _from_lines(_scales(low, high, 1).astype(np.int16), count, inputs)
     sign = _spread_bits(_from_lines(_planes(low, 0, 1), count, inputs))
-    return (alpha ^ -sign) + sign
+    return _signed(alpha, sign)
+
+
+def _signed(magnitudes: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    """Return the magnitudes, negative where `sign` is 1."""
+    values: np.ndarray = (magnitudes ^ -sign) + sign
+    return values
 
 
 def _bias_field(bias: np.ndarray, coef_bits: int) -> np.ndarray:

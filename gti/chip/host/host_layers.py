@@ -79,7 +79,7 @@ class HostLayers:
         self._chip_tensor = _chip(layers[first], places[first])
         self._steps: list[tuple[str, Step]] = []
         for index in range(first + 1, len(layers)):
-            make = _STEPS.get(layers[index].operation, _refuse)
+            make: Callable[[ModelLayer, str], Step] = _STEPS.get(layers[index].operation, _refuse)
             self._steps.append((_name(layers[index], index), make(layers[index], places[index])))
         self._judge = _Judge(unknown, layers, f'{name}, "{KEY}"') if unknown is not None else None
 
@@ -244,7 +244,7 @@ def _fc(layer: ModelLayer, where: str) -> Step:
             raise ModelFileError(
                 sentence(where, "does not fit the layer before", expected=f"{weights.shape[1]} inputs", received=x.size)
             )
-        y = weights @ x.reshape(-1).astype(np.float32, copy=False) + biases
+        y: Tensor = weights @ x.reshape(-1).astype(np.float32, copy=False) + biases
         return np.maximum(y, np.float32(0)) if relu else y
 
     return step
@@ -260,6 +260,14 @@ def _pooling(layer: ModelLayer, where: str) -> Step:
                 )
             )
 
+    poolings: dict[str, Callable[[Tensor], Tensor]] = {
+        "max": lambda x: x.max(axis=(1, 2)),
+        "average": lambda x: x.mean(axis=(1, 2), dtype=np.float32),
+        "sample": lambda x: x[:, 0, 0],
+        "center": lambda x: x[:, x.shape[1] // 2, x.shape[2] // 2],
+        "top_left": lambda x: x[:, 1, 1],
+    }
+
     def step(x: Tensor) -> Tensor:
         least = 2 if mode == "top_left" else 1
         if x.ndim != 3 or min(x.shape[1:]) < least:
@@ -271,13 +279,7 @@ def _pooling(layer: ModelLayer, where: str) -> Step:
                     received=list(x.shape),
                 )
             )
-        pooled = {
-            "max": lambda: x.max(axis=(1, 2)),
-            "average": lambda: x.mean(axis=(1, 2), dtype=np.float32),
-            "sample": lambda: x[:, 0, 0],
-            "center": lambda: x[:, x.shape[1] // 2, x.shape[2] // 2],
-            "top_left": lambda: x[:, 1, 1],
-        }[mode]()
+        pooled: Tensor = poolings[mode](x)
         return pooled[:, None, None]
 
     return step
@@ -285,8 +287,9 @@ def _pooling(layer: ModelLayer, where: str) -> Step:
 
 def _softmax(layer: ModelLayer, where: str) -> Step:
     def step(x: Tensor) -> Tensor:
-        powers = np.exp(x.astype(np.float32, copy=False) - x.max())
-        return powers / powers.sum()
+        powers: Tensor = np.exp(x.astype(np.float32, copy=False) - x.max())
+        shares: Tensor = powers / powers.sum()
+        return shares
 
     return step
 

@@ -117,7 +117,8 @@ def _triangle(length: int, size: int) -> npt.NDArray[np.float32]:
     centres = (np.arange(size)[:, None] + 0.5) * step
     distances = np.abs(np.arange(length)[None, :] + 0.5 - centres) / max(step, 1.0)
     weights = np.maximum(0.0, 1.0 - distances)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    shares: npt.NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return shares
 
 
 def _checked(image: Any, channels: int) -> npt.NDArray[np.uint8]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TypeVar
 
 from gti import files
 from gti.chip.network.rules import (
@@ -18,6 +19,8 @@ from gti.chip.network.rules import (
 )
 from gti.chip.network.types import MajorLayer, Network
 from gti.errors import NetworkError, listing
+
+T = TypeVar("T")
 
 
 def check(network: Network, name: str = "network") -> None:
@@ -187,7 +190,7 @@ class _Reader:
         else:
             self._wrong("is not a JSON object", "an object", value, "write { ... }")
 
-    def take(self, key: str, kind: type, default, *, required: bool = False, field: str = ""):
+    def take(self, key: str, kind: type[T], default: T, *, required: bool = False, field: str = "") -> T:
         """Return the value of `key`, or `default` where it is absent (with a violation if `required`) or unusable."""
         self._taken.add(key)
         if key not in self._values:

@@ -325,5 +325,6 @@ def _error(kind: str, code: int | None, text: str) -> Exception:
     text = printable(text, 1000)
     kinds = {"USBTimeoutError": usb.core.USBTimeoutError, "USBError": usb.core.USBError}
     if kind in kinds:
-        return kinds[kind](text, None, code)
+        error: Exception = kinds[kind](text, None, code)
+        return error
     return {"IndexError": IndexError, "NotImplementedError": NotImplementedError}.get(kind, DeviceError)(text)

@@ -116,7 +116,7 @@ def _timeout() -> usb.core.USBTimeoutError:
     return usb.core.USBTimeoutError("Operation timed out", None, errno.ETIMEDOUT)
 
 
-class VirtualBackend(usb.backend.IBackend):
+class VirtualBackend(usb.backend.IBackend):  # type: ignore[misc]  # pyusb has no types
     """The bus: pass it to pyusb, or to the transports, as `backend=`."""
 
     def __init__(
@@ -386,6 +386,6 @@ class VirtualBackend(usb.backend.IBackend):
 
 
 def _fill(buffer: Any, data: bytes) -> int:
-    count = min(len(data), len(buffer) * buffer.itemsize)
+    count: int = min(len(data), len(buffer) * buffer.itemsize)
     memoryview(buffer)[:count] = memoryview(data)[:count]
     return count

@@ -184,7 +184,8 @@ def tensor(maps: Sequence[Bytes], scaledown: int = 0, output_type: str | None = 
     values = np.arange(256)
     table = values >> places if places >= 0 else values << -places & 0xFF
     table = table.astype(np.float32 if output_type in (None, "float") else np.uint8)
-    return table[np.concatenate([m.ravel() for m in maps])]
+    result: np.ndarray = table[np.concatenate([m.ravel() for m in maps])]
+    return result
 
 
 def unpack_5bit(packed: Bytes) -> Bytes:

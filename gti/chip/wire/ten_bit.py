@@ -27,4 +27,5 @@ def join_codes(maps: npt.NDArray[np.uint8], layout: str) -> npt.NDArray[np.uint1
     shape = maps.shape[1:]
     parts = maps.astype(np.uint16)
     high, low = parts.reshape(2, -1, *shape) if layout == "halves" else parts.reshape(-1, 2, *shape).swapaxes(0, 1)
-    return high << 5 | low
+    codes: npt.NDArray[np.uint16] = high << 5 | low
+    return codes
