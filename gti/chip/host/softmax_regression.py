@@ -136,7 +136,9 @@ def _loss(w: Floats, x: Floats, wanted: Floats, l2: float) -> tuple[float, Float
 
 def _cross_entropy(logits: Floats, labels: Integers) -> Floats:
     top = logits.max(axis=1)
-    return np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - logits[np.arange(len(labels)), labels]
+    own = logits[np.arange(len(labels)), labels]
+    entropies: Floats = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top - own
+    return entropies
 
 
 def _minimise(function: Callable[[Floats], tuple[float, Floats]], start: Floats) -> Floats:

@@ -110,7 +110,8 @@ class Lesson:
     @property
     def answers(self) -> npt.NDArray[np.intp]:
         """The class that each photograph that was held out was taken for."""
-        return self.held_out_logits.argmax(axis=1)
+        classes: npt.NDArray[np.intp] = self.held_out_logits.argmax(axis=1)
+        return classes
 
     @property
     def truth(self) -> npt.NDArray[np.intp]:
