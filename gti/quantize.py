@@ -252,6 +252,8 @@ def quantize_activation(
 def requantize(accumulator: tf.Tensor, shift: tf.Tensor, max_code: int = spec.MAX_CODE) -> tf.Tensor:
     """Return the chip's codes of integer sums: `clip(floor(acc * 2**-shift + 0.5), 0, max_code)`.
 
+    The same rule stands in integers in `gti.chip.emulator.arithmetic.requantize`: a change of one is one of both.
+
     Ten-bit codes (`max_code` 1023) come from `acc * 32`. `accumulator` holds exact integers as float32 (below 2**24) or
     float64; the result has its dtype. Half-up and half-away agree here, because negative sums end at 0 either way.
     """

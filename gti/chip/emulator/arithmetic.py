@@ -49,6 +49,8 @@ def requantize(  # noqa: PLR0917 - compiled code has positions only
 ) -> Any:
     """Return the codes of integer accumulators: half up, clipped to bottom..top.
 
+    The same rule stands for TensorFlow in `gti.quantize.requantize`: a change of one is one of both.
+
     Half up and half away from zero agree, because negative results end at 0. Clipping before the left shift
     keeps the shifted value small; it changes nothing, as every value above `top` stays above it.
     Functions in place of operators: compiled code keeps 32-bit scalars in 32 bits with them.
