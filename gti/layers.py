@@ -111,7 +111,7 @@ class ChipConv2D(keras.layers.Layer):
         self.max_code = max_code
         self.upsample = upsample
         self.input_scale = input_scale
-        self.held_weights: tuple[tf.Tensor, tf.Tensor] | None = None  # see `weights_held`
+        self.held_weights: tuple[tf.Variable, tf.Variable] | None = None  # see `WeightsHeld`
         self.batch_normalization = (
             keras.layers.BatchNormalization(
                 momentum=BATCH_NORM_MOMENTUM, epsilon=spec.BATCH_NORM_EPSILON, name="batch_normalization"
@@ -160,7 +160,8 @@ class ChipConv2D(keras.layers.Layer):
     def effective_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the (filters, biases) that the convolution uses: quantized with `quantize_w`, else as trained."""
         if self.held_weights is not None:
-            return self.held_weights
+            filters, biases = self.held_weights
+            return tf.convert_to_tensor(filters), tf.convert_to_tensor(biases)
         filters, biases = tf.convert_to_tensor(self.filters), tf.convert_to_tensor(self.biases)
         if not self.quantize_w:
             return filters, biases
@@ -323,19 +324,30 @@ def _start(layer: keras.layers.Layer, variable: str, random: keras.initializers.
     return start
 
 
-@contextmanager
-def weights_held(layers: Iterable[ChipConv2D]) -> Iterator[None]:
-    """Quantize the weights of `layers` once meanwhile, and not in every forward pass: they must not change.
+class WeightsHeld:
+    """Quantizes the weights of layers once for a `with` block, not in every forward pass: they must not change in it.
 
-    A graph that is traced meanwhile keeps these weights; it must not be used later.
+    A graph that is traced in the block reads what the latest block computed, so it can be used in the next one, but
+    not outside of any. The first block may be one of a distribution strategy's scope.
     """
-    held = [(layer, layer.effective_weights()) for layer in layers if layer.quantize_w]
-    try:
-        for layer, weights in held:
-            layer.held_weights = weights
-        yield
-    finally:
-        for layer, _ in held:
+
+    def __init__(self, layers: Iterable[ChipConv2D]) -> None:
+        self._layers = [layer for layer in layers if layer.quantize_w]
+        self._held: list[list[tf.Variable]] = []
+
+    def __enter__(self) -> None:
+        weights = [layer.effective_weights() for layer in self._layers]
+        if not self._held:
+            self._held = [[tf.Variable(value, trainable=False) for value in pair] for pair in weights]
+        else:
+            for variables, pair in zip(self._held, weights, strict=True):
+                for variable, value in zip(variables, pair, strict=True):
+                    variable.assign(value)
+        for layer, (filters, biases) in zip(self._layers, self._held, strict=True):
+            layer.held_weights = filters, biases
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._layers:
             layer.held_weights = None
 
 

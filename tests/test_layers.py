@@ -61,7 +61,7 @@ def test_held_weights_give_the_same_outputs_and_are_let_go(x: np.ndarray) -> Non
     quantized = randomised(layers.ChipConv2D(5, 3, quantize_w=True), x)
     plain = randomised(layers.ChipConv2D(5, 3), x)
     before = quantized(x).numpy()
-    with layers.weights_held([quantized, plain]):
+    with layers.WeightsHeld([quantized, plain]):
         np.testing.assert_array_equal(quantized(x).numpy(), before)
         np.testing.assert_array_equal(tf.function(quantized)(x).numpy(), before)
         for layer in (quantized, plain):
@@ -74,8 +74,20 @@ def test_held_weights_give_the_same_outputs_and_are_let_go(x: np.ndarray) -> Non
     assert not np.array_equal(quantized(x).numpy(), before)
 
 
+def test_a_graph_of_held_weights_is_used_again_when_they_have_changed(x: np.ndarray) -> None:
+    layer = randomised(layers.ChipConv2D(5, 3, quantize_w=True), x)
+    held = layers.WeightsHeld([layer])
+    graph = tf.function(layer)
+    for factor in (1, -1, 3):
+        layer.filters.assign(layer.filters * factor)
+        expected = layer(x).numpy()
+        with held:
+            np.testing.assert_array_equal(graph(x).numpy(), expected)
+    assert graph.experimental_get_tracing_count() == 1
+
+
 def failing_pass(layer: layers.ChipConv2D) -> None:
-    with layers.weights_held([layer]):
+    with layers.WeightsHeld([layer]):
         raise UsageError("no more batches")
 
 

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from gti import caps, names
 from gti.errors import DataError, QuantizationError, sentence
-from gti.layers import weights_held
+from gti.layers import WeightsHeld
 from gti.model.base import chip_layers
 from gti.progress import progress_bar
 from gti.training.evaluation import float32_convolutions
@@ -86,7 +86,7 @@ def calibrate(
     def forward(images: tf.Tensor) -> list[tf.Tensor]:
         return [tf.reshape(y, [-1]) for y in tf.nest.flatten(outputs(images, training=False))]
 
-    with float32_convolutions(), weights_held(layers):
+    with float32_convolutions(), WeightsHeld(layers):
         sizes = [math.prod(layer.output.shape[1:]) for layer in layers]
         measured = _by_tails(forward, sizes, batches(), percentile, progress)
         left = [i for i, found in enumerate(measured) if found is None]

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from gti.errors import DataError, TrainingError, sentence
-from gti.layers import weights_held
+from gti.layers import WeightsHeld
 from gti.model.base import chip_layers
 from gti.progress import progress_bar
 
@@ -52,7 +52,7 @@ def evaluate(
     """
     strategy = strategy or tf.distribute.get_strategy()
     sums = Counter(forward or (lambda images: model(images, training=False)), strategy)
-    with float32_convolutions(), weights_held(() if forward else chip_layers(model)):
+    with float32_convolutions(), WeightsHeld(() if forward else chip_layers(model)):
         return sums.run(dataset, progress)
 
 

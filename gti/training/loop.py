@@ -22,7 +22,8 @@ import tensorflow as tf
 
 from gti import __version__
 from gti.errors import TrainingError, UsageError, sentence
-from gti.model.base import named_variables
+from gti.layers import WeightsHeld
+from gti.model.base import chip_layers, named_variables
 from gti.progress import progress_bar
 from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder, tensorboard
@@ -153,6 +154,7 @@ class Trainer:
             self.optimizer = make_optimizer(settings, steps)
             self.optimizer.build(model.trainable_variables)
         self._step = tf.function(self._train_step, reduce_retracing=True, autograph=False)
+        self._held = WeightsHeld(chip_layers(model))
         self._counter = Counter(lambda images: model(images, training=False), self.strategy)
 
     def _train_step(self, iterator: Any) -> tf.Tensor:
@@ -228,7 +230,7 @@ class Trainer:
 
     def evaluate(self, dataset: tf.data.Dataset, *, progress: str = "") -> Evaluation:
         """Return the figures of the whole data set `dataset`."""
-        with float32_convolutions():
+        with float32_convolutions(), self.strategy.scope(), self._held:
             return self._counter.run(dataset, progress)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from argparse import Namespace
 from dataclasses import replace
 
 import converted_net
+import keras
 import numpy as np
 import pytest
 import small_nets
@@ -164,6 +165,22 @@ def test_the_origin_of_the_caps_is_told_and_a_settings_file_never_ignored(tmp_pa
     else:
         with pytest.raises((UsageError, FormatError), match=re.escape(outcome)):
             origin(args, source)
+
+
+def test_restoring_draws_no_random_numbers_and_shares_no_memory_with_the_source(tmp_path, args, monkeypatch):
+    source = opened(saved(tmp_path, Stage.QUANT_W)[0])
+    before = {name: array.copy() for name, array in source.arrays.items()}
+    drawn = []
+    initializer = keras.initializers.TruncatedNormal
+    monkeypatch.setattr(initializer, "__call__", lambda *args, **options: drawn.append(1) or np.zeros(args[1]))
+    model = built(args, Stage.QUANT_W, source, CLASSES)
+    assert not drawn
+    built(args, Stage.FLOAT, None, CLASSES)
+    assert len(drawn) == len(NETWORK.convolutions) + 1  # fresh ones do
+    for variable in model.trainable_variables:
+        variable.assign_add(np.ones(variable.shape, np.float32))
+    for name, array in before.items():
+        np.testing.assert_array_equal(source.arrays[name], array)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

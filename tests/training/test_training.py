@@ -10,6 +10,7 @@ import pytest
 import small_nets
 import tensorflow as tf
 
+from gti import quantize
 from gti.errors import CheckpointError, TrainingError, UsageError
 from gti.model.base import chip_layers
 from gti.stage import Stage
@@ -83,6 +84,19 @@ def test_it_learns_and_keeps_the_last_and_the_best(make_trainer, tmp_path):
     for name, variable in trainer.variables.items():
         variable.assign(arrays[name])
     assert trainer.evaluate(val_data()).accuracy == metadata.accuracy == metadata.best_accuracy
+
+
+def test_evaluation_within_an_epoch_quantizes_filters_once(make_trainer, monkeypatch):
+    calls = []
+    quantized = quantize.quantize_filters
+    monkeypatch.setattr(quantize, "quantize_filters", lambda *args: calls.append(1) or quantized(*args))
+    trainer = make_trainer(quant_w=True)
+    for number in (1, 2):
+        trainer.train_epoch(train_data(number), number)
+        calls.clear()
+        found = trainer.evaluate(val_data())  # three batches
+        assert len(calls) == len(NETWORK.convolutions)
+        assert found == evaluate(trainer.model, val_data())  # as its filters are now
 
 
 def test_the_same_seed_gives_the_same_run(make_trainer, tmp_path):
