@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gti import cli, files, stage
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.param_parser import infer_parser, parse
 from gti.stage import Stage
 
@@ -26,13 +26,11 @@ def main() -> None:
     args = parse(infer_parser())
     if args.engine_only and (args.device != "auto" or args.record):
         raise UsageError(
-            sentence(
-                "--engine_only",
-                "leaves out the stick and USB",
-                expected="neither --device nor --record",
-                received=f"--device {args.device}" if args.device != "auto" else f"--record {args.record}",
-                fix="drop one of the flags",
-            )
+            "--engine_only",
+            "leaves out the stick and USB",
+            expected="neither --device nor --record",
+            received=f"--device {args.device}" if args.device != "auto" else f"--record {args.record}",
+            fix="drop one of the flags",
         )
 
     from gti import looks, nets
@@ -79,12 +77,10 @@ def main() -> None:
     if cap_name not in source.arrays or np.size(source.arrays[cap_name]) != 1:
         caps = sorted(name for name in source.arrays if name.endswith("/relu_cap"))
         raise UsageError(
-            sentence(
-                f"--last_relu_cap {cap_name}",
-                f"{source.prefix} has no cap of that name",
-                expected="one of " + ", ".join(caps),
-                fix="leave the flag out: the net knows its last cap",
-            )
+            f"--last_relu_cap {cap_name}",
+            f"{source.prefix} has no cap of that name",
+            expected="one of " + ", ".join(caps),
+            fix="leave the flag out: the net knows its last cap",
         )
     last_relu_cap = float(np.reshape(source.arrays[cap_name], ()))
 
@@ -101,13 +97,11 @@ def main() -> None:
         print(f"{model_file} on {model.device_description}")
         if model.input_shape != network.input_shape:
             raise UsageError(
-                sentence(
-                    model_file,
-                    f"is another network than {args.net}",
-                    expected=f"images {list(network.input_shape)}",
-                    received=list(model.input_shape),
-                    fix="convert the checkpoint again",
-                )
+                model_file,
+                f"is another network than {args.net}",
+                expected=f"images {list(network.input_shape)}",
+                received=list(model.input_shape),
+                fix="convert the checkpoint again",
             )
         in_file = load_chips(Path(model_file))
         expected = converter.convert(network, source.arrays, net=args.net)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from gti import cli, stage
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.param_parser import parse, train_parser
 from gti.stage import Stage
 
@@ -23,13 +23,11 @@ def main() -> None:
     args = parse(train_parser())
     if args.resume_from is None and args.stage is not Stage.FLOAT:
         raise UsageError(
-            sentence(
-                args.stage.flags,
-                "this stage starts from a checkpoint of the stage before",
-                expected="--resume_from PREFIX",
-                received="none",
-                fix="train the float network first, then add one flag at a time",
-            )
+            args.stage.flags,
+            "this stage starts from a checkpoint of the stage before",
+            expected="--resume_from PREFIX",
+            received="none",
+            fix="train the float network first, then add one flag at a time",
         )
 
     from gti import looks

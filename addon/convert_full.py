@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from gti import cli, param_parser
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -68,13 +68,11 @@ def host_entries(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> list[t
             shape = (outputs,)
         else:
             raise UsageError(
-                sentence(
-                    f"host layer {layer.name} of {model.net}",
-                    "cannot be packed into a .MODEL",
-                    expected="HostDense, Dropout, GlobalAveragePooling2D or GlobalMaxPooling2D",
-                    received=kind,
-                    fix="use convert_to_chip.py and chip_infer.py, which run the host layers in TensorFlow",
-                )
+                f"host layer {layer.name} of {model.net}",
+                "cannot be packed into a .MODEL",
+                expected="HostDense, Dropout, GlobalAveragePooling2D or GlobalMaxPooling2D",
+                received=kind,
+                fix="use convert_to_chip.py and chip_infer.py, which run the host layers in TensorFlow",
             )
     return entries
 
@@ -89,11 +87,9 @@ def main() -> None:
     network = looks.conversion(args)
     if network.convolutions[-1].ten_bit:
         raise UsageError(
-            sentence(
-                f"net {args.net}",
-                "has ten-bit activations, which no layer of a .MODEL takes",
-                fix="use convert_to_chip.py and chip_infer.py",
-            )
+            f"net {args.net}",
+            "has ten-bit activations, which no layer of a .MODEL takes",
+            fix="use convert_to_chip.py and chip_infer.py",
         )
     labels_file, labels = read_labels(args.labels_file, args.data_dir)
 
@@ -111,13 +107,11 @@ def main() -> None:
     )
     if source.metadata and source.metadata.classes != len(labels):
         raise UsageError(
-            sentence(
-                str(labels_file),
-                "does not fit the checkpoint",
-                expected=f"{source.metadata.classes} classes, background included",
-                received=len(labels),
-                fix="pass the label file that the network was trained with",
-            )
+            str(labels_file),
+            "does not fit the checkpoint",
+            expected=f"{source.metadata.classes} classes, background included",
+            received=len(labels),
+            fix="pass the label file that the network was trained with",
         )
     problem = packing.fc_readout_problem(network, args.net)
     if problem:
@@ -137,9 +131,7 @@ def read_labels(given: str | None, data_dir: str) -> tuple[str | Path, list[str]
 
     path = given or labels.find_labels(Path(data_dir) / "val")
     if path is None:
-        raise UsageError(
-            sentence("--labels_file", f"there is no label file of {data_dir}", fix="pass --labels_file FILE")
-        )
+        raise UsageError("--labels_file", f"there is no label file of {data_dir}", fix="pass --labels_file FILE")
     return path, labels.read_labels(path)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gti import files, names
 from gti.chip.network.types import Network
 from gti.chip.spec import CHIP
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError
 
 # Ranges that user guide section 5.3 calls extreme.
 EXTREMELY_LARGE = 1e3
@@ -52,12 +52,10 @@ def load(path: str | Path) -> dict[str, float]:
         for cap in caps.values()
     ):
         raise FormatError(
-            sentence(
-                str(path),
-                "does not hold calibrated caps",
-                expected='{"relu_caps": {variable name: number from 1e-12 to 1e12}}',
-                fix="write it with set_relu_caps.py",
-            )
+            str(path),
+            "does not hold calibrated caps",
+            expected='{"relu_caps": {variable name: number from 1e-12 to 1e12}}',
+            fix="write it with set_relu_caps.py",
         )
     return {name: float(cap) for name, cap in caps.items()}
 
@@ -67,10 +65,8 @@ def calibrated(net: str, given: str | Path | None = None) -> dict[str, float]:
     path = settings_file(net, given)
     if not path.exists():
         raise UsageError(
-            sentence(
-                str(path),
-                "there are no calibrated caps yet, which quantized activations need",
-                fix=f"run set_relu_caps.py --net {net} --chip {CHIP} --quant_w on the quant_w checkpoint",
-            )
+            str(path),
+            "there are no calibrated caps yet, which quantized activations need",
+            fix=f"run set_relu_caps.py --net {net} --chip {CHIP} --quant_w on the quant_w checkpoint",
         )
     return load(path)

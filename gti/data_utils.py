@@ -19,7 +19,7 @@ from gti.chip.emulator.emulator import usable_cores
 from gti.chip.spec import MAX_CODE
 from gti.data import tfrecords
 from gti.data.data_check import Inspection, inspect
-from gti.errors import DataError, FormatError, sentence
+from gti.errors import DataError, FormatError
 from gti.files import read_json
 
 CROP_FRACTION = 0.875  # the pipeline of the user guide, section 7.1: 224 of 256 pixels
@@ -62,7 +62,7 @@ def load(
     """
     if channels not in (1, 3):
         raise DataError(
-            sentence(str(folder), "the network's input is not an image", expected="1 or 3 channels", received=channels)
+            str(folder), "the network's input is not an image", expected="1 or 3 channels", received=channels
         )
     found = inspect(folder, classes, training=training)
     pipeline = read_pipeline(folder)
@@ -160,16 +160,12 @@ def read_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
     except FormatError as problem:
         raise DataError(str(problem)) from None
     if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "flip"}:
-        raise DataError(
-            sentence(str(path), "is no pipeline description", expected='{"crop_fraction": 0.875, "flip": true}')
-        )
+        raise DataError(str(path), "is no pipeline description", expected='{"crop_fraction": 0.875, "flip": true}')
     crop, flip = value.get("crop_fraction", CROP_FRACTION), value.get("flip", True)
     if isinstance(crop, bool) or not isinstance(crop, (int, float)) or not 0 < crop <= 1:
-        raise DataError(
-            sentence(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)
-        )
+        raise DataError(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)
     if not isinstance(flip, bool):
-        raise DataError(sentence(str(path), "flip is impossible", expected="true or false", received=flip))
+        raise DataError(str(path), "flip is impossible", expected="true or false", received=flip)
     return Pipeline(float(crop), flip)
 
 
@@ -229,7 +225,5 @@ def find_undecodable(folder: str | os.PathLike[str]) -> DataError | None:
         except tf.errors.OpError as problem:
             subject = file if found.labels else f"{file}, record {number}"
             reason = problem.message.splitlines()[0][:120]
-            return DataError(
-                sentence(subject, f"holds an image that cannot be decoded ({reason})", fix="replace or remove it")
-            )
+            return DataError(subject, f"holds an image that cannot be decoded ({reason})", fix="replace or remove it")
     return None

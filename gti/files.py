@@ -26,12 +26,10 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int, error: type[FormatEr
     descriptor, info = _open_regular(name, error)
     with os.fdopen(descriptor, "rb") as file:
         if info.st_size > limit:
-            raise error(
-                sentence(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
-            )
+            raise error(name, "is too large", expected=f"at most {limit} bytes", received=f"{info.st_size} bytes")
         data = file.read(info.st_size + 1)
     if len(data) > info.st_size:
-        raise error(sentence(name, "grew while it was read", expected=f"{info.st_size} bytes"))
+        raise error(name, "grew while it was read", expected=f"{info.st_size} bytes")
     return data
 
 
@@ -44,14 +42,14 @@ def _open_regular(name: str, error: type[FormatError]) -> tuple[int, os.stat_res
     try:
         descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
     except FileNotFoundError:
-        raise error(sentence(name, "no such file", fix="check the path")) from None
+        raise error(name, "no such file", fix="check the path") from None
     except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(sentence(name, f"cannot be opened ({reason})", fix="check the path and its permissions")) from None
+        raise error(name, f"cannot be opened ({reason})", fix="check the path and its permissions") from None
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode):
         os.close(descriptor)  # os.fdopen would refuse a folder in its own words
-        raise error(sentence(name, "is not a regular file", expected="a file", fix="pass a file's path"))
+        raise error(name, "is not a regular file", expected="a file", fix="pass a file's path")
     return descriptor, info
 
 
@@ -84,7 +82,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise UsageError where `write_atomic` could not write the file `path`: told before the work, not after it."""
     target = Path(path)
     if target.is_dir():
-        raise UsageError(sentence(str(target), "is a folder", expected="a file to write", fix="pass a file's path"))
+        raise UsageError(str(target), "is a folder", expected="a file to write", fix="pass a file's path")
     _try_to_write(target.parent, str(target))
 
 
@@ -94,11 +92,9 @@ def make_writable_folder(folder: str | os.PathLike[str]) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UsageError(
-            sentence(
-                str(folder),
-                f"cannot be made a folder ({problem.strerror})",
-                fix="pass a folder that can be written, or a path where one can be created",
-            )
+            str(folder),
+            f"cannot be made a folder ({problem.strerror})",
+            fix="pass a folder that can be written, or a path where one can be created",
         ) from problem
     _try_to_write(Path(folder), str(folder))
 
@@ -113,11 +109,9 @@ def _try_to_write(folder: Path, name: str) -> None:
 
 def _not_written(name: str, problem: OSError) -> UsageError:
     return UsageError(
-        sentence(
-            name,
-            f"cannot be written ({problem.strerror})",
-            fix="check that the folder exists, is writable and has space",
-        )
+        name,
+        f"cannot be written ({problem.strerror})",
+        fix="check that the folder exists, is writable and has space",
     )
 
 
@@ -151,32 +145,28 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
     Infinity, numbers beyond double range, integers of more than 40 digits, nesting deeper than 64 levels.
     """
     if len(data) > MAX_JSON_BYTES:
-        raise error(
-            sentence(name, "is too large", expected=f"at most {MAX_JSON_BYTES} bytes", received=f"{len(data)} bytes")
-        )
+        raise error(name, "is too large", expected=f"at most {MAX_JSON_BYTES} bytes", received=f"{len(data)} bytes")
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) != len(items):
             seen: set[str] = set()
             twice = next(key for key, _ in items if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-            raise error(
-                sentence(name, f"the key {json.dumps(twice[:80])} stands twice in one object", fix="keep one of them")
-            )
+            raise error(name, f"the key {json.dumps(twice[:80])} stands twice in one object", fix="keep one of them")
         return result
 
     def constant(text: str) -> float:
-        raise error(sentence(name, "holds a number that is none", expected="finite numbers", received=text))
+        raise error(name, "holds a number that is none", expected="finite numbers", received=text)
 
     def real(text: str) -> float:
         value = float(text)
         if value in (float("inf"), float("-inf")):
-            raise error(sentence(name, "holds a number beyond double range", received=text[:40]))
+            raise error(name, "holds a number beyond double range", received=text[:40])
         return value
 
     def integer(text: str) -> int:
         if len(text) > 40:
-            raise error(sentence(name, "holds an integer of too many digits", received=text[:40] + "..."))
+            raise error(name, "holds an integer of too many digits", received=text[:40] + "...")
         return int(text)
 
     deep = sentence(name, "is nested too deeply", expected=f"at most {MAX_JSON_DEPTH} levels")
@@ -189,14 +179,12 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
             parse_int=integer,
         )
     except UnicodeDecodeError as problem:
-        raise error(sentence(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8")) from None
+        raise error(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8") from None
     except json.JSONDecodeError as problem:
         raise error(
-            sentence(
-                name,
-                f"is not JSON: {problem.msg.removesuffix(' at')} at line {problem.lineno}, column {problem.colno}",
-                fix="correct the text there",
-            )
+            name,
+            f"is not JSON: {problem.msg.removesuffix(' at')} at line {problem.lineno}, column {problem.colno}",
+            fix="correct the text there",
         ) from None
     except RecursionError:
         raise error(deep) from None
@@ -234,9 +222,7 @@ def inside(folder: str | os.PathLike[str], name: str, *, error: type[FormatError
         if not path.is_symlink() and path.resolve().is_relative_to(base):
             return path
     raise error(
-        sentence(
-            f"file name {json.dumps(name[:80])}",
-            f"leads outside the folder {folder}",
-            expected="a plain file name inside it",
-        )
+        f"file name {json.dumps(name[:80])}",
+        f"leads outside the folder {folder}",
+        expected="a plain file name inside it",
     )

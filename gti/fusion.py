@@ -15,7 +15,7 @@ import numpy as np
 from gti import names
 from gti.chip import spec
 from gti.chip.network.types import Network
-from gti.errors import QuantizationError, sentence
+from gti.errors import QuantizationError
 
 Arrays = dict[str, np.ndarray]
 
@@ -50,7 +50,7 @@ def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -
     problems = _problems(network, arrays, net)
     if problems:
         raise QuantizationError(
-            sentence(f"net {net}", "cannot be fused: " + "; ".join(problems), fix="pass a checkpoint of this net")
+            f"net {net}", "cannot be fused: " + "; ".join(problems), fix="pass a checkpoint of this net"
         )
     result: Arrays = {}
     image_cap = previous_cap = spec.FUSED_CAP[False]  # the image is in chip units already
@@ -104,12 +104,10 @@ def first_host_weights(network: Network, arrays: Mapping[str, np.ndarray], net: 
     ]
     if not fitting:
         raise QuantizationError(
-            sentence(
-                f"net {net}",
-                "no host layer takes the chip's result",
-                expected=f"weights [{channels * height * width}, outputs] of a fully connected layer",
-                fix="pass a checkpoint of this net",
-            )
+            f"net {net}",
+            "no host layer takes the chip's result",
+            expected=f"weights [{channels * height * width}, outputs] of a fully connected layer",
+            fix="pass a checkpoint of this net",
         )
     return min(fitting, key=names.natural)
 

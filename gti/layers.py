@@ -13,7 +13,7 @@ import tensorflow as tf
 from gti import quantize
 from gti.caps import EXTREMELY_SMALL
 from gti.chip import spec
-from gti.errors import QuantizationError, UsageError, sentence
+from gti.errors import QuantizationError, UsageError
 from gti.stage import FILTER_STEPS, MEAN
 
 # Statistics over about ten steps: fine-tuning stages are short.
@@ -90,13 +90,11 @@ class ChipConv2D(keras.layers.Layer):
         _one_of(self.name, "upsample", upsample, (None, *spec.UPSAMPLE_MODES))
         if quantize_act and not (relu_cap is not None and math.isfinite(relu_cap) and relu_cap > 0):
             raise QuantizationError(
-                sentence(
-                    self.name,
-                    "activations cannot be quantized without a cap",
-                    expected="a finite relu_cap above 0",
-                    received=relu_cap,
-                    fix="calibrate with set_relu_caps.py",
-                )
+                self.name,
+                "activations cannot be quantized without a cap",
+                expected="a finite relu_cap above 0",
+                received=relu_cap,
+                fix="calibrate with set_relu_caps.py",
             )
         self.output_channels = output_channels
         self.coef_bits = coef_bits
@@ -372,7 +370,5 @@ def pooled(x: tf.Tensor, sampling_method: int) -> tf.Tensor:
 def _one_of(layer: str, argument: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         raise UsageError(
-            sentence(
-                layer, f"{argument} is impossible", expected="one of " + ", ".join(map(str, allowed)), received=value
-            )
+            layer, f"{argument} is impossible", expected="one of " + ", ".join(map(str, allowed)), received=value
         )

@@ -13,7 +13,7 @@ from gti import names
 from gti.chip import spec
 from gti.chip.network import json_form
 from gti.chip.network.types import Network
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError
 
 NETS_DIR = Path(__file__).resolve().parent.parent / "nets"
 MODEL_DIR = Path(__file__).resolve().parent / "model"
@@ -34,12 +34,10 @@ def users_module(net: str, nets_dir: str | Path | None = None) -> Path | None:
     path = Path(nets_dir or NETS_DIR) / f"{net}.py"
     if not path.is_file():
         raise UsageError(
-            sentence(
-                f"net {net}",
-                "there is no such net",
-                expected="one of " + ", ".join(own_nets()) + f", or your own {path}",
-                fix="add gti/model/<net>.py and nets/<chip>_<net>_dat.json for a new one",
-            )
+            f"net {net}",
+            "there is no such net",
+            expected="one of " + ", ".join(own_nets()) + f", or your own {path}",
+            fix="add gti/model/<net>.py and nets/<chip>_<net>_dat.json for a new one",
         )
     return path
 
@@ -65,11 +63,9 @@ def existing(path: Path) -> Path:
         path.stat()
     except FileNotFoundError:
         raise FormatError(
-            sentence(
-                str(path),
-                "no such file",
-                fix="start in the kit's folder, or pass the folder of the net's JSON files as --nets_dir",
-            )
+            str(path),
+            "no such file",
+            fix="start in the kit's folder, or pass the folder of the net's JSON files as --nets_dir",
         ) from None
     except (OSError, ValueError):
         pass  # whoever reads it says what is wrong
@@ -97,13 +93,11 @@ def at_size(network: Network, net: str, image_size: int | None) -> Network:
         return network
     if image_size not in spec.IMAGE_SIZES:
         raise UsageError(
-            sentence(
-                f"net {net}",
-                "the chip has no such image size",
-                expected="one of " + ", ".join(map(str, sorted(spec.IMAGE_SIZES))),
-                received=image_size,
-                fix=f"leave --image_size at {size}",
-            )
+            f"net {net}",
+            "the chip has no such image size",
+            expected="one of " + ", ".join(map(str, sorted(spec.IMAGE_SIZES))),
+            received=image_size,
+            fix=f"leave --image_size at {size}",
         )
     layers = tuple(replace(layer, image_size=layer.image_size * image_size // size) for layer in network.layers)
     network = replace(network, layers=layers)
@@ -115,10 +109,8 @@ def check_ten_bit(net: str, network: Network) -> None:
     """Raise UsageError where the last layer of `network` has no ten-bit activation."""
     if not network.convolutions[-1].ten_bit:
         raise UsageError(
-            sentence(
-                f"net {net}",
-                "its dat.json does not ask for ten-bit activation",
-                expected='"ActivationBitMode": 1',
-                fix="leave --ten_bit_act out, or use the net tenbit",
-            )
+            f"net {net}",
+            "its dat.json does not ask for ten-bit activation",
+            expected='"ActivationBitMode": 1',
+            fix="leave --ten_bit_act out, or use the net tenbit",
         )

@@ -190,23 +190,19 @@ def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
     ]
     if len(found) != 1:
         raise FormatError(
-            sentence(
-                name,
-                "does not name the chip's part",
-                expected="one GTICNN layer",
-                received=len(found),
-                fix="leave one layer with that operation in the file",
-            )
+            name,
+            "does not name the chip's part",
+            expected="one GTICNN layer",
+            received=len(found),
+            fix="leave one layer with that operation in the file",
         )
     mode = found[0].get("mode", 0)
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= registers.LARGEST_MODE:
         raise FormatError(
-            sentence(
-                f"{name}, layer {found[0].get('name')}",
-                "has an unknown mode",
-                expected=f"a number 0..{registers.LARGEST_MODE}",
-                received=mode,
-                fix="write 0, which reads the result of the last layer",
-            )
+            f"{name}, layer {found[0].get('name')}",
+            "has an unknown mode",
+            expected=f"a number 0..{registers.LARGEST_MODE}",
+            received=mode,
+            fix="write 0, which reads the result of the last layer",
         )
     return found[0]

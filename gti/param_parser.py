@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from gti.chip.spec import CHIP
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.stage import FILTER_STEPS, Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(sentence(self.prog, message, fix=f"see {self.prog} --help"))
+        raise UsageError(self.prog, message, fix=f"see {self.prog} --help")
 
 
 def train_parser() -> Parser:
@@ -230,12 +230,10 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
         args.stage = from_flags(args.quant_w, args.quant_act, args.fuse)
         if getattr(args, "train_caps", False) and args.stage is not Stage.QUANT_ACT:
             raise UsageError(
-                sentence(
-                    "--train_caps",
-                    "caps are trained while activations are quantized and not yet fused",
-                    expected=Stage.QUANT_ACT.flags,
-                    received=args.stage.flags,
-                )
+                "--train_caps",
+                "caps are trained while activations are quantized and not yet fused",
+                expected=Stage.QUANT_ACT.flags,
+                received=args.stage.flags,
             )
     return args
 

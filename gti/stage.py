@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from gti.errors import CheckpointError, UsageError, sentence
+from gti.errors import CheckpointError, UsageError
 
 # Rules for the step of a 3-bit kernel (docs/numerics.md section 3).
 MEAN, MSE = FILTER_STEPS = ("mean", "mse")
@@ -50,23 +50,19 @@ def from_flags(quant_w: bool, quant_act: bool, fuse: bool) -> Stage:
     """Return the stage that the flags name. Raises UsageError for a flag without the ones it builds on."""
     if quant_act and not quant_w:
         raise UsageError(
-            sentence(
-                "--quant_act",
-                "quantized activations need quantized weights",
-                expected="--quant_w --quant_act",
-                received="--quant_act alone",
-                fix="add --quant_w",
-            )
+            "--quant_act",
+            "quantized activations need quantized weights",
+            expected="--quant_w --quant_act",
+            received="--quant_act alone",
+            fix="add --quant_w",
         )
     if fuse and not (quant_w and quant_act):
         raise UsageError(
-            sentence(
-                "--fuse",
-                "fusion needs quantized weights and activations",
-                expected="--quant_w --quant_act --fuse",
-                received=" ".join((["--quant_w"] if quant_w else []) + ["--fuse"]),
-                fix="add the missing flags",
-            )
+            "--fuse",
+            "fusion needs quantized weights and activations",
+            expected="--quant_w --quant_act --fuse",
+            received=" ".join((["--quant_w"] if quant_w else []) + ["--fuse"]),
+            fix="add the missing flags",
         )
     return Stage(int(quant_w) + int(quant_act) + int(fuse))
 
@@ -114,12 +110,10 @@ def check_calibrate(found: Stage | None, quant_w: bool, prefix: str) -> None:
     if found is Stage.QUANT_W:
         raise _mismatch(prefix, found, wanted, [Stage.QUANT_W], "calibrate it")
     raise CheckpointError(
-        sentence(
-            prefix,
-            f"is a {found.label} checkpoint, whose activations are capped already",
-            expected="a float or quant_w checkpoint",
-            fix="calibrate on the checkpoint before --quant_act",
-        )
+        prefix,
+        f"is a {found.label} checkpoint, whose activations are capped already",
+        expected="a float or quant_w checkpoint",
+        fix="calibrate on the checkpoint before --quant_act",
     )
 
 
@@ -137,23 +131,19 @@ def check_convert(found: Stage | None, fuse: bool, prefix: str) -> None:
         return
     if found < Stage.QUANT_ACT:
         raise CheckpointError(
-            sentence(
-                prefix,
-                "has no quantized activations yet, which the chip needs",
-                expected="a quant_act or fused checkpoint",
-                received=f"a {found.label} one",
-                fix="train with --quant_w --quant_act after set_relu_caps.py",
-            )
+            prefix,
+            "has no quantized activations yet, which the chip needs",
+            expected="a quant_act or fused checkpoint",
+            received=f"a {found.label} one",
+            fix="train with --quant_w --quant_act after set_relu_caps.py",
         )
     if fuse != (found is Stage.FUSED):
         raise CheckpointError(
-            sentence(
-                prefix,
-                f"is a {found.label} checkpoint",
-                expected="--fuse" if found is Stage.FUSED else "no --fuse",
-                received="--fuse" if fuse else "no --fuse",
-                fix="add --fuse" if found is Stage.FUSED else "leave out --fuse",
-            )
+            prefix,
+            f"is a {found.label} checkpoint",
+            expected="--fuse" if found is Stage.FUSED else "no --fuse",
+            received="--fuse" if fuse else "no --fuse",
+            fix="add --fuse" if found is Stage.FUSED else "leave out --fuse",
         )
 
 
@@ -163,24 +153,20 @@ def check_infer(found: Stage | None, prefix: str) -> Stage:
         return Stage.QUANT_ACT
     if found < Stage.QUANT_ACT:
         raise CheckpointError(
-            sentence(
-                prefix,
-                "was never converted for the chip",
-                expected="a checkpoint of stage quant_act or fused",
-                received=found.label,
-                fix="pass the checkpoint that convert_to_chip.py was given",
-            )
+            prefix,
+            "was never converted for the chip",
+            expected="a checkpoint of stage quant_act or fused",
+            received=found.label,
+            fix="pass the checkpoint that convert_to_chip.py was given",
         )
     return found
 
 
 def _mismatch(prefix: str, found: Stage, wanted: Stage, fitting: list[Stage], doing: str) -> CheckpointError:
     return CheckpointError(
-        sentence(
-            prefix,
-            f"is a {found.label} checkpoint",
-            expected=" or ".join(stage.flags for stage in fitting),
-            received=wanted.flags,
-            fix=f"{doing} with the flags that fit, or pass another checkpoint",
-        )
+        prefix,
+        f"is a {found.label} checkpoint",
+        expected=" or ".join(stage.flags for stage in fitting),
+        received=wanted.flags,
+        fix=f"{doing} with the flags that fit, or pass another checkpoint",
     )

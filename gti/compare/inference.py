@@ -18,7 +18,7 @@ from gti.chip.network.types import Network
 from gti.chip.runtime.contract import ChipModel
 from gti.chip.spec import TOP_CODE
 from gti.chip.wire.registers import parse_mode
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.files import write_atomic
 
 TOP = 5
@@ -111,9 +111,7 @@ def save_layer_outputs(
     try:
         target.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise UsageError(
-            sentence(str(target), f"cannot be made ({problem.strerror})", fix="pass another folder")
-        ) from None
+        raise UsageError(str(target), f"cannot be made ({problem.strerror})", fix="pass another folder") from None
     buffer = io.BytesIO()
     arrays: dict[str, Any] = dict(zip(names, maps, strict=True))
     np.savez_compressed(buffer, **arrays)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from gti.chip import spec
 from gti.chip.network.types import Convolution
 from gti.compare.sublayer_maps import Maps, Source
-from gti.errors import DataError, sentence
+from gti.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,11 @@ class LayerDifference:
         """Add the codes [C,H,W] of one image. Raises DataError for arrays of different shape."""
         if expected.shape != received.shape:
             raise DataError(
-                sentence(
-                    self.convolution.path,
-                    "two stages give maps of different shape",
-                    expected=list(expected.shape),
-                    received=list(received.shape),
-                    fix="compare stages of the same network",
-                )
+                self.convolution.path,
+                "two stages give maps of different shape",
+                expected=list(expected.shape),
+                received=list(received.shape),
+                fix="compare stages of the same network",
             )
         ours, theirs = (np.ascontiguousarray(values, np.float64).ravel() for values in (expected, received))
         difference = np.abs(ours - theirs)
@@ -295,12 +293,10 @@ def compare(
 def _add(pair: Pair, expected: Sequence[Maps], received: Sequence[Maps], first: int) -> None:
     if not len(expected) == len(received) == len(pair.layers):
         raise DataError(
-            sentence(
-                pair.name,
-                "the stages have different sublayers",
-                expected=f"{len(pair.layers)} maps",
-                received=f"{len(expected)} and {len(received)}",
-            )
+            pair.name,
+            "the stages have different sublayers",
+            expected=f"{len(pair.layers)} maps",
+            received=f"{len(expected)} and {len(received)}",
         )
     for layer, ours, theirs in zip(pair.layers, expected, received, strict=True):
         for number, (one, other) in enumerate(zip(ours.nchw(), theirs.nchw(), strict=True)):

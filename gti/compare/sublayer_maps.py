@@ -22,7 +22,7 @@ from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import npy
 from gti.chip.formats.dat import Dat
 from gti.chip.network.types import Convolution, Network
-from gti.errors import DataError, FormatError, sentence
+from gti.errors import DataError, FormatError
 
 if TYPE_CHECKING:
     import keras
@@ -151,13 +151,11 @@ def of_recording(folder: str | os.PathLike[str], convolutions: Sequence[Convolut
             shape = (conv.output_channels, conv.size, conv.size)
             if array is None or array.shape != shape or array.dtype.kind != "u":
                 raise DataError(
-                    sentence(
-                        str(path),
-                        f"does not hold the maps of {conv.path}",
-                        expected=f"{conv.name}: uint8 {list(shape)}",
-                        received="nothing" if array is None else f"{array.dtype} {list(array.shape)}",
-                        fix="write it with chip_infer.py --layer_outputs, of a .model with mode 1 (LEARN)",
-                    )
+                    str(path),
+                    f"does not hold the maps of {conv.path}",
+                    expected=f"{conv.name}: uint8 {list(shape)}",
+                    received="nothing" if array is None else f"{array.dtype} {list(array.shape)}",
+                    fix="write it with chip_infer.py --layer_outputs, of a .model with mode 1 (LEARN)",
                 )
             result.append(array)
         return result
@@ -176,11 +174,9 @@ def recorded_images(folder: str | os.PathLike[str]) -> int:
         count += 1
     if not count:
         raise DataError(
-            sentence(
-                str(folder),
-                "holds no recorded maps",
-                expected="image_00000/maps.npz and so on",
-                fix="write them with chip_infer.py --layer_outputs",
-            )
+            str(folder),
+            "holds no recorded maps",
+            expected="image_00000/maps.npz and so on",
+            fix="write them with chip_infer.py --layer_outputs",
         )
     return count

@@ -16,7 +16,7 @@ import tensorflow as tf
 from gti.data import folders, tfrecords
 from gti.data.image_folders import seen_differently
 from gti.data.labels import find_labels, read_labels
-from gti.errors import DataError, sentence
+from gti.errors import DataError
 
 # Up to this size every record's checksum, label and image are looked at before training; beyond it only the
 # first records of every shard, because reading a large set through takes minutes.
@@ -63,57 +63,47 @@ def _check_classes(found: Inspection, classes: int | None, training: bool) -> No
     rule = "labels 1 to N, 0 is the background, so N classes need --classes N+1"
     if named is not None and found.label_max >= named:
         raise DataError(
-            sentence(
-                str(labels_file),
-                f"names fewer classes than {found.folder} has",
-                expected=f"at least {found.label_max + 1} with the background",
-                received=named,
-                fix="use the label file that the records were built with",
-            )
+            str(labels_file),
+            f"names fewer classes than {found.folder} has",
+            expected=f"at least {found.label_max + 1} with the background",
+            received=named,
+            fix="use the label file that the records were built with",
         )
     if classes is None:
         return
     folders.check_classes(found.folder, classes)
     if found.label_max >= classes:
         raise DataError(
-            sentence(
-                found.folder,
-                "labels do not fit --classes",
-                expected=f"labels 0 to {classes - 1}",
-                received=f"label {found.label_max}",
-                fix=f"pass --classes {found.label_max + 1} ({rule})",
-            )
+            found.folder,
+            "labels do not fit --classes",
+            expected=f"labels 0 to {classes - 1}",
+            received=f"label {found.label_max}",
+            fix=f"pass --classes {found.label_max + 1} ({rule})",
         )
     if found.numbered is not None and found.numbered != classes - 1:
         raise DataError(
-            sentence(
-                found.folder,
-                "has another number of class folders than --classes, and no label file says which label each one has",
-                expected=f"{classes - 1} folders for --classes {classes}",
-                received=found.numbered,
-                fix=f"name all classes in a label file beside it, or pass --classes {found.numbered + 1} ({rule})",
-            )
+            found.folder,
+            "has another number of class folders than --classes, and no label file says which label each one has",
+            expected=f"{classes - 1} folders for --classes {classes}",
+            received=found.numbered,
+            fix=f"name all classes in a label file beside it, or pass --classes {found.numbered + 1} ({rule})",
         )
     if training and named is None and found.complete and found.label_max + 1 < classes:
         raise DataError(
-            sentence(
-                found.folder,
-                "has fewer classes than --classes",
-                expected=f"labels up to {classes - 1}",
-                received=f"none above {found.label_max}",
-                fix=f"pass --classes {found.label_max + 1} ({rule}), or name all classes in a label file",
-            )
+            found.folder,
+            "has fewer classes than --classes",
+            expected=f"labels up to {classes - 1}",
+            received=f"none above {found.label_max}",
+            fix=f"pass --classes {found.label_max + 1} ({rule}), or name all classes in a label file",
         )
     absent = sorted(set(range(1, classes)) - set(found.present))
     if training and named is None and found.complete and absent:
         raise DataError(
-            sentence(
-                found.folder,
-                "has no image of some classes",
-                expected=f"images of every label from 1 to {classes - 1}",
-                received=f"none of {folders.first_few(absent)}",
-                fix="add images, or name all classes in a label file",
-            )
+            found.folder,
+            "has no image of some classes",
+            expected=f"images of every label from 1 to {classes - 1}",
+            received=f"none of {folders.first_few(absent)}",
+            fix="add images, or name all classes in a label file",
         )
 
 
@@ -141,9 +131,7 @@ def _inspect_states(folder: str, states: tuple[tuple[str, int, int], ...], full_
             present.update(np.unique(labels).tolist())
     if not present:
         raise DataError(
-            sentence(
-                str(folder), "holds no images", received=f"{len(shards)} empty shards", fix="build the records again"
-            )
+            str(folder), "holds no images", received=f"{len(shards)} empty shards", fix="build the records again"
         )
     return Inspection(
         folder,
@@ -175,12 +163,10 @@ def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
                 offender = int(np.argmax((labels < 0) | (sizes == 0)))
                 missing = tfrecords.LABEL if labels[offender] < 0 else tfrecords.ENCODED
                 raise DataError(
-                    sentence(
-                        f"{path}, record {seen + offender}",
-                        f"has no usable {missing}",
-                        expected=f"an Example with {tfrecords.ENCODED} and {tfrecords.LABEL} >= 0",
-                        fix="build the records with scripts/build_image_data.py",
-                    )
+                    f"{path}, record {seen + offender}",
+                    f"has no usable {missing}",
+                    expected=f"an Example with {tfrecords.ENCODED} and {tfrecords.LABEL} >= 0",
+                    fix="build the records with scripts/build_image_data.py",
                 )
             seen += len(labels)
             yield labels
@@ -199,7 +185,7 @@ def _damaged_record(path: Path, features: dict) -> DataError:
         problem = "is damaged (its checksum is wrong)"
     except (tf.errors.OpError, UnicodeDecodeError):
         problem = "is no Example of an image"
-    return DataError(sentence(f"{path}, record {seen}", problem, fix="copy the file again or build the records again"))
+    return DataError(f"{path}, record {seen}", problem, fix="copy the file again or build the records again")
 
 
 # --- image folders
@@ -215,9 +201,7 @@ def _inspect_folder(folder: Path, layout: folders.Layout) -> Inspection:
                 labels.append(layout.names.index(path.name))
     if not states:
         raise DataError(
-            sentence(
-                str(folder), "holds no images", expected="JPEG or PNG files", fix="copy them into the class folders"
-            )
+            str(folder), "holds no images", expected="JPEG or PNG files", fix="copy them into the class folders"
         )
     _check_images(tuple(states))
     return Inspection(
@@ -238,9 +222,7 @@ def _state_of_image(path: Path) -> tuple[str, int, int]:
     info = path.stat()
     # A pipe would be waited for without end.
     if not stat.S_ISREG(info.st_mode):
-        raise DataError(
-            sentence(str(path), "is not a regular file", expected="a JPEG or PNG image", fix="replace or remove it")
-        )
+        raise DataError(str(path), "is not a regular file", expected="a JPEG or PNG image", fix="replace or remove it")
     return str(path), info.st_size, info.st_mtime_ns
 
 
@@ -258,18 +240,14 @@ def _check_image(name: str) -> None:
         head = file.read(8)
         if not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
             raise DataError(
-                sentence(
-                    name, "is no JPEG or PNG image", received=f"first bytes {head.hex()}", fix="replace or remove it"
-                )
+                name, "is no JPEG or PNG image", received=f"first bytes {head.hex()}", fix="replace or remove it"
             )
         reason = seen_differently(file)
     if reason:
         raise DataError(
-            sentence(
-                name,
-                "would look different in training and in inference",
-                expected="an upright RGB or grey picture of 8 bits without transparency",
-                received=reason,
-                fix="build records of the folders with scripts/build_image_data.py, which writes such pictures anew",
-            )
+            name,
+            "would look different in training and in inference",
+            expected="an upright RGB or grey picture of 8 bits without transparency",
+            received=reason,
+            fix="build records of the folders with scripts/build_image_data.py, which writes such pictures anew",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gti.data import tfrecords
 from gti.data.labels import find_labels, labels_of, read_labels
-from gti.errors import DataError, sentence
+from gti.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,10 @@ def look(folder: str | os.PathLike[str]) -> Layout:
     path = Path(folder)
     if not path.is_dir():
         raise DataError(
-            sentence(
-                str(folder),
-                "no such data folder",
-                expected="a folder of TFRecord shards, or of one sub-folder of images per class",
-                fix="pass the folder, or build one with scripts/build_image_data.py",
-            )
+            str(folder),
+            "no such data folder",
+            expected="a folder of TFRecord shards, or of one sub-folder of images per class",
+            fix="pass the folder, or build one with scripts/build_image_data.py",
         )
     with naming_unreadable(path):
         shards = tfrecords.find_shards(path)
@@ -46,25 +44,21 @@ def look(folder: str | os.PathLike[str]) -> Layout:
         classes = _class_folders(path)
     if not classes:
         raise DataError(
-            sentence(
-                str(folder),
-                "holds no images",
-                expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
-                fix="build records with scripts/build_image_data.py",
-            )
+            str(folder),
+            "holds no images",
+            expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
+            fix="build records with scripts/build_image_data.py",
         )
     labels_file = find_labels(path)
     names = read_labels(labels_file) if labels_file else ["", *(path.name for path in classes)]
     for one in classes:
         if one.name not in names:
             raise DataError(
-                sentence(
-                    str(one),
-                    "is no class of the label file",
-                    expected=f"a name of {labels_file}",
-                    received=one.name,
-                    fix="rename the folder or add the class to the label file",
-                )
+                str(one),
+                "is no class of the label file",
+                expected=f"a name of {labels_file}",
+                received=one.name,
+                fix="rename the folder or add the class to the label file",
             )
     return Layout(classes=tuple(classes), names=tuple(names), labels_file=labels_file)
 
@@ -75,13 +69,11 @@ def check_classes(folder: str | os.PathLike[str], classes: int) -> None:
     named = len(read_labels(labels_file)) if labels_file else None
     if named is not None and named != classes:
         raise DataError(
-            sentence(
-                str(labels_file),
-                "does not fit --classes",
-                expected=f"{classes} classes, background included",
-                received=named,
-                fix=f"pass --classes {named}",
-            )
+            str(labels_file),
+            "does not fit --classes",
+            expected=f"{classes} classes, background included",
+            received=named,
+            fix=f"pass --classes {named}",
         )
 
 
@@ -91,7 +83,7 @@ def naming_unreadable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as problem:
-        raise DataError(sentence(str(problem.filename or path), f"cannot be read ({problem.strerror})")) from None
+        raise DataError(str(problem.filename or path), f"cannot be read ({problem.strerror})") from None
 
 
 def check_same_classes(*folders: str | os.PathLike[str]) -> None:
@@ -111,13 +103,11 @@ def check_same_classes(*folders: str | os.PathLike[str]) -> None:
         added = [name for name in other_names if name not in names]
         differences = [f"{word} {first_few(some)}" for word, some in (("no", lacking), ("also", added)) if some]
         raise DataError(
-            sentence(
-                str(path),
-                f"numbers its classes otherwise than {first}, because labels follow the order of the class folders",
-                expected="the same classes, or a label file",
-                received=" and ".join(differences) or "another order",
-                fix="name all classes in a label file (labels.txt beside the folders), or make the folders the same",
-            )
+            str(path),
+            f"numbers its classes otherwise than {first}, because labels follow the order of the class folders",
+            expected="the same classes, or a label file",
+            received=" and ".join(differences) or "another order",
+            fix="name all classes in a label file (labels.txt beside the folders), or make the folders the same",
         )
 
 

@@ -54,7 +54,7 @@ def find_images(
     base = Path(folder)
     if not base.is_dir():
         raise DataError(
-            sentence(str(base), "no such folder", expected="one sub-folder of images per class", fix="check the path")
+            str(base), "no such folder", expected="one sub-folder of images per class", fix="check the path"
         )
     sources: list[Source] = []
     empty: list[str] = []
@@ -66,13 +66,11 @@ def find_images(
         sources += [Source(image, label, name) for image in images]
     if empty:
         raise DataError(
-            sentence(
-                str(base),
-                f"{len(empty)} classes of the label file have no images",
-                expected="JPEG or PNG files in a sub-folder of that name",
-                received=f"none in {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}",
-                fix="correct the label file or add the images",
-            )
+            str(base),
+            f"{len(empty)} classes of the label file have no images",
+            expected="JPEG or PNG files in a sub-folder of that name",
+            received=f"none in {', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}",
+            fix="correct the label file or add the images",
         )
     return sources
 
@@ -221,12 +219,10 @@ def build(
             if part.stop == len(order) and report.written == 0:
                 # Raised before the shards are moved into place: an older data set survives.
                 raise DataError(
-                    sentence(
-                        str(folder),
-                        "no image could be read",
-                        expected="JPEG or PNG images",
-                        received="; ".join(report.skipped[:1]) or "no files",
-                    )
+                    str(folder),
+                    "no image could be read",
+                    expected="JPEG or PNG images",
+                    received="; ".join(report.skipped[:1]) or "no files",
                 )
 
         write_shards(folder, name, [records(part) for part in spread(len(order), shards)])

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from gti.errors import DataError, FormatError, printable, sentence
+from gti.errors import DataError, FormatError, printable
 from gti.files import read_bytes
 
 BACKGROUND = "background"
@@ -29,10 +29,10 @@ def read_labels(path: str | os.PathLike[str]) -> list[str]:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise DataError(sentence(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8")) from None
+        raise DataError(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8") from None
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise DataError(sentence(name, "holds no labels", fix="write one class name a line"))
+        raise DataError(name, "holds no labels", fix="write one class name a line")
     matches = [_NUMBERED.match(line) for line in lines]
     if all(matches):
         numbered = [(int(match[1]), match[2]) for match in matches if match]
@@ -50,13 +50,11 @@ def _numbered(entries: list[tuple[int, str]], name: str) -> list[str]:
     gap = next((number for number in range(len(names)) if number not in names), None)
     if gap is not None:
         raise DataError(
-            sentence(
-                name,
-                "leaves out a label",
-                expected=f"labels 1 to {max(names)} without gaps",
-                received=f"no line for label {gap}",
-                fix="number the classes 1, 2, 3, ...",
-            )
+            name,
+            "leaves out a label",
+            expected=f"labels 1 to {max(names)} without gaps",
+            received=f"no line for label {gap}",
+            fix="number the classes 1, 2, 3, ...",
         )
     return [names[number] for number in range(len(names))]
 
@@ -66,7 +64,7 @@ def _refuse_doubles(values: list, name: str, what: str) -> None:
     for value in values:
         if value in seen:
             problem = f"{what} {printable(str(value), 80)} stands twice"
-            raise DataError(sentence(name, problem, fix="keep one of the lines"))
+            raise DataError(name, problem, fix="keep one of the lines")
         seen.add(value)
 
 

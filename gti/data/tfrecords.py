@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gti.errors import DataError, UsageError, sentence
+from gti.errors import DataError, UsageError
 
 ENCODED = "image/encoded"
 LABEL = "image/class/label"
@@ -65,13 +65,11 @@ def find_shards(folder: str | os.PathLike[str]) -> list[Path]:
         missing = sorted(set(range(count)) - present)
         if missing:
             raise DataError(
-                sentence(
-                    str(folder),
-                    f"shards of {name} are missing",
-                    expected=f"{count} files",
-                    received=f"{len(present)} (first one missing: {missing[0]:05d}-of-{count:05d})",
-                    fix="copy the missing files or build the records again",
-                )
+                str(folder),
+                f"shards of {name} are missing",
+                expected=f"{count} files",
+                received=f"{len(present)} (first one missing: {missing[0]:05d}-of-{count:05d})",
+                fix="copy the missing files or build the records again",
             )
     return found
 
@@ -90,13 +88,11 @@ def count_records(path: str | os.PathLike[str]) -> int:
             end = position + _BEFORE + _LENGTH.unpack(head[:8])[0] + _AFTER if len(head) == _BEFORE else size + 1
             if end > size:
                 raise DataError(
-                    sentence(
-                        f"{path}, record {count}",
-                        "is cut off, or the file is no TFRecord file",
-                        expected=f"a record that ends within the file's {size} bytes",
-                        received=f"{size - position} bytes after the record before it",
-                        fix="copy the file again or build the records again",
-                    )
+                    f"{path}, record {count}",
+                    "is cut off, or the file is no TFRecord file",
+                    expected=f"a record that ends within the file's {size} bytes",
+                    received=f"{size - position} bytes after the record before it",
+                    fix="copy the file again or build the records again",
                 )
             position = end
             count += 1
@@ -153,11 +149,9 @@ def write_shards(folder: str | os.PathLike[str], name: str, parts: Sequence[Iter
     except (OSError, tf.errors.OpError) as problem:
         reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
         raise UsageError(
-            sentence(
-                str(target),
-                f"cannot be written ({reason})",
-                fix="check that the folder is writable and the disk has space",
-            )
+            str(target),
+            f"cannot be written ({reason})",
+            fix="check that the folder is writable and the disk has space",
         ) from problem
     finally:
         if building:

@@ -24,7 +24,7 @@ from gti.caps import load as load_caps
 from gti.caps import settings_file
 from gti.chip import spec
 from gti.chip.network.types import Network
-from gti.errors import NetworkError, QuantizationError, UsageError, sentence
+from gti.errors import NetworkError, QuantizationError, UsageError
 from gti.layers import ChipConv2D, ChipPooling
 from gti.stage import MEAN
 
@@ -53,18 +53,14 @@ def _users_module(net: str, path: Path) -> ModuleType:
         where = traceback.extract_tb(problem.__traceback__)[-1]
         line = problem.lineno if isinstance(problem, SyntaxError) else where.lineno
         raise UsageError(
-            sentence(
-                f"{path}, line {line}", f"cannot be run ({type(problem).__name__}: {problem})", fix="mend the module"
-            )
+            f"{path}, line {line}", f"cannot be run ({type(problem).__name__}: {problem})", fix="mend the module"
         ) from problem
     if not isinstance(getattr(module, "BATCH_NORM", None), bool) or not callable(getattr(module, "host_layers", None)):
         raise UsageError(
-            sentence(
-                str(path),
-                "is not the module of a net",
-                expected="BATCH_NORM = True or False, and host_layers(x, *, classes)",
-                fix="see gti/model/digits.py for an example",
-            )
+            str(path),
+            "is not the module of a net",
+            expected="BATCH_NORM = True or False, and host_layers(x, *, classes)",
+            fix="see gti/model/digits.py for an example",
         )
     return module
 
@@ -98,7 +94,7 @@ def build(
     if network is None:
         network = nets.load(net, image_size=image_size, nets_dir=nets_dir)
     if classes < 1:
-        raise UsageError(sentence(f"net {net}", "needs classes", expected="1 or more", received=classes))
+        raise UsageError(f"net {net}", "needs classes", expected="1 or more", received=classes)
     if ten_bit_act:
         nets.check_ten_bit(net, network)
     _refuse_untrainable(net, network)
@@ -141,12 +137,10 @@ def _refuse_untrainable(net: str, network: Network) -> None:
     ]
     if used:
         raise NetworkError(
-            sentence(
-                f"net {net}",
-                "uses " + ", ".join(used) + ", for which the chip's arithmetic is unknown",
-                expected="plain 3x3 convolutions",
-                fix="leave the keys out",
-            )
+            f"net {net}",
+            "uses " + ", ".join(used) + ", for which the chip's arithmetic is unknown",
+            expected="plain 3x3 convolutions",
+            fix="leave the keys out",
         )
 
 
@@ -159,12 +153,10 @@ def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) ->
     missing = [c.path for c in network.convolutions if names.cap(net, c.name) not in caps]
     if missing:
         raise QuantizationError(
-            sentence(
-                f"net {net}",
-                f"{source} hold no cap for " + ", ".join(missing),
-                expected="a calibrated cap for every sublayer",
-                fix="run set_relu_caps.py on the checkpoint with quantized weights",
-            )
+            f"net {net}",
+            f"{source} hold no cap for " + ", ".join(missing),
+            expected="a calibrated cap for every sublayer",
+            fix="run set_relu_caps.py on the checkpoint with quantized weights",
         )
     return caps
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from gti import quantize
 from gti.chip import spec
 from gti.chip.network.types import Convolution
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.layers import pooled, upsampled
 from gti.model import base
 
@@ -38,11 +38,9 @@ class ExactModel:
         layers = base.chip_layers(model)
         if not all(layer.fixed_cap for layer in layers):
             raise UsageError(
-                sentence(
-                    f"net {model.net}",
-                    "only a fused model computes in the chip's integers",
-                    fix="train it with --quant_w --quant_act --fuse",
-                )
+                f"net {model.net}",
+                "only a fused model computes in the chip's integers",
+                fix="train it with --quant_w --quant_act --fuse",
             )
         self.network = model.network
         self._sublayers = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gti import files
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError
 
 # In the order of the workflow; docs/report.md describes the keys of each.
 PARTS = ("stages", "activations", "weights", "sensitivity", "compare")
@@ -30,7 +30,7 @@ def add(folder: str | os.PathLike[str], part: str, value: Mapping[str, Any]) -> 
         target.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UsageError(
-            sentence(str(target), f"cannot be made ({problem.strerror})", fix="pass a folder to --report")
+            str(target), f"cannot be made ({problem.strerror})", fix="pass a folder to --report"
         ) from problem
     files.write_json(target / f"{part}.json", value)
     path = target / PAGE
@@ -38,7 +38,7 @@ def add(folder: str | os.PathLike[str], part: str, value: Mapping[str, Any]) -> 
         text = page.render(load(target))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise FormatError(
-            sentence(str(target), f"holds a part of another version of the kit ({problem!r})", fix="delete the folder")
+            str(target), f"holds a part of another version of the kit ({problem!r})", fix="delete the folder"
         ) from problem
     files.write_atomic(path, text.encode())
     return path
@@ -52,6 +52,6 @@ def load(folder: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         if path.exists():
             value = files.read_json(path)
             if not isinstance(value, dict):
-                raise FormatError(sentence(str(path), "is no part of a report", fix="delete it and run the step again"))
+                raise FormatError(str(path), "is no part of a report", fix="delete it and run the step again")
             parts[part] = value
     return parts

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from gti import caps, names
-from gti.errors import DataError, QuantizationError, sentence
+from gti.errors import DataError, QuantizationError
 from gti.layers import WeightsHeld
 from gti.model.base import chip_layers
 from gti.progress import progress_bar
@@ -98,9 +98,7 @@ def calibrate(
         assert found is not None
         if not math.isfinite(found.largest):
             raise QuantizationError(
-                sentence(
-                    convolution.path, "outputs are not finite", fix="pass a checkpoint whose training did not diverge"
-                )
+                convolution.path, "outputs are not finite", fix="pass a checkpoint whose training did not diverge"
             )
         # A cap is above 0 even where fewer outputs are than the percentile leaves out.
         cap = found.value if found.value > 0 else found.largest or CAP_OF_DEAD_LAYER
@@ -240,7 +238,7 @@ def _by_tails(
         if len(images):
             add(images, MARGIN)
     if not tails[0].count:
-        raise DataError(sentence("calibration", "there are no images", fix="check --train_data_dir"))
+        raise DataError("calibration", "there are no images", fix="check --train_data_dir")
     return [tail.measured(percentile) for tail in tails]
 
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from gti import __version__, files, names
 from gti.chip.spec import CHIP
-from gti.errors import CheckpointError, printable, sentence
+from gti.errors import CheckpointError, printable
 from gti.stage import FILTER_STEPS, Stage
 
 METADATA_NAME = "gti/metadata"
@@ -71,14 +71,14 @@ class Metadata:
         name = f"{prefix} ({METADATA_NAME})"
         value = files.parse_json(text, name, error=_JsonError)
         if not isinstance(value, dict):
-            raise CheckpointError(sentence(name, "is not a JSON object"))
+            raise CheckpointError(name, "is not a JSON object")
         known = {}
         for field in fields(cls):
             if field.name in value:
                 known[field.name] = _checked(field.name, str(field.type), value[field.name], name)
         missing = [f.name for f in fields(cls)[:7] if f.name not in known]
         if missing:
-            raise CheckpointError(sentence(name, f"lacks {', '.join(missing)}", fix="train the checkpoint again"))
+            raise CheckpointError(name, f"lacks {', '.join(missing)}", fix="train the checkpoint again")
         return cls(**known)
 
 
@@ -116,7 +116,7 @@ def _checked(key: str, kind: str, value: Any, name: str) -> Any:
         or (kind == "float | None" and (value is None or (isinstance(value, int | float) and 0 <= value <= 1)))
     ):
         return value
-    raise CheckpointError(sentence(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80]))
+    raise CheckpointError(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80])
 
 
 def file_name(net: str, stage: Stage, epoch: int) -> str:
@@ -162,11 +162,9 @@ def save(
     except (OSError, tf.errors.OpError) as problem:
         reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
         raise CheckpointError(
-            sentence(
-                str(target),
-                f"cannot be written ({reason})",
-                fix="free space on the disk or pass another --checkpoint_dir; earlier checkpoints are intact",
-            )
+            str(target),
+            f"cannot be written ({reason})",
+            fix="free space on the disk or pass another --checkpoint_dir; earlier checkpoints are intact",
         ) from problem
     finally:
         if folder is not None:
@@ -177,11 +175,9 @@ def refuse_existing(prefix: str | os.PathLike[str]) -> None:
     """Raise CheckpointError where `prefix` is a checkpoint already, which `save` would not overwrite."""
     if index_path(prefix).exists():
         raise CheckpointError(
-            sentence(
-                os.fspath(prefix),
-                "exists already, and a checkpoint is never overwritten",
-                fix="pass another --checkpoint_dir, or move the old checkpoint away",
-            )
+            os.fspath(prefix),
+            "exists already, and a checkpoint is never overwritten",
+            fix="pass another --checkpoint_dir, or move the old checkpoint away",
         )
 
 
@@ -269,13 +265,11 @@ def check_net(metadata: Metadata | None, net: str, prefix: str | os.PathLike[str
 def other_net(prefix: str | os.PathLike[str], wanted: str, net: str, chip: str) -> CheckpointError:
     """Return the error of a checkpoint that is one of `net` for `chip` and not of the `wanted` net."""
     return CheckpointError(
-        sentence(
-            str(prefix),
-            "is a checkpoint of another net",
-            expected=f"{wanted} for {CHIP}",
-            received=f"{net} for {chip}",
-            fix="pass the --net that it was trained as, or another checkpoint",
-        )
+        str(prefix),
+        "is a checkpoint of another net",
+        expected=f"{wanted} for {CHIP}",
+        received=f"{net} for {chip}",
+        fix="pass the --net that it was trained as, or another checkpoint",
     )
 
 
@@ -309,14 +303,14 @@ class _Reader:
             MemoryError,  # sizes in the index are believed by the reader, which asks for them before it reads
         )
         if not index_path(self.prefix).is_file():
-            raise CheckpointError(sentence(self.prefix, "is no checkpoint", fix="check the path"))
+            raise CheckpointError(self.prefix, "is no checkpoint", fix="check the path")
         try:
             for path in bundle(self.prefix):
                 path.open("rb").close()
             self._plain = self._plain_prefix()
         except OSError as problem:
             raise CheckpointError(
-                sentence(self.prefix, f"cannot be read ({problem.strerror})", fix="check the permissions of its files")
+                self.prefix, f"cannot be read ({problem.strerror})", fix="check the permissions of its files"
             ) from problem
         with self._noticing_damage():
             self._reader = tf.train.load_checkpoint(self._plain)
@@ -381,7 +375,7 @@ class _Reader:
 
     def _damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(
-            sentence(self.prefix, f"is damaged ({reason})", fix="resume from an earlier or the best checkpoint")
+            self.prefix, f"is damaged ({reason})", fix="resume from an earlier or the best checkpoint"
         )
 
 
@@ -417,10 +411,8 @@ def _refuse_not_finite(arrays: Mapping[str, np.ndarray], prefix: str) -> None:
     bad = [name for name, value in arrays.items() if not np.all(np.isfinite(value))]
     if bad:
         raise CheckpointError(
-            sentence(
-                prefix,
-                f"values that are not finite in {', '.join(bad[:8])}",
-                expected="numbers",
-                fix="go back to an earlier checkpoint and lower --learning_rate",
-            )
+            prefix,
+            f"values that are not finite in {', '.join(bad[:8])}",
+            expected="numbers",
+            fix="go back to an earlier checkpoint and lower --learning_rate",
         )

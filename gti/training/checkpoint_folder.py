@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gti import files, names
 from gti.chip.spec import CHIP
-from gti.errors import CheckpointError, FormatError, listing, sentence
+from gti.errors import CheckpointError, FormatError, listing
 from gti.stage import Stage
 from gti.training.checkpoint import (
     SAVING,
@@ -105,12 +105,10 @@ def _given(path: str | os.PathLike[str], net: str) -> Path:
     if index_path(given).is_file() or given.is_dir():
         return given
     raise CheckpointError(
-        sentence(
-            str(path),
-            "is no checkpoint",
-            expected=f"a prefix such as checkpoints/{file_name(net, Stage.FLOAT, 10)}, or a folder",
-            fix="check the path",
-        )
+        str(path),
+        "is no checkpoint",
+        expected=f"a prefix such as checkpoints/{file_name(net, Stage.FLOAT, 10)}, or a folder",
+        fix="check the path",
     )
 
 
@@ -225,7 +223,7 @@ def _resolve_folder(folder: Path, net: str, stages: Collection[Stage], preferred
 
 def _check_readable(folder: Path) -> None:
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise CheckpointError(sentence(str(folder), "cannot be read", fix="check the permissions of the folder"))
+        raise CheckpointError(str(folder), "cannot be read", fix="check the permissions of the folder")
 
 
 def _wanted(net: str, stages: Collection[Stage]) -> str:
@@ -235,13 +233,11 @@ def _wanted(net: str, stages: Collection[Stage]) -> str:
 def _none_fits(folder: Path, net: str, stages: Collection[Stage]) -> CheckpointError:
     found = ", ".join(sorted(p.name.removesuffix(".index") for p in folder.glob("*.index"))[:8]) or "none"
     return CheckpointError(
-        sentence(
-            str(folder),
-            "holds no checkpoint that fits",
-            expected=_wanted(net, stages),
-            received=found,
-            fix="train that stage first, or pass another folder",
-        )
+        str(folder),
+        "holds no checkpoint that fits",
+        expected=_wanted(net, stages),
+        received=found,
+        fix="train that stage first, or pass another folder",
     )
 
 

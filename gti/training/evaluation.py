@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gti.errors import DataError, TrainingError, sentence
+from gti.errors import DataError, TrainingError
 from gti.layers import WeightsHeld
 from gti.model.base import chip_layers
 from gti.progress import progress_bar
@@ -84,10 +84,10 @@ class Counter:
                 bar.update()
         loss, hits, hits5, count = total
         if not count:
-            raise DataError(sentence("the data set", "holds no images", fix="check the data folder"))
+            raise DataError("the data set", "holds no images", fix="check the data folder")
         if not np.isfinite(loss):
             raise NotFiniteError(
-                sentence("evaluation", "the model's outputs are not finite", fix="go back to an earlier checkpoint")
+                "evaluation", "the model's outputs are not finite", fix="go back to an earlier checkpoint"
             )
         return Evaluation(hits / count, hits5 / count, loss / count, int(count))
 

@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from gti import __version__
-from gti.errors import TrainingError, UsageError, sentence
+from gti.errors import TrainingError, UsageError
 from gti.layers import WeightsHeld
 from gti.model.base import chip_layers, named_variables
 from gti.progress import progress_bar
@@ -77,13 +77,11 @@ def make_strategy(num_gpus: int = 0) -> tf.distribute.Strategy:
     available = tf.config.list_physical_devices("GPU")
     if num_gpus > len(available):
         raise UsageError(
-            sentence(
-                "--num_gpus",
-                "there are fewer GPUs",
-                expected=f"at most {len(available)}",
-                received=num_gpus,
-                fix="leave it out to train on one device",
-            )
+            "--num_gpus",
+            "there are fewer GPUs",
+            expected=f"at most {len(available)}",
+            received=num_gpus,
+            fix="leave it out to train on one device",
         )
     text = os.environ.get("TF_CONFIG", "")
     if text:
@@ -91,12 +89,10 @@ def make_strategy(num_gpus: int = 0) -> tf.distribute.Strategy:
             workers = json.loads(text)["cluster"]["worker"]
         except (ValueError, KeyError, TypeError):
             raise UsageError(
-                sentence(
-                    "TF_CONFIG",
-                    "describes no cluster",
-                    expected='{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
-                    received=text[:120],
-                )
+                "TF_CONFIG",
+                "describes no cluster",
+                expected='{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
+                received=text[:120],
             ) from None
         if len(workers) > 1:
             return tf.distribute.MultiWorkerMirroredStrategy()
@@ -213,19 +209,17 @@ class Trainer:
                 total = self._checked(total + pending.numpy())
         if not steps:
             raise TrainingError(
-                sentence(
-                    "the training data",
-                    "gives no batch",
-                    expected=f"at least one batch of {replicas} images or more",
-                    fix="check the data folder, or use fewer replicas",
-                )
+                "the training data",
+                "gives no batch",
+                expected=f"at least one batch of {replicas} images or more",
+                fix="check the data folder, or use fewer replicas",
             )
         return total[0] / total[3], total[1] / total[3], steps
 
     @staticmethod
     def _checked(total: np.ndarray) -> np.ndarray:
         if not np.isfinite(total[0]):
-            raise NotFiniteError(sentence("training", "the loss is not a number", fix="lower --learning_rate"))
+            raise NotFiniteError("training", "the loss is not a number", fix="lower --learning_rate")
         return total
 
     def evaluate(self, dataset: tf.data.Dataset, *, progress: str = "") -> Evaluation:
@@ -384,12 +378,10 @@ def _lost_worker(epoch: int, reason: str, folder: str | os.PathLike[str]) -> Tra
     lines = [line.strip() for line in reason.splitlines()]
     told = next((line for line in lines if line.startswith("/job:worker")), lines[0] if lines else "")
     return TrainingError(
-        sentence(
-            f"epoch {epoch}",
-            f"another worker is gone ({told})",
-            expected="all workers of TF_CONFIG",
-            fix=f"start all of them again with --resume_from {folder}; see the messages of the one that ended first",
-        )
+        f"epoch {epoch}",
+        f"another worker is gone ({told})",
+        expected="all workers of TF_CONFIG",
+        fix=f"start all of them again with --resume_from {folder}; see the messages of the one that ended first",
     )
 
 
@@ -400,10 +392,8 @@ def _diverged(stage: str, epoch: int, prefix: str, settings: Settings) -> Traini
     if stage == "fused":
         tries.append("a net with batch norm, so that caps stay near each other")
     return TrainingError(
-        sentence(
-            f"stage {stage}, epoch {epoch}",
-            "the loss is not a number",
-            expected="a finite loss",
-            fix=f"try {', or '.join(tries)}; {f'the last good checkpoint is {prefix}' if prefix else 'none was saved'}",
-        )
+        f"stage {stage}, epoch {epoch}",
+        "the loss is not a number",
+        expected="a finite loss",
+        fix=f"try {', or '.join(tries)}; {f'the last good checkpoint is {prefix}' if prefix else 'none was saved'}",
     )

@@ -86,13 +86,11 @@ def number_of_classes(given: int | None, source: Source | None, data_dir: str | 
     if metadata:
         if given not in (None, metadata.classes):
             raise CheckpointError(
-                sentence(
-                    source.prefix if source else "",
-                    "has another number of classes",
-                    expected=f"--classes {metadata.classes}",
-                    received=f"--classes {given}",
-                    fix="leave --classes out",
-                )
+                source.prefix if source else "",
+                "has another number of classes",
+                expected=f"--classes {metadata.classes}",
+                received=f"--classes {given}",
+                fix="leave --classes out",
             )
         return metadata.classes
     if given is not None:
@@ -101,12 +99,10 @@ def number_of_classes(given: int | None, source: Source | None, data_dir: str | 
     if names:
         return len(names)
     raise UsageError(
-        sentence(
-            "--classes",
-            "neither a checkpoint nor a label file tells the number of classes",
-            expected="--classes N, background included",
-            fix="pass --classes, or put a label file beside the data",
-        )
+        "--classes",
+        "neither a checkpoint nor a label file tells the number of classes",
+        expected="--classes N, background included",
+        fix="pass --classes, or put a label file beside the data",
     )
 
 
@@ -258,13 +254,11 @@ def origin_of_caps(
         given = caps.load(settings_file)
         if folded or any(name not in given or np.float32(given[name]) != np.float32(own[name]) for name in names):
             raise UsageError(
-                sentence(
-                    f"--settings_file {settings_file}",
-                    "its caps are not used: "
-                    + (f"those of {prefix} are folded into its weights" if folded else f"{prefix} has its own"),
-                    expected="no --settings_file, or a quant_w checkpoint",
-                    fix="leave it out, or train --quant_act with these caps anew from the quant_w checkpoint",
-                )
+                f"--settings_file {settings_file}",
+                "its caps are not used: "
+                + (f"those of {prefix} are folded into its weights" if folded else f"{prefix} has its own"),
+                expected="no --settings_file, or a quant_w checkpoint",
+                fix="leave it out, or train --quant_act with these caps anew from the quant_w checkpoint",
             )
     return "" if folded else f"caps from {prefix}"
 

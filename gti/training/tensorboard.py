@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 HISTOGRAM_BUCKETS = 40
 
@@ -37,9 +37,7 @@ def write(
             writer.write(tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
             writer.write(tf.compat.v1.Event(wall_time=now, step=step, summary=summary).SerializeToString())
     except (OSError, tf.errors.OpError) as problem:
-        raise UsageError(
-            sentence(str(folder), f"cannot be written ({problem})", fix="pass another --log_dir")
-        ) from None
+        raise UsageError(str(folder), f"cannot be written ({problem})", fix="pass another --log_dir") from None
 
 
 def _histogram(array: np.ndarray) -> tf.compat.v1.HistogramProto:
