@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gti.chip.wire import protocol
-from gti.errors import FormatError, ImageError, ModelFileError, sentence
+from gti.chip.wire.image_arrays import check_image_array
+from gti.errors import FormatError, ModelFileError, sentence
 from gti.files import read_bytes
 
 if TYPE_CHECKING:
@@ -67,11 +68,7 @@ class LoadedModel:
 
     def to_planes(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return `image`, uint8 [H,W,C], as planes [C,H,W]; raises ImageError that says what is wrong with it."""
-        expected = f"uint8 [{self.size}, {self.size}, {self.planes}] (height, width, channels), values 0..255"
-        problem = _image_problem(image, (self.size, self.size, self.planes))
-        if problem:
-            received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ImageError(sentence("image", problem[0], expected=expected, received=received, fix=problem[1]))
+        check_image_array(image, self.planes, self.size)
         return image.transpose(2, 0, 1)
 
     def host_layers(self) -> HostLayers:
@@ -112,32 +109,6 @@ class LoadedModel:
         Raises ModelFileError when the file holds no host layers.
         """
         return self.host_layers().run(image, chip).result
-
-
-def _image_problem(image: Any, shape: tuple[int, int, int]) -> tuple[str, str] | None:
-    """Return what is wrong with an image, and the fix; None for a good one."""
-    height, width, channels = shape
-    if not isinstance(image, np.ndarray):
-        return "is no NumPy array", "use gti.chip.host.image.load_image for files, numpy.asarray for lists"
-    if image.dtype.kind == "f":
-        scaled = image.size > 0 and float(np.nanmin(image)) >= 0.0 and float(np.nanmax(image)) <= 1.0
-        fix = "pass 8-bit pixels: (image * 255).round().astype(numpy.uint8)" if scaled else "pass 8-bit pixels 0..255"
-        return "holds floating-point numbers" + (" 0..1" if scaled else ""), fix
-    if image.dtype != np.uint8:
-        return "has the wrong type", "pass 8-bit pixels; of 16-bit ones, the high bytes"
-    if image.shape == shape:
-        return None
-    if image.ndim == 4 and image.shape[1:] == shape:
-        return "is a batch", "pass one image at a time, or use evaluate_many"
-    if image.shape == (channels, height, width):
-        return "has its planes first", "put the channels last: image.transpose(1, 2, 0)"
-    if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1 != channels):
-        return "is grey", f"repeat the plane: numpy.repeat(image.reshape({height}, {width}, 1), {channels}, axis=2)"
-    if image.ndim == 3 and image.shape[2] == 4 and channels == 3:
-        return "has four channels", "remove the alpha channel: image[:, :, :3], and see that the order is BGR"
-    if image.ndim == 3 and image.shape[2] == channels:
-        return "has the wrong size", f"resize it to {width}x{height}"
-    return "has the wrong shape", "resize it to the network's input, channels last"
 
 
 def load_model(path: Path) -> LoadedModel:

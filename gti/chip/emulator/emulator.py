@@ -15,6 +15,7 @@ from gti.chip import spec
 from gti.chip.emulator import arithmetic
 from gti.chip.network.delivered import delivered
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.chip.wire.image_arrays import check_image_array
 from gti.chip.wire.registers import Mode, parse_mode
 from gti.errors import GtiError, ImageError, NetworkError, UsageError, sentence
 
@@ -127,21 +128,17 @@ class Emulator:
     def _codes(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
         height, width, channels = self.network.input_shape
-        if images.dtype != np.uint8:
-            fix = "pass 8-bit pixels 0..255, not floats or codes"
-            raise ImageError(
-                sentence("images", "have the wrong type", expected="uint8", received=images.dtype, fix=fix)
-            )
-        if images.ndim != 4 or images.shape[1:] != (height, width, channels) or not len(images):
+        if images.ndim != 4 or not len(images):
             raise ImageError(
                 sentence(
                     "images",
                     "have the wrong shape",
                     expected=f"[N, {height}, {width}, {channels}]",
                     received=list(images.shape),
-                    fix="resize them to the network's input and put the channels last",
+                    fix="put the number of images first",
                 )
             )
+        check_image_array(images[0], channels, height)
         return arithmetic.five_bit(images)
 
 

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from gti.chip.host.image import load_image
 from gti.chip.spec import IMAGE_SIZES
-from gti.errors import ImageError, ModelFileError, UsageError, sentence
+from gti.chip.wire.image_arrays import check_image_array
+from gti.errors import ModelFileError, UsageError, sentence
 
 KEY = "preprocessing"
 ORDERS = ("BGR", "RGB")
@@ -122,33 +123,14 @@ def _triangle(length: int, size: int) -> npt.NDArray[np.float32]:
 
 
 def _checked(image: Any, channels: int) -> npt.NDArray[np.uint8]:
-    """Return `image` as [H,W,C] of the network's channels, or say what is wrong with it."""
-    expected = f"uint8 [height, width, {channels}], values 0..255"
-
-    def refusal(problem: str, fix: str) -> ImageError:
-        received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        return ImageError(sentence("image", problem, expected=expected, received=received, fix=fix))
-
-    if not isinstance(image, np.ndarray):
-        raise refusal("is no NumPy array", "pass numpy.asarray(picture)")
-    if image.dtype.kind == "f":
-        raise refusal("holds floating-point numbers", "pass 8-bit pixels: (image * 255).round().astype(numpy.uint8)")
-    if image.dtype != np.uint8:
-        raise refusal("has the wrong type", "pass 8-bit pixels; of 16-bit ones, the high bytes")
-    if image.ndim == 4:
-        raise refusal("is a batch", "pass one image at a time")
-    if image.ndim not in (2, 3) or not image.size:
-        raise refusal("is no picture", "pass height, width, channels")
-    pixels = image[:, :, None] if image.ndim == 2 else image
-    if pixels.shape[2] == channels:
-        return pixels
-    if pixels.shape[2] == 1:
-        return np.repeat(pixels, channels, axis=2)
-    if pixels.shape[0] in (1, 3) and pixels.shape[2] > 4:
-        raise refusal("has its planes first", "put the channels last: image.transpose(1, 2, 0)")
-    if pixels.shape[2] == 4 and channels == 3:
-        raise refusal("has four channels", "remove the alpha channel: image[:, :, :3]")
-    raise refusal("has another number of channels than the network", f"make it {channels} channels")
+    """Return `image`, grey ones with their plane repeated, as [H,W,C] of the network's channels; errors ImageError."""
+    pixels: npt.NDArray[np.uint8] = image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size:
+        pixels = image[:, :, None] if image.ndim == 2 else image
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = np.repeat(pixels, channels, axis=2)
+    check_image_array(pixels, channels)
+    return pixels
 
 
 def from_header(header: Mapping[str, Any], name: str) -> Preprocessing | None:

@@ -199,9 +199,9 @@ def test_images_are_checked() -> None:
     network = three_layers()
     emulator = Emulator(network, lively_weights(network, 1), engine="numpy")
     good = images(network, 1, 1)
-    with pytest.raises(ImageError, match="expected uint8, received float32"):
+    with pytest.raises(ImageError, match="floating-point"):
         emulator.output(good.astype(np.float32))
-    with pytest.raises(ImageError, match=r"expected \[N, 56, 56, 3\], received \[1, 3, 56, 56\]"):
+    with pytest.raises(ImageError, match="planes first"):
         emulator.output(good.transpose(0, 3, 1, 2))
     with pytest.raises(ImageError, match=r"expected \[H, W, C\]"):
         emulator.read_out(good, "learn")
