@@ -146,3 +146,31 @@ def test_help_and_mistakes_need_no_tensorflow(script):
         assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "json", "report"),
+    [
+        (("--json", "a.json"), "a.json", None),
+        (("--report", "reports/new"), None, "reports/new"),
+        (("--report", "old.folder"), None, "old.folder"),
+        (("--report", "a.json"), "a.json", None),  # as before there was --json
+        (("--report", "file"), "file", None),
+        (("--report", "reports/new", "--json", "a.json"), "a.json", "reports/new"),
+    ],
+)
+@pytest.mark.usefixtures("in_tmp_path")
+def test_a_report_is_a_folder_and_json_a_file(flags, json, report, capsys):
+    Path("old.folder").mkdir()
+    Path("file").touch()
+    for script in ("eval.py", "chip_infer.py"):
+        args = param_parser.parse(PARSERS[script](), [*NET, "--checkpoint", "a", *flags])
+        assert (args.json, args.report) == (json, report)
+        note = capsys.readouterr().err
+        assert note.count("\n") == ("--json" not in flags and json is not None)
+        assert (f"--json {json}" in note) == bool(note)

@@ -291,3 +291,13 @@ def test_light_and_dark_wide_and_narrow(parts, tmp_path):
         assert (np.abs(shot.astype(int) - shot[5, 5]).max(axis=2) > 60).mean() > 0.01
         margin = shot[:, width - 6 :]
         assert (np.abs(margin.astype(int) - shot[5, 5]).max(axis=2) < 12).all()
+
+
+def test_accuracies_of_single_steps_come_together_in_the_order_of_the_workflow(tmp_path):
+    from gti.report import steps
+
+    for stage, accuracy in (("chip", 0.5), ("float", 0.75), ("quant_w", 0.25), ("quant_w", 0.625)):
+        page = steps.add_accuracy(tmp_path, stage, accuracy)
+    rows = [(row["stage"], row["accuracy"]) for row in store.load(tmp_path)["stages"]["accuracies"]]
+    assert rows == [("float", 0.75), ("quant_w", 0.625), ("chip", 0.5)]
+    assert "62.50 %" in page.read_text(encoding="utf-8")

@@ -1,0 +1,159 @@
+"""Mistakes that flags, files and names tell of are told before TensorFlow is imported, by every root script."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+import converted_net
+import pytest
+from converted_net import COMMON, ROOT
+
+from gti import quiet
+from gti.errors import CheckpointError, DataError, FormatError, GtiError, NetworkError, UsageError
+from gti.stage import Stage
+from gti.training import checkpoint_folder
+
+ROOT_SCRIPTS = {
+    "train.py": ("--resume_from", "CK", "--quant_w", "--quant_act", "--fuse"),
+    "eval.py": ("--checkpoint", "CK", "--quant_w", "--quant_act"),
+    "set_relu_caps.py": ("--checkpoint", "CK", "--quant_w", "--settings_file", "TMP/caps.json"),
+    "convert_to_chip.py": ("--checkpoint", "CK"),
+    "addon/convert_full.py": ("--checkpoint", "CK", "--labels_file", "NET/data/labels.txt"),
+    "chip_infer.py": ("--checkpoint", "CK"),
+}
+WITH_DATA = ("train.py", "eval.py", "set_relu_caps.py", "chip_infer.py")
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory):
+    made = converted_net.make(tmp_path_factory.mktemp("net"), Stage.QUANT_ACT)
+    (made.folder / "data" / "train").symlink_to(made.folder / "data" / "val")
+    made.model_file.touch()
+    made.checkpoint.with_name("digits-2801-qw-epoch-1.index").touch()
+    return made
+
+
+@pytest.fixture
+def run(net, tmp_path, monkeypatch):
+    """Run a script up to the import of TensorFlow, which passes as `ReachedError`; later flags win."""
+
+    class ReachedError(Exception):
+        pass
+
+    def stop():
+        raise ReachedError
+
+    monkeypatch.setattr(quiet, "import_tensorflow", stop)
+    monkeypatch.syspath_prepend(ROOT)
+
+    def run(script, *flags):
+        places = {"CK": net.checkpoint, "NET": net.folder, "TMP": tmp_path}
+        if script == "set_relu_caps.py":
+            places["CK"] = net.checkpoint.with_name("digits-2801-qw-epoch-1")
+        words = [*COMMON, "--nets_dir", "NET", *ROOT_SCRIPTS[script]]
+        words += ["--data_dir", "NET/data"]
+        words += ["--checkpoint_dir", "TMP/ck"] if script == "train.py" else []
+        words += ["--output_dir", "TMP/out"] if "convert" in script else []
+        words += flags
+        for name, place in places.items():
+            words = [word.replace(name, str(place), 1) if word.startswith(name) else word for word in map(str, words)]
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        with pytest.raises((ReachedError, GtiError)) as caught:
+            runpy.run_path(str(ROOT / script))["main"]()
+        return None if caught.type is ReachedError else caught.value
+
+    return run
+
+
+@pytest.mark.parametrize("script", ROOT_SCRIPTS)
+def test_without_a_mistake_it_comes_to_the_import(run, script):
+    assert run(script) is None
+
+
+@pytest.mark.parametrize("script", ROOT_SCRIPTS)
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [
+        ("nowhere", "nowhere: is no checkpoint"),
+        ("TMP", "holds no checkpoint that fits"),
+        ("TMP/vgg16-2801-epoch-3", "is a checkpoint of another net"),
+    ],
+)
+def test_checkpoints(run, tmp_path, script, value, word):
+    (tmp_path / "vgg16-2801-epoch-3.index").touch()
+    found = run(script, "--resume_from" if script == "train.py" else "--checkpoint", value)
+    assert isinstance(found, CheckpointError)
+    assert word in str(found)
+
+
+@pytest.mark.parametrize("script", ROOT_SCRIPTS)
+def test_the_stage_in_a_file_name(run, tmp_path, script):
+    stage = Stage.QUANT_ACT if script == "set_relu_caps.py" else Stage.FLOAT
+    prefix = tmp_path / f"digits-2801{stage.suffix}-epoch-3"
+    prefix.with_name(prefix.name + ".index").touch()
+    if script == "eval.py":  # a float checkpoint may be looked at with more quantization: its caps are what is missing
+        found = run(script, "--checkpoint", prefix, "--settings_file", tmp_path / "none.json")
+        assert isinstance(found, UsageError)
+        assert "no calibrated caps" in str(found)
+        return
+    found = run(script, "--resume_from" if script == "train.py" else "--checkpoint", prefix)
+    assert isinstance(found, CheckpointError)
+    assert stage.label in str(found)
+
+
+@pytest.mark.parametrize("script", ROOT_SCRIPTS)
+@pytest.mark.parametrize(
+    ("flags", "kind", "word"),
+    [
+        (("--net", "nope"), UsageError, "there is no such net"),
+        (("--nets_dir", "TMP"), FormatError, "--nets_dir"),
+        (("--image_size", "300"), UsageError, "image size"),
+        (("--image_size", "448"), NetworkError, "448x448"),
+    ],
+)
+def test_nets(run, script, flags, kind, word):
+    found = run(script, *flags)
+    assert isinstance(found, kind)
+    assert word in str(found)
+
+
+@pytest.mark.parametrize("script", WITH_DATA)
+def test_data_folders(run, tmp_path, script):
+    assert "no such data folder" in str(run(script, "--data_dir", "TMP/none"))
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+    found = run(script, "--data_dir", "TMP")
+    assert isinstance(found, DataError)
+    assert "holds no images" in str(found)
+    for part in ("train", "val"):
+        (tmp_path / part / "class 1").mkdir()
+    (tmp_path / "labels.txt").write_text("a\nb\na\n")
+    assert "stands twice" in str(run(script, "--data_dir", "TMP"))
+
+
+def test_what_only_some_scripts_need(run, tmp_path):
+    assert "no such file" in str(run("chip_infer.py", "--model_file", "TMP/none.model"))
+    assert "no such file" in str(run("eval.py", "--settings_file", "TMP/none.json"))
+    assert "no such file" in str(run("addon/convert_full.py", "--labels_file", "TMP/none.txt"))
+    (tmp_path / "file").touch()
+    for script in ("convert_to_chip.py", "addon/convert_full.py"):
+        assert "cannot be made a folder" in str(run(script, "--output_dir", "TMP/file"))
+    assert "cannot be written" in str(run("chip_infer.py", "--json", "TMP/none/x.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [(f"digits-2801{stage.suffix}-epoch-7", stage) for stage in Stage] + [("best-one", None), ("digits-epoch-7", None)],
+)
+def test_what_a_file_name_tells(tmp_path, name, stage):
+    (tmp_path / f"{name}.index").touch()
+    assert checkpoint_folder.look(tmp_path / name, net="digits") == (str(tmp_path / name), stage)
+
+
+def test_a_folder_of_several_stages_tells_the_preferred_one_alone(tmp_path):
+    for stage in (Stage.FLOAT, Stage.QUANT_W):
+        (tmp_path / f"digits-2801{stage.suffix}-epoch-7.index").touch()
+    assert checkpoint_folder.look(tmp_path, net="digits")[1] is None
+    assert checkpoint_folder.look(tmp_path, net="digits", preferred=Stage.QUANT_W)[1] is Stage.QUANT_W
+    assert checkpoint_folder.look(tmp_path, net="digits", stages=(Stage.FLOAT,))[1] is Stage.FLOAT
