@@ -102,17 +102,17 @@ def resized(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
     height, width, channels = pixels.shape
     if (height, width) == (size, size):
         return np.ascontiguousarray(pixels)
-    flat, weights = pixels.reshape(height, -1), _triangle(height, size)
+    flat, weights = pixels.reshape(height, -1), resize_matrix(height, size)
     # In strips: the picture as floats takes four times the memory of the picture.
     strips = [weights @ flat[:, start : start + _STRIP].astype(np.float32) for start in range(0, flat.shape[1], _STRIP)]
     planes = np.concatenate(strips, axis=1).reshape(size, width, channels).transpose(0, 2, 1)
-    values = planes @ _triangle(width, size).T
+    values = planes @ resize_matrix(width, size).T
     rounded = np.clip(np.floor(values + np.float32(0.5)), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(rounded.transpose(0, 2, 1))
 
 
 @lru_cache(maxsize=16)
-def _triangle(length: int, size: int) -> npt.NDArray[np.float32]:
+def resize_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
     """Return the weights [size, length] of each source sample in each of `size` evenly spread ones."""
     step = length / size
     centres = (np.arange(size)[:, None] + 0.5) * step

@@ -17,18 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gti import files
-from gti.chip.driver import GtiModel
 from gti.chip.formats import npy
 from gti.chip.host import host_layers, preprocessing
 from gti.chip.host.image import MAX_FILE_BYTES
 from gti.chip.loaded_model import LoadedModel, load_model
-from gti.chip.runtime.contract import ChipModel
-from gti.chip.runtime.engine_model import EngineModel
+from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.chip.spec import FC_READOUT_SIZE
-from gti.chip.usb import devices
-from gti.errors import DeviceError, FormatError, GtiError, ImageError, ModelFileError, sentence
+from gti.errors import FormatError, GtiError, ImageError, ModelFileError, sentence
 
-EMULATOR = "emulator"  # a --device beside those of `GtiModel`: batches, no USB
 _MAX_CACHE_BYTES = 1024 * 1024 * 1024
 _KEYS = {"backbone", "photos", "features"}
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -92,23 +88,6 @@ def load_backbone(path: str | os.PathLike[str]) -> Backbone:
 _OTHER = "take a network that ends in 7x7, for example 14x14 pooled (scripts/check.py tells)"
 
 
-def open_backbone(backbone: Backbone, device: str = "auto") -> ChipModel:
-    """Return a model that computes: a stick, or for "auto" without one, and for "emulator", batches on the emulator.
-
-    Raises DeviceError when the stick cannot be had.
-    """
-    if device == EMULATOR or (device == "auto" and not _stick_is_there()):
-        return EngineModel(backbone.path)
-    return GtiModel(backbone.loaded, device, mode="fc")
-
-
-def _stick_is_there() -> bool:
-    try:
-        return bool(devices.list_sticks())
-    except DeviceError:  # no libusb: then there is no way to a stick either
-        return False
-
-
 class Computed(NamedTuple):
     """Features of those photographs that could be used."""
 
@@ -156,7 +135,7 @@ def compute(
                 read.append(digest)
                 yield turned(image, backbone.reader)
 
-        with open_backbone(backbone, device) as model:
+        with open_stick_or_emulator(backbone.path, device) as model:
             description = model.device_description
             for number, codes in enumerate(progress(model.evaluate_many(images()), len(missing))):
                 known[read[number]] = codes.mean(axis=(0, 1, 2), dtype=np.float32)

@@ -20,6 +20,7 @@ from gti.chip.host.preprocessing import Preprocessing
 from gti.chip.network.types import MajorLayer, Network
 from gti.chip.runtime import features, known_answer, teach
 from gti.chip.runtime.classifier import Classifier
+from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.errors import DataError, FormatError, ModelFileError, UsageError
 
 NETWORK = Network((MajorLayer(28, 3, 16, 1, 3, (4,), pooling=True), MajorLayer(14, 16, 32, 1, 3, (6,), pooling=True)))
@@ -93,7 +94,7 @@ def test_probabilities_are_those_of_the_formula(folder: Path):
     backbone = features.load_backbone(folder / "b.model")
     lesson = teach.learn(backbone, folder / "photos", device="emulator", unknown=0)
     (folder / "my.model").write_bytes(teach.to_model(lesson, backbone, "my", top=3))
-    with features.open_backbone(backbone, "virtual") as stick:
+    with open_stick_or_emulator(backbone.path, "virtual") as stick:
         codes = stick.evaluate(backbone.preprocessing.load(folder / "blue.png"))[0]
     fc = model_file.load(folder / "my.model").first("FC")
     assert fc is not None
