@@ -54,8 +54,8 @@ def probabilities(logits: npt.NDArray[Any], size: tuple[int, ...] | None = None)
 
 def picture(chance: npt.NDArray[Any], *, invert: bool = False) -> npt.NDArray[np.uint8]:
     """Return probabilities [H,W] as grey values, uint8: 255 = edge, or 0 = edge with `invert`."""
-    grey = np.floor(chance * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    return 255 - grey if invert else grey
+    grey: npt.NDArray[np.uint8] = np.floor(chance * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return np.bitwise_not(grey) if invert else grey
 
 
 def resize(plane: npt.NDArray[Any], size: tuple[int, ...]) -> npt.NDArray[np.float32]:
