@@ -8,12 +8,13 @@ from gti.chip import spec
 from gti.chip.network.rules import Violation
 from gti.errors import printable
 
+_VGG = "choose a VGG-like network"
 # What kinds of reasons amount to: a part of their problem -> (what the model has, what to choose).
 _SUMS = (
-    ("depthwise", "depthwise convolutions", "choose a VGG-like network"),
-    ("single chain", "branches", "choose a VGG-like network"),
-    ("the host receives", "branches", "choose a VGG-like network"),
-    ("grouped", "grouped convolutions", "choose a VGG-like network"),
+    ("depthwise", "depthwise convolutions", _VGG),
+    ("single chain", "branches", _VGG),
+    ("the host receives", "branches", _VGG),
+    ("grouped", "grouped convolutions", _VGG),
     ("kernel is not", "kernels other than 3x3", "build it of 3x3 convolutions"),
     ("stride is not", "strides", "pool with 2x2 instead"),
     ("activation is not", "activations other than ReLU", "use ReLU"),
@@ -62,9 +63,9 @@ def summary(violations: Sequence[Violation]) -> str:
                 names.append(what)
     if not chosen:
         return ""
-    instead, names = next(iter(chosen.items()))
-    others = [what for choice, whats in chosen.items() if choice != instead for what in whats]
-    return f"In short: {', '.join([*names, *others])}: {instead}."
+    if _VGG in chosen:
+        chosen = {_VGG: chosen[_VGG]}
+    return "In short: " + "; ".join(f"{', '.join(names)}: {instead}" for instead, names in chosen.items()) + "."
 
 
 def text(name: str, violations: Sequence[Violation]) -> str:

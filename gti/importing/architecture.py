@@ -22,7 +22,7 @@ from gti.importing.chip_part import (
     SCALES,
     ChipReader,
     Sublayer,
-    padded_up,
+    legal_channels,
 )
 from gti.importing.graph import Graph, Layer, name_of, pair, whole
 from gti.importing.host_part import DENSE, GLOBAL, HostReader, Step
@@ -92,7 +92,7 @@ def from_graph(
             sentence(source, "holds no convolution for the chip", expected="3x3 convolutions in front of the host part")
         )
     last, result = reader.sublayers[-1].output_channels, _sizes(reader.sublayers, size)[-1]
-    host = HostReader(result, last, padded_up(last))
+    host = HostReader(result, last, legal_channels(last))
     host.read(layers[end:])
     sizes = _legal_sizes(reader.sublayers, size, fixed=bool(host.steps) and host.steps[0].kind not in GLOBAL)
     reader.image_size = _checked_size(reader, size if image_size is None else image_size, sizes, result)
@@ -273,9 +273,9 @@ def _checked_size(reader: ChipReader, size: int, legal: Sequence[int], result: i
 def _notes(sublayers: Sequence[Sublayer]) -> list[str]:
     notes = []
     padded = [
-        f"{s.layer.name} {s.output_channels} -> {padded_up(s.output_channels)}"
+        f"{s.layer.name} {s.output_channels} -> {legal_channels(s.output_channels)}"
         for s in sublayers
-        if padded_up(s.output_channels) != s.output_channels
+        if legal_channels(s.output_channels) != s.output_channels
     ]
     if padded:
         notes.append(f"channels padded up with zero filters: {', '.join(padded)}")

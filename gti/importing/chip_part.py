@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from gti.chip import spec
-from gti.chip.network.rules import Violation
+from gti.chip.network.rules import Violation, padded_up
 from gti.chip.network.types import MajorLayer, Network
 from gti.errors import UsageError, sentence
 from gti.importing.graph import Layer, name_of, pair, real, whole
@@ -42,6 +42,7 @@ class Sublayer:
     activated: bool = False
     pooled: bool = False
     rounds_up: bool = False  # an odd size, when pooled
+    strided: bool = False  # a stride of 2, in whose place a pooling is advised
     after: list[Layer] = field(default_factory=list)  # BatchNormalization, Scale
     limit: float | None = None  # of a ReLU6
 
@@ -96,7 +97,7 @@ class ChipReader:
         self.upsample = None
 
     def _chip_convolution(self, layer: Layer) -> None:
-        self._activation_missing()
+        self._complete()
         config = layer.config
         if config.get("upsample"):
             self._upsampled_already(layer, "upsampling")
@@ -113,7 +114,7 @@ class ChipReader:
         )
 
     def _convolution(self, layer: Layer) -> None:
-        self._activation_missing()
+        self._complete()
         config = layer.config
         kernel, strides = pair(config.get("kernel_size", 3)), pair(config.get("strides", 1))
         if kernel not in ((3, 3), (1, 1)):  # the centre of a 3x3 holds a 1x1
@@ -147,7 +148,7 @@ class ChipReader:
         for number in range(repeats):
             last = number == repeats - 1
             self._add(Sublayer(layer, count, activated=not last or activation != "linear"))
-        self.sublayers[-1].pooled = strides == (2, 2)
+        self.sublayers[-1].strided = strides == (2, 2)
 
     def _zero_padding(self, layer: Layer) -> None:
         if _frame(layer.config.get("padding", 1)) != (1, 1, 1, 1):
@@ -163,7 +164,7 @@ class ChipReader:
             self.padded = ""
 
     def _pooling(self, layer: Layer) -> None:
-        self._activation_missing()
+        self._complete()
         self._upsampled_already(layer, "pooling")
         if layer.kind == CHIP_POOLING:
             self.sampling.add(whole(layer.config.get("sampling_method"), 0))
@@ -232,15 +233,18 @@ class ChipReader:
             # No obstacle: every ReLU of the chip has a cap, and calibration sets it.
             last.limit = real(layer.config.get("max_value"), 0.0) or None
 
-    def _activation_missing(self) -> None:
-        if self.sublayers and not self.sublayers[-1].activated:
-            last = self.sublayers[-1]
+    def _complete(self) -> None:
+        """Say what the last convolution lacks before something else begins."""
+        last = self.sublayers[-1] if self.sublayers else None
+        if last is not None and last.strided:
+            last.pooled, last.strided = True, False
+        if last is not None and not last.activated:
             last.activated = True
             self.unfit(last.layer.name, "the convolution has no ReLU", "relu", "linear", 'use activation="relu"')
 
     def finish(self, channels: int, coef_bits: Sequence[int]) -> Network:
         """Return the network of all that was read; `coef_bits` one number a block, see `with_coef_bits`."""
-        self._activation_missing()
+        self._complete()
         if self.upsample:
             self.unfit("upsampling", "no convolution stands behind it", "upsampling, then convolution", "nothing",
                        "leave it out")  # fmt: skip
@@ -273,9 +277,9 @@ def _frame(padding: object) -> tuple[int, ...]:
     return tuple(whole(side, -1) for side in sides)
 
 
-def padded_up(channels: int) -> int:
-    """Return the next number of output channels that the chip has; `channels` where there is none."""
-    return min((n for n in spec.OUTPUT_CHANNELS if n >= channels > 0), default=channels)
+def legal_channels(channels: int) -> int:
+    """Return `channels` padded up where that is possible; else as they are, for the chip's rules to say it."""
+    return padded_up(channels) if 0 < channels <= max(spec.OUTPUT_CHANNELS) else channels
 
 
 def with_coef_bits(sublayers: Sequence[Sublayer], coef_bits: Sequence[int]) -> None:
@@ -319,8 +323,8 @@ def _begins(before: Sublayer | None, sublayer: Sublayer) -> bool:
     # other channels or another width of coefficients.
     if before is None or before.pooled or sublayer.upsample:
         return True
-    return (padded_up(before.output_channels), before.coef_bits) != (
-        padded_up(sublayer.output_channels),
+    return (legal_channels(before.output_channels), before.coef_bits) != (
+        legal_channels(sublayer.output_channels),
         sublayer.coef_bits,
     )
 
@@ -338,7 +342,7 @@ def _major_layers(
                 MajorLayer(
                     image_size=previous.output_size if previous else image_size,
                     input_channels=previous.output_channels if previous else channels,
-                    output_channels=padded_up(sublayer.output_channels),
+                    output_channels=legal_channels(sublayer.output_channels),
                     sublayer_number=0,
                     coef_bits=sublayer.coef_bits,
                     scaling=(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ from gti.chip.network.budget import Budget, HostLayer
 from gti.chip.network.nearest import Change
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
-from gti.errors import NetworkError, printable
-from gti.importing import advice
+from gti.errors import FormatError, NetworkError, printable, sentence
+from gti.importing import advice, architecture, templates
+from gti.importing.architecture import Architecture
 
 WORD_BYTES = {"FT601": 4, "FT600": 2}
 IMAGENET_CLASSES = 1001  # with background
@@ -46,11 +48,27 @@ def of_json(path: str | os.PathLike[str], *, units: Sequence[int] | None = None)
     Raises FormatError for a file that is not JSON, NetworkError for one that does not hold a network.
     """
     name = os.fspath(path)
-    network, violations = networks.examine(files.read_json(path))
+    value = files.read_json(path)
+    _refuse_container_definition(value, name)
+    network, violations = networks.examine(value)
     if not network.layers or any(violation.rule.startswith(("json-", "model-entries")) for violation in violations):
-        networks.from_json(files.read_json(path), name)
+        networks.from_json(value, name)
         raise NetworkError(f"{printable(name)}: holds no layers.")
     return study(network, name, violations=violations, units=units)
+
+
+def _refuse_container_definition(value: Any, name: str) -> None:
+    layers = value.get("layer") if isinstance(value, dict) else None
+    if isinstance(layers, list) and any(isinstance(layer, dict) and "operation" in layer for layer in layers):
+        other = name.replace("_model.json", "_dat.json")
+        raise FormatError(
+            sentence(
+                name,
+                "defines a .MODEL container, not a network of the chip",
+                expected="a dat.json",
+                fix=f"python scripts/check.py {other if other != name else 'nets/<chip>_<net>_dat.json'}",
+            )
+        )
 
 
 def of_model_file(
@@ -61,8 +79,6 @@ def of_model_file(
     image_size: int | None = None,
 ) -> Study:
     """Return the study of a model file, as import_model.py reads it; no arrays are read. Raises FormatError."""
-    from gti.importing import architecture, templates
-
     model = architecture.load(path, coef_bits=coef_bits, image_size=image_size, arrays=False)
     result = study(model.network, os.fspath(path), violations=templates.problems(model), units=units)
     notes = [f"{note[:1].upper()}{note[1:]}." for note in model.notes]
@@ -73,7 +89,17 @@ def of_model_file(
         )
     notes += [f"import_model.py cannot write the host's part: {reason}" for reason in advice.lines(model.host_problems)]
     result = replace(result, notes=(*result.notes, *notes))
-    return replace(result, host=model.host) if units is None else result
+    return replace(result, host=_host_of(model, result.budget.network)) if units is None else result
+
+
+def _host_of(model: Architecture, legal: Network) -> tuple[HostLayer, ...]:
+    """Return the host's layers of a model behind the nearest legal network, whose result may be of another size."""
+    first, *others = model.host or (None,)
+    if first is None or not first.inputs:
+        return model.host
+    axes = 3 if any(step.kind == "ChipFlatten" for step in model.steps) else 1  # a global pooling leaves the channels
+    before, after = (math.prod(network.output_shape[:axes]) for network in (model.network, legal))
+    return (replace(first, inputs=first.inputs * after // before), *others)
 
 
 def study(network: Network, name: str, *, violations: Sequence[Violation], units: Sequence[int] | None = None) -> Study:
@@ -141,6 +167,11 @@ def _notes(network: Network) -> list[str]:
         notes.append("No layout of ten-bit results on the wire is known: a real stick refuses them.")
     if any(layer.shortcuts for layer in network.layers):
         notes.append("What the chip computes for shortcuts is not known: the emulator refuses them.")
+    if any(any(layer.one_coef) for layer in network.layers):
+        notes.append(
+            "What the chip computes for one_coef is not known: training refuses it, the emulator takes weights in the "
+            "centre alone. A 3x3 filter with nothing but its centre does the same."
+        )
     return notes
 
 

@@ -7,7 +7,6 @@ numbered in network order.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import zipfile
@@ -136,7 +135,7 @@ def hdf5_of_archive(name: str) -> Weights:
             if member.file_size > min(MAX_FILE_BYTES, 64 * 1024**2 + 10 * os.path.getsize(name)):
                 raise FormatError(sentence(name, "unpacks to too much", received=f"{member.file_size} bytes"))
             with archive.open(member) as file:
-                data = io.BytesIO(file.read(member.file_size + 1))
+                data = file.read(member.file_size + 1)
     except KeyError:
         raise FormatError(sentence(name, "holds no model.weights.h5", fix="save it with model.save again")) from None
     except FormatError:
@@ -152,7 +151,7 @@ def hdf5_config(name: str) -> bytes | None:
     return text.encode() if isinstance(text, str) else text if isinstance(text, bytes) else None
 
 
-def hdf5(name: str, data: io.BytesIO | None = None) -> Weights:
+def hdf5(name: str, data: bytes | None = None) -> Weights:
     """Return the arrays of an HDF5 file (or of its content `data`) by path, where floating-point; optimizers left out.
 
     The path of a layer's numbered variables ends in `/vars/0`. Raises FormatError for links, arrays in other files,
@@ -174,13 +173,14 @@ class _NamedWeight(Weight):
     layer: str = ""  # the name of the layer, where a Keras 3 file has it
 
 
-def _opened(name: str, data: io.BytesIO | None) -> Any:
+def _opened(name: str, data: bytes | None) -> Any:
     import h5py
 
     if data is None and not os.path.isfile(name):
         raise FormatError(sentence(name, "no such file", fix="check the path"))
     try:
-        return h5py.File(data or name, "r")
+        # Not as a Python file: HDF5 that still holds one when the interpreter is torn down ends in a fault.
+        return h5py.File(name if data is None else h5py.h5f.open_file_image(data), "r")
     except Exception as problem:  # a damaged file fails in many ways
         raise _not_hdf5(name, problem) from None
 

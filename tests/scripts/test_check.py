@@ -80,7 +80,7 @@ def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp
         (["--net", "digits", "--nets_dir", "elsewhere"], "pass the folder of the net's JSON files as --nets_dir"),
         (["no_such.keras"], "no such file"),
         (["nets/2801_digits_dat.json", "--fc", "10,x"], "expected whole numbers above 0"),
-        (["nets/2801_digits_model.json"], 'the key "model" is missing'),
+        (["nets/2801_digits_model.json"], "check.py nets/2801_digits_dat.json"),
         (["nets"], "nets: is not a regular file"),
         (["/dev/null"], "/dev/null: is not a regular file"),
     ],
@@ -155,3 +155,68 @@ def test_open_questions_about_silicon_are_said(tmp_path):
     (note,) = feasibility.of_json(tmp_path / "unpooled.json").notes
     assert "FC read-out (mode 0), which chip_infer.py classifies with, needs 7x7" in note
     assert "scripts/model_tool.py run --mode single" in note
+
+
+def test_advice_goes_up_and_the_nearest_network_and_the_host_follow_it(tmp_path):
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][1]["output_channels"] = 48
+    files.write_json(tmp_path / "narrow.json", value)
+    study = feasibility.of_json(tmp_path / "narrow.json", units=[10])
+    assert [str(change) for change in study.changes] == ["major 2: output_channels 48 -> 64"]
+    assert "nearest legal value is 64" in str(study.violations[0])
+    assert study.host[0].inputs == 7 * 7 * 64
+
+
+def plain(*layers, shape=(56, 56, 3)):
+    head = [keras.layers.Flatten(), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input(shape), *layers, *head])
+
+
+def conv(filters, size=3, **options):
+    return keras.layers.Conv2D(filters, size, **({"padding": "same", "activation": "relu"} | options))
+
+
+def test_the_nearest_network_contains_the_fixes_that_are_advised(tmp_path):
+    pool = keras.layers.MaxPooling2D
+    plain(conv(48, 5), pool(), conv(64, strides=2), conv(2000), pool()).save(tmp_path / "x.keras")
+    study = feasibility.of_model_file(tmp_path / "x.keras")
+    fixes = [violation.fix for violation in study.violations]
+    assert any("two 3x3" in fix for fix in fixes)
+    assert any("2x2 max pooling" in fix for fix in fixes)
+    found = [(c.size, c.output_channels, c.pooled) for c in study.budget.network.convolutions]
+    assert found == [(56, 64, False), (56, 64, True), (28, 64, True), (14, 1024, True)]
+    assert study.host[0].inputs == 7 * 7 * 1024
+    assert any("48 -> 64" in note for note in study.notes)
+
+
+def test_padded_channels_fit_as_the_import_takes_them(tmp_path):
+    plain(conv(48), keras.layers.MaxPooling2D(), shape=(14, 14, 3)).save(tmp_path / "x.keras")
+    study = feasibility.of_model_file(tmp_path / "x.keras")
+    assert study.fits
+    assert study.host[0].inputs == 7 * 7 * 64
+
+
+def test_an_image_size_that_the_chip_lacks_is_named_with_those_that_end_alike(tmp_path):
+    pool = keras.layers.MaxPooling2D
+    plain(*[layer for _ in range(5) for layer in (conv(16), pool())], shape=(240, 240, 3)).save(tmp_path / "x.keras")
+    (problem,) = feasibility.of_model_file(tmp_path / "x.keras").violations
+    assert "--image_size 224" in problem.fix
+    assert feasibility.of_model_file(tmp_path / "x.keras", image_size=224).fits
+
+
+def test_one_coef_is_unknown_arithmetic(tmp_path):
+    value = files.read_json(ROOT / "nets" / "2801_digits_dat.json")
+    value["layer"][0]["one_coef"] = [1, 0]
+    files.write_json(tmp_path / "one.json", value)
+    assert any("one_coef" in note and "not known" in note for note in feasibility.of_json(tmp_path / "one.json").notes)
+
+
+def test_model_files_of_other_tools(tmp_path):
+    import model_files
+
+    path = model_files.write(model_files.torch_style(model_files.Vgg(blocks=((12, 16), (48,)))), tmp_path)
+    result = check(path, "--coef_bits", "3,1")
+    assert result.returncode == 0, result.stderr
+    assert "12 -> 16" in result.stdout
+    (tmp_path / "vgg.pth").write_bytes(model_files.torch_zip(model_files.state_dict(model_files.Vgg())))
+    assert feasibility.of_model_file(tmp_path / "vgg.pth").fits

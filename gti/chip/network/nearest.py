@@ -1,7 +1,7 @@
 """The nearest network that the chip can hold: what to change, key by key, in a network that breaks its rules.
 
 Repairs run from the input to the output, because a layer's size and input channels follow from the layer before. Each
-one takes the closest legal value and is recorded as a `Change`.
+one takes the closest legal value (for channels the next one up, as zeros can pad them) and is recorded as a `Change`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from gti.chip import spec
 from gti.chip.network.memory_plan import address_plan
-from gti.chip.network.rules import violations
+from gti.chip.network.rules import padded_up, violations
 from gti.chip.network.types import MajorLayer, Network
 
 _OUTPUTS_AT_448 = 16  # what the memory plan leaves room for (docs/dat_format.md section 6)
@@ -115,11 +115,11 @@ def _layer(layer: MajorLayer, before: MajorLayer | None, index: int, *, is_last:
     working = size * 2 if upsample else size
     pooling = (layer.pooling and (working > smallest or is_last)) or working == largest
     late = index + 1 >= spec.FIRST_LATE_MAJOR_LAYER
-    output_channels = closest(layer.output_channels, spec.OUTPUT_CHANNELS)
+    output_channels = padded_up(layer.output_channels)
     fixed = replace(
         layer,
         image_size=size,
-        input_channels=(before.output_channels if before else closest(layer.input_channels, spec.FIRST_INPUT_CHANNELS)),
+        input_channels=before.output_channels if before else padded_up(layer.input_channels, spec.FIRST_INPUT_CHANNELS),
         output_channels=_OUTPUTS_AT_448 if working == largest else output_channels,
         coef_bits=closest(layer.coef_bits, spec.COEF_BITS),
         upsample_enable=upsample,

@@ -87,6 +87,15 @@ def _nearest(value: int, legal: Sequence[int]) -> str:
     return f"the nearest legal value is {min(legal, key=lambda v: (abs(v - value), v))}"
 
 
+def padded_up(channels: int, legal: Sequence[int] = spec.OUTPUT_CHANNELS) -> int:
+    """Return the next count of the chip, up to which channels of zeros are added; the largest where there is none."""
+    return min((count for count in legal if count >= channels), default=max(legal))
+
+
+def _padded(channels: int, legal: Sequence[int]) -> str:
+    return f"the nearest legal value is {padded_up(channels, legal)}; pad missing channels with zero filters"
+
+
 @_layer_rule("image-size", "image_size")
 def _image_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     size = layers[i].image_size
@@ -159,7 +168,7 @@ def _first_input_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[_Fin
             "input_channels of the first layer is not a count that the chip's input takes",
             _one_of(spec.FIRST_INPUT_CHANNELS),
             count,
-            _nearest(count, spec.FIRST_INPUT_CHANNELS),
+            _padded(count, spec.FIRST_INPUT_CHANNELS),
         )
 
 
@@ -184,7 +193,7 @@ def _output_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]
             "output_channels is not a count of the chip",
             _one_of(spec.OUTPUT_CHANNELS),
             count,
-            _nearest(count, spec.OUTPUT_CHANNELS) + "; pad missing channels with zero filters",
+            _padded(count, spec.OUTPUT_CHANNELS),
         )
 
 

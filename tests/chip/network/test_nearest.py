@@ -36,7 +36,8 @@ def test_closest(value, legal, expected):
     ("network", "changes"),
     [
         (with_first(image_size=30), ["major 1: image_size 30 -> 28"]),
-        (with_first(input_channels=5), ["major 1: input_channels 5 -> 4"]),
+        (with_first(input_channels=5), ["major 1: input_channels 5 -> 8"]),
+        (with_first(output_channels=48), ["major 1: output_channels 48 -> 64"]),
         (with_first(coef_bits=8), ["major 1: coef_bits 8 -> 3"]),
         (with_first(sublayer_number=3), ["major 1: scaling [0, 0] -> [0, 0, 0]"]),
         (with_first(scaling=(-1, 16)), ["major 1: scaling [-1, 16] -> [0, 15]"]),

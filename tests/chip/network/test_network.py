@@ -82,8 +82,8 @@ def more_layers(config: dict[str, Any]) -> None:
 REJECTED = [
     (put(2, coef_bits=0), "coef-bits", "major 2", "expected 1 or 3, received 0"),
     (put(2, coef_bits=8), "coef-bits", "major 2", "expected 1 or 3, received 8"),
-    (put(1, input_channels=5), "first-input-channels", "major 1", "nearest legal value is 4"),
-    (put(1, input_channels=17), "first-input-channels", "major 1", "nearest legal value is 16"),
+    (put(1, input_channels=5), "first-input-channels", "major 1", "nearest legal value is 8"),
+    (put(1, input_channels=17), "first-input-channels", "major 1", "nearest legal value is 32"),
     (put(1, input_channels=24), "first-input-channels", "major 1", "received 24"),
     (put(1, input_channels=48), "first-input-channels", "major 1", "received 48"),
     (put(1, input_channels=1025), "first-input-channels", "major 1", "nearest legal value is 1024"),
