@@ -54,6 +54,11 @@ class HostReader:
     features: int = 0  # 0 while the value is a map
     rows: Callable[[np.ndarray], np.ndarray] | None = None  # brings the next kernel to the kit's order of inputs
 
+    def __post_init__(self) -> None:
+        # A damaged file may have none, which the chip's rules say.
+        self.size, self.channels = max(self.size, 1), max(self.channels, 1)
+        self.padded = max(self.padded, self.channels)
+
     def unfit(self, layer: str, problem: str, expected: object, received: object, fix: str) -> None:
         self.problems.append(Violation(f"host layer {layer}", "host-layer", problem, expected, received, fix))
 
@@ -99,7 +104,8 @@ class HostReader:
         elif kind in ACTIVATIONS:
             self._activation(layer, activation_of(layer))
         elif kind == "Dropout":
-            self.steps.append(Step("Dropout", self._name(layer), real(layer.config.get("rate"), 0.5)))
+            rate = real(layer.config.get("rate"), 0.5)
+            self.steps.append(Step("Dropout", self._name(layer), rate if 0 <= rate < 1 else 0.5))
         elif kind not in INERT:
             self.unfit(layer.name, "this layer is not written by the import",
                        "Flatten, global or average pooling, Dense, ReLU, Dropout", kind,
@@ -129,7 +135,7 @@ class HostReader:
         if window == (self.size, self.size):
             name = "Average" if layer.kind == "AveragePooling2D" else "Max"
             self._reduce(layer, f"Global{name}Pooling2D")
-        elif window != strides or window[0] != window[1] or self.size % window[0] or self.waiting:
+        elif window != strides or window[0] != window[1] or self.size % max(window[0], 1) or self.waiting:
             self.unfit(layer.name, "the windows do not divide the map", f"a divisor of {self.size}",
                        f"windows of {window}, strides of {strides}, map of {self.size}",
                        "use global pooling or no pooling")  # fmt: skip

@@ -9,19 +9,19 @@ import sys
 import zipfile
 
 import keras
-import model_files
 import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
 from converted_net import run_script
-from model_files import Storage, Torch, Vgg
 from onnx import TensorProto, helper
 from places import ROOT
 
 from gti.errors import CheckpointError, FormatError, GtiError, NetworkError, UsageError
 from gti.importing import model_files as readers
 from gti.importing import onnx_files, torch_files
+from scripts.dev import sample_models as model_files
+from scripts.dev.sample_models import Storage, Torch, Vgg
 
 FLAGS = ("--net", "mine", "--chip", "2801", "--input", "rgb")
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import keras
-import model_files
 import numpy as np
 import onnxruntime
 import pytest
 import safetensors.numpy
 import small_nets
 from converted_net import run_script
-from model_files import Vgg
 
 from gti.data.labels import read_labels
 from gti.model import base
 from gti.training import checkpoint
+from scripts.dev import sample_models as model_files
+from scripts.dev.sample_models import Vgg
 
 PLAIN = ("--std", "40", "50", "60")  # no mean: exact at the border too
 STD = np.float32([40, 50, 60])  # R, G, B

@@ -212,7 +212,7 @@ def test_one_coef_is_unknown_arithmetic(tmp_path):
 
 
 def test_model_files_of_other_tools(tmp_path):
-    import model_files
+    from scripts.dev import sample_models as model_files
 
     path = model_files.write(model_files.torch_style(model_files.Vgg(blocks=((12, 16), (48,)))), tmp_path)
     result = check(path, "--coef_bits", "3,1")

@@ -165,6 +165,37 @@ def keras_archive() -> bytes:
     return archive({"config.json": json.dumps(value).encode()})
 
 
+def onnx_models() -> list[bytes]:
+    """Return .onnx files in the shapes that PyTorch and Keras export."""
+    from scripts.dev import sample_models
+
+    vgg = _vgg()
+    graphs = (sample_models.torch_style(vgg), sample_models.keras_style(vgg, rescaling=(0.1, [1.0, 2.0, 3.0])))
+    return [graph.SerializeToString() for graph in graphs]
+
+
+def torch_models() -> list[bytes]:
+    """Return a .pth file in torchvision's naming."""
+    from scripts.dev import sample_models
+
+    return [sample_models.torch_zip(sample_models.state_dict(_vgg()))]
+
+
+def safetensors_models() -> list[bytes]:
+    """Return a .safetensors file in torchvision's naming."""
+    import safetensors.numpy
+
+    from scripts.dev import sample_models
+
+    return [safetensors.numpy.save(sample_models.state_dict(_vgg()))]
+
+
+def _vgg() -> Any:
+    from scripts.dev import sample_models
+
+    return sample_models.Vgg(blocks=((4,), (4,)), batch_norm=True, hidden=0)
+
+
 def archive(members: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     """Return a zip archive, the same in every run."""
     buffer = io.BytesIO()

@@ -236,7 +236,25 @@ def _metadata(data: bytes) -> None:
 def _keras(data: bytes) -> None:
     from gti.importing import architecture
 
-    architecture.load(_file(data, "x.keras"))
+    architecture.load(_file(data, "x.keras"), arrays=False)
+
+
+def _model_file(suffix: str) -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        """Read a model and all its arrays, and fold them where the chip can run it."""
+        from gti.importing import architecture, folding, model_files, templates
+
+        path = _file(data, f"x{suffix}")
+        for layer in model_files.load(path).layers:
+            for weight in layer.weights.values():
+                assert weight.read().shape == weight.shape
+        model = architecture.load(path)
+        if not templates.problems(model):
+            batch_norm = folding.can_train_batch_norm(model.sublayers)
+            for weight in folding.chip_weights(model.sublayers, model.network, batch_norm=batch_norm).values():
+                assert weight.read().shape == weight.shape
+
+    return run
 
 
 def _caps(data: bytes) -> None:
@@ -313,6 +331,9 @@ TARGETS = {
                damage.named(damage.of_bytes)),
         Target("metadata", _metadata, lambda: [seeds.metadata()], damage.of_json),
         Target("keras", _keras, lambda: [seeds.keras_archive()], damage.of_zip),
+        Target("onnx", _model_file(".onnx"), seeds.onnx_models),
+        Target("pth", _model_file(".pth"), seeds.torch_models, damage.of_zip),
+        Target("safetensors", _model_file(".safetensors"), seeds.safetensors_models),
         Target("caps", _caps, lambda: [seeds.caps()], damage.of_json, heavy=True),
         Target("checkpoint", _checkpoint, _checkpoint_seeds, damage.named(damage.of_bytes), heavy=True),
     )

@@ -1,4 +1,5 @@
-"""Model files of small VGG-like networks with random weights: ONNX in the two shapes that exporters write, PyTorch."""
+"""Model files of small VGG-like networks with random weights, for tests and fuzzing: ONNX as PyTorch and as Keras
+export it, PyTorch's own files without PyTorch."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -53,7 +55,8 @@ class Builder:
     """Collects the nodes and arrays of an ONNX graph; every method returns the name of its result."""
 
     def __init__(self) -> None:
-        self.nodes, self.arrays = [], []
+        self.nodes: list[onnx.NodeProto] = []
+        self.arrays: list[onnx.TensorProto] = []
 
     def array(self, value, dtype=np.float32) -> str:
         name = f"array_{len(self.arrays)}"
@@ -139,7 +142,8 @@ def keras_style(vgg: Vgg, *, rescaling=None, opset=15, softmax=True) -> onnx.Mod
 
 def state_dict(vgg: Vgg) -> dict[str, np.ndarray]:
     """Return the arrays under the names of torchvision's VGG."""
-    found, number, i = {}, 0, 0
+    found: dict[str, np.ndarray] = {}
+    number = i = 0
     for block in vgg.blocks:
         for _ in block:
             w, bias = vgg.convolutions[i]
@@ -172,7 +176,10 @@ class Storage:
         self.id = ("storage", Torch(f"torch.{kind}"), str(key), "cpu", count)
 
 
-class TorchPickler(pickle._Pickler):  # type: ignore[name-defined]  # the one whose opcodes can be written by hand
+_Pickler: Any = pickle._Pickler  # type: ignore[attr-defined]  # the one whose opcodes can be written by hand
+
+
+class TorchPickler(_Pickler):
     """Writes what PyTorch's own pickler writes."""
 
     def persistent_id(self, item):
@@ -194,7 +201,8 @@ KINDS = {"f4": "FloatStorage", "f8": "DoubleStorage", "f2": "HalfStorage", "i8":
 
 def torch_zip(arrays: dict[str, np.ndarray], *, wrap=lambda state: state) -> bytes:
     """Return what torch.save makes of tensors with these values."""
-    state, members = OrderedDict(), {}
+    state: OrderedDict[str, object] = OrderedDict()
+    members: dict[str, bytes] = {}
     state._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
     for key, (name, array) in enumerate(arrays.items()):
         data = np.ascontiguousarray(array)
