@@ -8,7 +8,7 @@ version = next(
     line.split('"')[1] for line in Path("gti/__init__.py").read_text().splitlines() if line.startswith("__version__")
 )
 
-train = ["tensorflow>=2.18", "keras>=3.6", "pillow>=10", "jinja2>=3.1", "scikit-learn>=1.4"]
+train = ["tensorflow>=2.18", "scipy>=1.11", "keras>=3.6", "pillow>=10", "jinja2>=3.1", "scikit-learn>=1.4"]
 
 setup(
     name="gti-mdk",

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from gti.chip.spec import CHIP
 from gti.errors import UsageError
-from gti.stage import FILTER_STEPS, Stage, from_flags
+from gti.stage import FILTER_STEPS, MSE, Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
 _NET = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
@@ -162,6 +162,40 @@ def infer_parser() -> Parser:
     _report(parser)
     _sizes(parser)
     _data(parser.add_argument_group("data"), train=False, val=True)
+    return parser
+
+
+def ptq_parser() -> Parser:
+    """Return the flags of scripts/ptq.py."""
+    parser = Parser(
+        "Quantize a float checkpoint for the chip without training: caps, filters, biases and shifts from some "
+        "pictures, without labels. Some pictures are held back, and every figure comes from them."
+    )
+    _net(parser, caps=False)
+    _checkpoint(parser)
+    parser.add_argument(
+        "--checkpoint_dir", required=True, type=path, metavar="DIR", help="folder for the fused checkpoint"
+    )
+    _sizes(parser)
+    parser.set_defaults(ten_bit_act=False)
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--images", required=True, type=path, metavar="DIR", help="folder of pictures, with or without class folders"
+    )
+    group.add_argument(
+        "--num_images", type=count(1), default=64, metavar="N", help="images in all; crops, where pictures are fewer"
+    )
+    group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of pictures and positions")
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--method",
+        choices=("compensate", "plain"),
+        default="compensate",
+        help="plain: filters are rounded as they are, to compare with",
+    )
+    group.add_argument("--filter_step", choices=(MSE,), default=MSE, help="what this writes has this rule")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
+    _report(parser)
     return parser
 
 

@@ -162,6 +162,18 @@ def check_infer(found: Stage | None, prefix: str) -> Stage:
     return found
 
 
+def check_ptq(found: Stage | None, prefix: str) -> None:
+    """Raise CheckpointError unless a checkpoint of stage `found` can be quantized without training: a float one."""
+    if found not in (None, Stage.FLOAT):
+        raise CheckpointError(
+            prefix,
+            "is quantized already",
+            expected="a float checkpoint",
+            received=f"a {found.label} one",
+            fix="pass the float checkpoint that it was made of, or convert this one",
+        )
+
+
 def _mismatch(prefix: str, found: Stage, wanted: Stage, fitting: list[Stage], doing: str) -> CheckpointError:
     return CheckpointError(
         prefix,

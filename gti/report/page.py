@@ -43,6 +43,7 @@ def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
         about=_about(parts),
         warnings=warnings(parts),
         stages=_stages(parts.get("stages")),
+        quantization=parts.get("quantization"),
         activations=_activations(parts.get("activations")),
         weights=_weights(parts.get("weights")),
         sensitivity=_sensitivity(parts.get("sensitivity")),

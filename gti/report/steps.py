@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
+    from gti.chip.network.types import Network
     from gti.converter import Conversion
 
 Folder = str | os.PathLike[str]
@@ -29,6 +30,11 @@ def add_calibration(
     """Add the activations of `model` on the images of `dataset`, against the calibrated `caps`; return the page."""
     part = activations.measure(model, dataset, caps)
     return store.add(folder, "activations", part | {"network": networks.to_json(model.network), "about": dict(about)})
+
+
+def add_quantization(folder: Folder, network: Network, figures: Mapping[str, Any], about: Mapping[str, str]) -> Path:
+    """Add what post-training quantization measured (`gti.ptq.figures.as_json`); return the page."""
+    return store.add(folder, "quantization", {**figures, "network": networks.to_json(network), "about": dict(about)})
 
 
 def add_conversion(
