@@ -16,9 +16,10 @@ from gti.data.tfrecords import IMAGE_SUFFIXES, find_shards
 from gti.errors import DataError, FormatError, ImageError, sentence
 from gti.progress import progress_bar
 
-# Of so many different pictures one is held back, and not more than so many.
+# Of so many different pictures one is held back, but no more than so many, or one of so many more.
 HELD_SHARE = 5
 MOST_HELD = 12
+FEWEST_SHARE = 20
 FEWEST_PICTURES = 4
 # Below this many different ones, deep layers fit the pictures and not what pictures have in common (docs/ptq.md).
 ENOUGH_PICTURES = 24
@@ -37,6 +38,17 @@ class Pictures:
     notes: tuple[str, ...]  # what a user should know, a sentence each
 
 
+def look(folder: str | os.PathLike[str]) -> None:
+    """Look at the names in a folder of pictures. Raises DataError where no folder is, or too few pictures are in it."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise DataError(str(folder), "no such folder", expected="a folder of pictures", fix="pass another --images")
+    if not find_shards(path):
+        count = len(_every_file(path))
+        if count < FEWEST_PICTURES:
+            raise _too_few(str(folder), count)
+
+
 def read(
     folder: str | os.PathLike[str], size: int, channels: int, number: int, *, seed: int = 0, progress: str = ""
 ) -> Pictures:
@@ -46,26 +58,19 @@ def read(
     appear once, as they are. Files that cannot be read are left out and named. Raises DataError where no folder is, or
     fewer than `FEWEST_PICTURES` different pictures can be read.
     """
+    look(folder)
     path = Path(folder)
-    if not path.is_dir():
-        raise DataError(str(folder), "no such folder", expected="a folder of pictures", fix="pass another --images")
     notes: list[str] = []
     if find_shards(path):
         found = _records(path, size, channels, number, seed)
         crops = 1
     else:
         files = _files(path, number, seed)
-        crops = max(1, -(-number // max(len(files), 1)))
+        crops = 1 if len(files) >= number else -(-number // max(len(files) - _held(len(files)), 1))
         found, notes = _decoded(files, size, channels, crops=crops, seed=seed, progress=progress)
     different = {hashlib.sha256(some[0].tobytes()).digest(): some for some in found}
     if len(different) < FEWEST_PICTURES:
-        raise DataError(
-                str(folder),
-                "; ".join(["holds too few pictures", *notes[:3]]),
-                expected=f"{FEWEST_PICTURES} different ones at least, JPEG or PNG, better {ENOUGH_PICTURES} or more",
-                received=len(different),
-                fix="add photographs like those that the network is to see",
-            )
+        raise _too_few(str(folder), len(different), notes)
     if len(different) < ENOUGH_PICTURES:
         notes.append(
             sentence(
@@ -78,22 +83,40 @@ def read(
         )
     pictures = list(different.values())
     np.random.default_rng(seed).shuffle(pictures)
-    held = min(MOST_HELD, max(1, len(pictures) // HELD_SHARE))
+    held = _held(len(pictures))
     judged = [some[0] for some in pictures[:held]]
     # In turns, so that each picture gives about as many crops as any other.
     fitted = [some[turn] for turn in range(crops) for some in pictures[held:] if turn < len(some)]
-    fitted = fitted[: max(number - held, len(pictures) - held if crops > 1 else 1)]
+    fitted = fitted[: max(number - held, 1)]
     pixels = np.stack(fitted + judged)
     return Pictures(pixels, tuple(range(len(fitted), len(pixels))), len(pictures), tuple(notes))
 
 
-def _files(path: Path, number: int, seed: int) -> list[Path]:
-    # As many as are wanted, drawn from all folders.
-    every = sorted(
+def _too_few(folder: str, count: int, notes: Sequence[str] = ()) -> DataError:
+    return DataError(
+        folder,
+        "; ".join(["holds too few pictures", *notes[:3]]),
+        expected=f"{FEWEST_PICTURES} different ones at least, JPEG or PNG, better {ENOUGH_PICTURES} or more",
+        received=count,
+        fix="add photographs like those that the network is to see",
+    )
+
+
+def _held(pictures: int) -> int:
+    return max(1, min(pictures // HELD_SHARE, max(MOST_HELD, pictures // FEWEST_SHARE)))
+
+
+def _every_file(path: Path) -> list[Path]:
+    return sorted(
         file
         for file in path.rglob("*")
         if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
     )
+
+
+def _files(path: Path, number: int, seed: int) -> list[Path]:
+    # As many as are wanted, drawn from all folders.
+    every = _every_file(path)
     if len(every) <= number:
         return every
     chosen = np.random.default_rng(seed).choice(len(every), number, replace=False)

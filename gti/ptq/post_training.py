@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from gti import names
 from gti.chip import spec
 from gti.chip.emulator import arithmetic
 from gti.chip.emulator.emulator import Emulator, usable_cores
 from gti.chip.network.types import Convolution, ConvolutionWeights, MajorLayer, Network
-from gti import names
 from gti.errors import QuantizationError
 from gti.fusion import first_host_weights, fold_batch_norm, fuse_chip
 from gti.progress import progress_bar
@@ -115,8 +115,8 @@ def quantize(
             )
             if not np.isfinite(sums).all():
                 raise QuantizationError(
-                        convolution.path, "its outputs are not finite", fix="pass weights that training left sound"
-                    )
+                    convolution.path, "its outputs are not finite", fix="pass weights that training left sound"
+                )
             top = spec.FUSED_CAP[convolution.ten_bit]
             one = last or convolution.name in read or not compensate
             caps = float_maps.best_caps(maps[~held], spec.TOP_CODE[convolution.ten_bit], one=one)

@@ -70,12 +70,13 @@ def test_what_is_found_is_what_conversion_writes(name: str) -> None:
     last = network.convolutions[-1]
     codes = Emulator(conversion.network, conversion.weights).output(images[-8:])
     maps = float_result(network, arrays, images[-8:])
-    found = codes.transpose(0, 2, 3, 1) / (32 if last.ten_bit else 1) * result.layers[-1].caps / (
-        31.96875 if last.ten_bit else 31
+    found = (
+        codes.transpose(0, 2, 3, 1)
+        / (32 if last.ten_bit else 1)
+        * result.layers[-1].caps
+        / (31.96875 if last.ten_bit else 31)
     )
-    cosines = [
-        float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))) for a, b in zip(found, maps, strict=True)
-    ]
+    cosines = [float(np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))) for a, b in zip(found, maps, strict=True)]
     np.testing.assert_allclose(result.images, cosines, rtol=1e-5)
     assert np.mean(cosines) > 0.9
     # Host weights take chip units.
