@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
-from gti.errors import DeviceError, UsageError, printable, sentence
+from gti.errors import DeviceError, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,12 +55,10 @@ def opencv() -> Any:
         return importlib.import_module("cv2")
     except ImportError:
         raise UsageError(
-            sentence(
-                "camera",
-                "OpenCV is not installed",
-                fix="pip install opencv-python (Raspberry Pi OS: apt install python3-opencv), or classify image files"
-                " with addon/classify.py",
-            )
+            "camera",
+            "OpenCV is not installed",
+            fix="pip install opencv-python (Raspberry Pi OS: apt install python3-opencv), or classify image files"
+            " with addon/classify.py",
         ) from None
 
 
@@ -74,9 +72,7 @@ class Camera:
         self.ended = False
         if not self._capture.isOpened():
             raise DeviceError(
-                sentence(
-                    f"camera {source}", "cannot be opened", fix="check --source, the cable and the camera's permissions"
-                )
+                f"camera {source}", "cannot be opened", fix="check --source, the cable and the camera's permissions"
             )
 
     def images(self, preprocessing: Preprocessing) -> Iterator[npt.NDArray[np.uint8]]:
@@ -99,7 +95,7 @@ def main() -> None:
     """Parse the command line and classify frame after frame."""
     args = parser().parse_args()
     if args.frames is not None and args.frames < 1:
-        raise UsageError(sentence("--frames", "leaves nothing to do", expected="at least 1", received=args.frames))
+        raise UsageError("--frames", "leaves nothing to do", expected="at least 1", received=args.frames)
     cv2 = opencv()
 
     from gti.chip.runtime.classifier import Classifier, Rate

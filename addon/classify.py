@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
 from gti.chip.host.image_search import find_images
-from gti.errors import FormatError, ImageError, UsageError, printable, sentence
+from gti.errors import FormatError, ImageError, UsageError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,7 +72,7 @@ def main() -> int:
     """Parse the command line and classify."""
     args = parser().parse_args()
     if args.top < 1:
-        raise UsageError(sentence("--top", "prints nothing", expected="at least 1", received=args.top))
+        raise UsageError("--top", "prints nothing", expected="at least 1", received=args.top)
     paths = find_images(args.images)
 
     from gti.chip.runtime.classifier import Classifier

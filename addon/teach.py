@@ -18,7 +18,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from gti import cli, files
-from gti.errors import UsageError, printable, sentence
+from gti.errors import UsageError, printable
 
 
 def parser() -> argparse.ArgumentParser:
@@ -50,7 +50,7 @@ def main() -> int:
     """Parse the command line, learn, write."""
     args = parser().parse_args()
     if args.top < 1:
-        raise UsageError(sentence("--top", "leaves no label", expected="at least 1", received=args.top))
+        raise UsageError("--top", "leaves no label", expected="at least 1", received=args.top)
     cache = args.features or f"{args.out}.features.npz"
     for path in (args.out, cache):
         files.check_writable(path)

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.param_parser import Parser, count, net_name
 from scripts.import_model import bits
 
@@ -56,10 +56,10 @@ def _check_kind(name: str) -> None:
     # A .keras file is opened by its name alone, and whatever else there is would be "no such file".
     expected = "a dat.json or a model file (.onnx, .keras, .h5, .pth, .safetensors)"
     if Path(name).exists() and not Path(name).is_file():
-        raise UsageError(sentence(name, "is not a regular file", expected=expected, fix="pass a file's path"))
+        raise UsageError(name, "is not a regular file", expected=expected, fix="pass a file's path")
     if name.lower().endswith((".model", ".dat")):
         raise UsageError(
-            sentence(name, "is converted already", expected=expected, fix=f"python scripts/model_tool.py info {name}")
+            name, "is converted already", expected=expected, fix=f"python scripts/model_tool.py info {name}"
         )
 
 
@@ -85,13 +85,11 @@ def _arguments() -> Any:
     args = parser.parse_args()
     if (args.file is None) == (args.net is None):
         raise UsageError(
-            sentence(
-                "check.py",
-                "needs one network",
-                expected="a file, or --net NAME",
-                received="both" if args.net else "neither",
-                fix="see check.py --help",
-            )
+            "check.py",
+            "needs one network",
+            expected="a file, or --net NAME",
+            received="both" if args.net else "neither",
+            fix="see check.py --help",
         )
     return args
 

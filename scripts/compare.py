@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, names, param_parser
-from gti.errors import CheckpointError, UsageError, sentence
+from gti.errors import CheckpointError, UsageError
 from gti.stage import Stage
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
     folder = Path("checkpoints" if args.checkpoint_dir is None else args.checkpoint_dir)
     if args.checkpoint_dir is not None and not folder.is_dir():
         raise CheckpointError(
-            sentence(str(folder), "is no folder", expected="--checkpoint_dir with checkpoints", fix="check the path")
+            str(folder), "is no folder", expected="--checkpoint_dir with checkpoints", fix="check the path"
         )
     found = {}
     for stage in Stage:
@@ -62,13 +62,11 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
             source = restore.open_checkpoint(path, net=args.net, stages=(stage,))
             if source.stage not in (None, stage):
                 raise CheckpointError(
-                    sentence(
-                        source.prefix,
-                        "is a checkpoint of another stage",
-                        expected=stage.label,
-                        received=source.metadata.stage.label if source.metadata else None,
-                        fix=f"pass it as --{source.metadata.stage.label}_checkpoint" if source.metadata else "",
-                    )
+                    source.prefix,
+                    "is a checkpoint of another stage",
+                    expected=stage.label,
+                    received=source.metadata.stage.label if source.metadata else None,
+                    fix=f"pass it as --{source.metadata.stage.label}_checkpoint" if source.metadata else "",
                 )
         else:
             prefix = best_checkpoint(folder, args.net, stage)
@@ -174,13 +172,11 @@ def read_file(path: str, network: Network) -> tuple[Dat, bytes]:
     shapes = [[replace(convolution, shift=0) for convolution in one.convolutions] for one in (network, decoded.network)]
     if shapes[0] != shapes[1] or network.sampling_method != decoded.network.sampling_method:
         raise UsageError(
-            sentence(
-                path,
-                "is another network than the net's dat.json",
-                expected=f"images {list(network.input_shape)}, {len(shapes[0])} sublayers",
-                received=f"images {list(decoded.network.input_shape)}, {len(shapes[1])} sublayers",
-                fix="convert the checkpoint again, or pass another --model_file",
-            )
+            path,
+            "is another network than the net's dat.json",
+            expected=f"images {list(network.input_shape)}, {len(shapes[0])} sublayers",
+            received=f"images {list(decoded.network.input_shape)}, {len(shapes[1])} sublayers",
+            fix="convert the checkpoint again, or pass another --model_file",
         )
     return decoded, data
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, files
 from gti.chip.spec import CHIP
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.param_parser import Parser, net_name
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     paths = [Path(args.output_dir) / f"{args.chip}_{args.net}_{kind}.json" for kind in ("dat", "model")]
     for path in paths:
         if path.exists() and not args.overwrite:
-            raise UsageError(sentence(str(path), "exists already", fix="choose another --net, or pass --overwrite"))
+            raise UsageError(str(path), "exists already", fix="choose another --net, or pass --overwrite")
     for path, value in zip(paths, values, strict=True):
         files.write_json(path, value)
         print(path)

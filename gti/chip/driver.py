@@ -25,7 +25,7 @@ from gti.chip.usb.checks import ResultChecks
 from gti.chip.usb.link import Frame, Link
 from gti.chip.usb.transport import Request, Settings, Stick, Transport
 from gti.chip.wire import protocol, ten_bit
-from gti.errors import DeviceError, UsageError, sentence
+from gti.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from gti.chip.virtual.memory import ExpectedResults
@@ -70,11 +70,9 @@ class GtiModel:
         settings = stick.settings
         if self._model.ten_bit and not settings.ten_bit_layout:
             raise DeviceError(
-                sentence(
-                    self._model.name,
-                    "has ten-bit activations in its last layer, and how a stick delivers them is unknown",
-                    fix="use --device virtual, or set ten_bit_layout to halves or pairs to try a layout",
-                )
+                self._model.name,
+                "has ten-bit activations in its last layer, and how a stick delivers them is unknown",
+                fix="use --device virtual, or set ten_bit_layout to halves or pairs to try a layout",
             )
         checks = ResultChecks(self._model.header, settings, self._emulation(settings), stick.description)
         link = Link(stick.transport, self._model.dat, self._model.planes, settings, checks)
@@ -119,12 +117,10 @@ class GtiModel:
         """Yield `evaluate` of each image in order; the next image is encoded while the chip computes."""
         if len(self._read_out(self.mode).sets) != 1:
             raise UsageError(
-                sentence(
-                    f"mode {self.mode}",
-                    "delivers the maps of several layers",
-                    expected="mode fc or single",
-                    fix="use layer_outputs, or open the model with mode=0",
-                )
+                f"mode {self.mode}",
+                "delivers the maps of several layers",
+                expected="mode fc or single",
+                fix="use layer_outputs, or open the model with mode=0",
             )
         top = MAX_CODE_TEN_BIT if self._model.ten_bit else MAX_CODE
         scale = np.float32(last_relu_cap / top)
@@ -187,12 +183,10 @@ class GtiModel:
         last = len(self._model.header.layers) - 1
         if upsampled and (mode != protocol.Mode.FC or last in upsampled):
             raise DeviceError(
-                sentence(
-                    f"{self._model.name}, major {upsampled[0] + 1}",
-                    "doubles its input, and how a stick delivers the maps of such layers is unknown",
-                    expected="the FC read-out (mode 0) of a last layer that does not double its input",
-                    fix="use scripts/model_tool.py run for the maps, it needs no stick",
-                )
+                f"{self._model.name}, major {upsampled[0] + 1}",
+                "doubles its input, and how a stick delivers the maps of such layers is unknown",
+                expected="the FC read-out (mode 0) of a last layer that does not double its input",
+                fix="use scripts/model_tool.py run for the maps, it needs no stick",
             )
         return protocol.read_out(self._model.header, mode)
 
@@ -230,7 +224,7 @@ class GtiModel:
 
     def _opened(self) -> Link:
         if self._link is None:
-            raise DeviceError(sentence(self._model.name, "was released", fix="open the model again"))
+            raise DeviceError(self._model.name, "was released", fix="open the model again")
         return self._link
 
     def release(self) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gti.chip.wire import protocol
 from gti.chip.wire.image_arrays import check_image_array
-from gti.errors import FormatError, ModelFileError, sentence
+from gti.errors import FormatError, ModelFileError
 from gti.files import read_bytes
 
 if TYPE_CHECKING:
@@ -92,12 +92,10 @@ class LoadedModel:
         """Return the container that holds host layers too. Raises ModelFileError for the chip's layers alone."""
         if self.container is None:
             raise ModelFileError(
-                sentence(
-                    self.name,
-                    "holds the layers of the chip alone",
-                    expected="a full .model with host layers and labels",
-                    fix="make one with addon/convert_full.py, or use evaluate",
-                )
+                self.name,
+                "holds the layers of the chip alone",
+                expected="a full .model with host layers and labels",
+                fix="make one with addon/convert_full.py, or use evaluate",
             )
         return self.container
 
@@ -119,13 +117,11 @@ def load_model(path: Path) -> LoadedModel:
     parts = load_chips(path)
     if len(parts) > 1:
         raise ModelFileError(
-            sentence(
-                str(path),
-                "holds a network for several chips in a row",
-                expected="one GTICNN layer",
-                received=len(parts),
-                fix="open it with gti.chip.runtime.chain.open_model",
-            )
+            str(path),
+            "holds a network for several chips in a row",
+            expected="one GTICNN layer",
+            received=len(parts),
+            fix="open it with gti.chip.runtime.chain.open_model",
         )
     return parts[0]
 
@@ -149,13 +145,13 @@ def _from_container(data: bytes, name: str) -> list[LoadedModel]:
     chips = [layer for layer in container.layers if layer.operation == "GTICNN"]
     if not chips or any(chip.blob is None for chip in chips):
         raise ModelFileError(
-            sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
+            name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again"
         )
     result = []
     for number, chip in enumerate(chips, 1):
         mode, device = chip.entry.get("mode", 0), chip.entry.get("device")
         if isinstance(mode, bool) or not isinstance(mode, int):
-            raise ModelFileError(sentence(name, "has a mode that is no number", expected="0..6", received=mode))
+            raise ModelFileError(name, "has a mode that is no number", expected="0..6", received=mode)
         dat = bytes(chip.blob or b"")
         layer = f"{name}, layer GTICNN" + (f" of chip {number}" if len(chips) > 1 else "")
         header = protocol.Header.parse(dat, layer)

@@ -14,7 +14,7 @@ import numpy as np
 
 from gti.chip.network.types import Network
 from gti.chip.spec import BATCH_NORM_EPSILON
-from gti.errors import FormatError, sentence
+from gti.errors import FormatError
 from gti.importing.chip_part import Sublayer
 from gti.importing.graph import Layer, Weight, Weights, real
 
@@ -28,9 +28,7 @@ def scales(layers: Iterable[Layer], channels: int) -> tuple[np.ndarray, np.ndarr
         try:
             factor, constant = (np.broadcast_to(part, (channels,)) for part in _scale(layer))
         except (ValueError, TypeError):
-            raise FormatError(
-                sentence(f"layer {layer.name}", "has another number of channels", expected=channels)
-            ) from None
+            raise FormatError(f"layer {layer.name}", "has another number of channels", expected=channels) from None
         scale, offset = scale * factor, offset * factor + constant
     return scale, offset
 
@@ -100,13 +98,11 @@ class _Convolution:
             or (bias is not None and bias.shape != (self.outputs,))
         ):
             raise FormatError(
-                sentence(
-                    f"layer {self.layer.name}",
-                    "its weights are missing or of another shape",
-                    expected=[3, 3, self.inputs, self.outputs],
-                    received=list(sizes) or "none",
-                    fix="pass a file with the weights of this network",
-                )
+                f"layer {self.layer.name}",
+                "its weights are missing or of another shape",
+                expected=[3, 3, self.inputs, self.outputs],
+                received=list(sizes) or "none",
+                fix="pass a file with the weights of this network",
             )
         assert kernel is not None
         self.kernel, self.bias = kernel, bias

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gti.errors import FormatError, sentence
+from gti.errors import FormatError
 from gti.files import MAX_JSON_BYTES, parse_json
 from gti.importing import pretrained
 from gti.importing.graph import Graph, Layer, Weight, Weights
@@ -45,11 +45,9 @@ def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
     text = pretrained.hdf5_config(name)
     if text is None:
         raise FormatError(
-            sentence(
-                name,
-                "holds weights without a model",
-                fix='save the whole model with model.save("NAME.keras"), or pass the --net whose weights they are',
-            )
+            name,
+            "holds weights without a model",
+            fix='save the whole model with model.save("NAME.keras"), or pass the --net whose weights they are',
         )
     config = parse_json(text, f"{name}, model_config")
     return graph(config, name, (lambda: _named(pretrained.hdf5(name))) if arrays else dict)
@@ -58,14 +56,14 @@ def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
 def _config_of_archive(name: str) -> Any:
     try:
         if not os.path.isfile(name):
-            raise FormatError(sentence(name, "no such file", fix="check the path"))
+            raise FormatError(name, "no such file", fix="check the path")
         with zipfile.ZipFile(name) as archive:
             if archive.getinfo(CONFIG_NAME).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("packed in an unusual way")  # the other methods unpack without a bound
             with archive.open(CONFIG_NAME) as file:
                 data = file.read(MAX_JSON_BYTES + 1)
     except KeyError:
-        raise FormatError(sentence(name, "is no Keras model", expected=f"a zip with {CONFIG_NAME} inside")) from None
+        raise FormatError(name, "is no Keras model", expected=f"a zip with {CONFIG_NAME} inside") from None
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -76,9 +74,9 @@ def _config_of_archive(name: str) -> Any:
         ValueError,
     ) as problem:
         fix = 'save the model with model.save("NAME.keras")'
-        raise FormatError(sentence(name, f"is no .keras file ({problem})", expected="a zip archive", fix=fix)) from None
+        raise FormatError(name, f"is no .keras file ({problem})", expected="a zip archive", fix=fix) from None
     if len(data) > MAX_JSON_BYTES:
-        raise FormatError(sentence(name, "its configuration is too large", expected=f"at most {MAX_JSON_BYTES} bytes"))
+        raise FormatError(name, "its configuration is too large", expected=f"at most {MAX_JSON_BYTES} bytes")
     return parse_json(data, f"{name}/{CONFIG_NAME}")
 
 
@@ -97,12 +95,10 @@ def graph(config: Any, source: str, arrays: Callable[[], Arrays] = dict) -> Grap
             shape = flat[0].layer.input_shape or _shape(flat[0].layer.config)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, RecursionError):
         raise FormatError(
-            sentence(
-                source,
-                "its configuration is not one of Keras 3",
-                expected="a Functional or Sequential model with layers",
-                fix='save the model with model.save("NAME.keras")',
-            )
+            source,
+            "its configuration is not one of Keras 3",
+            expected="a Functional or Sequential model with layers",
+            fix='save the model with model.save("NAME.keras")',
         ) from None
     places = [place for place in flat if place.layer.kind != "InputLayer"]
     found = arrays() if any(place.layer.kind in _VARIABLES for place in places) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.importing.graph import Graph
 
 READERS = {
@@ -28,6 +28,6 @@ def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
     name = os.fspath(path)
     suffix = os.path.splitext(name)[1].lower()
     if suffix not in READERS:
-        raise UsageError(sentence(name, "is no model file", expected=EXPECTED, fix="check the path"))
+        raise UsageError(name, "is no model file", expected=EXPECTED, fix="check the path")
     graph: Graph = import_module(f"gti.importing.{READERS[suffix]}").load(path, arrays=arrays)
     return graph

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from gti import files, nets
 from gti.chip.network.types import Network
-from gti.errors import CheckpointError, FormatError, NetworkError, UsageError, printable, sentence
+from gti.errors import CheckpointError, FormatError, NetworkError, UsageError, printable
 from gti.importing import advice, folding, model_files, porting, pretrained, templates
 from gti.importing import architecture as architectures
 from gti.importing.architecture import Architecture
@@ -99,12 +99,10 @@ def _architecture(model_file: str, wanted: Wanted, known: bool) -> Architecture 
         if not known:
             kinds = f"{model_files.EXPECTED}, or weights of a net that is there"
             raise FormatError(
-                sentence(
-                    model_file,
-                    "holds no model" if Path(model_file).exists() else "no such file",
-                    expected=kinds,
-                    fix=f"save the whole model, or pass the --net that the weights are of ({wanted.net} is new)",
-                )
+                model_file,
+                "holds no model" if Path(model_file).exists() else "no such file",
+                expected=kinds,
+                fix=f"save the whole model, or pass the --net that the weights are of ({wanted.net} is new)",
             )
         return None
     bits = wanted.coef_bits or (3,)
@@ -217,7 +215,7 @@ def _host_weights(model: Architecture) -> Weights:
     result: Weights = {}
     for number, step in enumerate(s for s in model.steps if s.kind == "HostDense"):
         if step.kernel is None or step.bias is None:
-            raise FormatError(sentence(f"layer {step.name}", "its weights are missing", fix="pass a file with weights"))
+            raise FormatError(f"layer {step.name}", "its weights are missing", fix="pass a file with weights")
         result[f"dense#{number}/filters"] = step.kernel
         result[f"dense#{number}/biases"] = step.bias
     return result
@@ -228,14 +226,14 @@ def _classes(weights: Weights, wanted: Wanted, new_layers: tuple[str, ...]) -> i
         return wanted.classes
     found = None if new_layers else porting.number_of_classes(weights)
     if found is None:
-        raise UsageError(sentence("--classes", "the source does not tell the number", expected="--classes N"))
+        raise UsageError("--classes", "the source does not tell the number", expected="--classes N")
     return found + wanted.background
 
 
 def _refuse_another_network(model_file: str, model: Architecture, network: Network, wanted: Wanted) -> None:
     if wanted.coef_bits is not None:
         raise UsageError(
-            sentence("--coef_bits", f"the net {wanted.net} has its own", fix="leave it out, or choose another --net")
+            "--coef_bits", f"the net {wanted.net} has its own", fix="leave it out, or choose another --net"
         )
     ours, theirs = (
         [(c.size, c.input_channels, c.output_channels, c.pooled, c.upsampled) for c in n.convolutions]
@@ -246,13 +244,11 @@ def _refuse_another_network(model_file: str, model: Architecture, network: Netwo
             (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
         )
         raise CheckpointError(
-            sentence(
-                model_file,
-                f"is of another network than the net {wanted.net}, from convolution {at + 1} on",
-                expected=_described(ours, at),
-                received=_described(theirs, at),
-                fix="choose a --net that is not there yet",
-            )
+            model_file,
+            f"is of another network than the net {wanted.net}, from convolution {at + 1} on",
+            expected=_described(ours, at),
+            received=_described(theirs, at),
+            fix="choose a --net that is not there yet",
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gti.errors import FormatError, sentence
+from gti.errors import FormatError
 from gti.importing.graph import Weight, in_memory
 
 MAX_RANK = 8
@@ -44,16 +44,14 @@ def array_of(tensor: Any, name: str) -> Weight:
     where = f"{name}, array {tensor.name}"
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         raise FormatError(
-            sentence(
-                where,
-                "lies in another file",
-                expected="arrays inside the file",
-                fix="save it with onnx.save(model, FILE, save_as_external_data=False)",
-            )
+            where,
+            "lies in another file",
+            expected="arrays inside the file",
+            fix="save it with onnx.save(model, FILE, save_as_external_data=False)",
         )
     shape = tuple(tensor.dims)
     if len(shape) > MAX_RANK or any(n < 0 for n in shape):
-        raise FormatError(sentence(where, "has an impossible shape", received=list(shape)[: MAX_RANK + 1]))
+        raise FormatError(where, "has an impossible shape", received=list(shape)[: MAX_RANK + 1])
 
     def read() -> np.ndarray:
         try:
@@ -61,7 +59,7 @@ def array_of(tensor: Any, name: str) -> Weight:
             array = array if array.dtype.kind in "biu" else array.astype(np.float32, copy=False)
         except Exception as problem:  # shapes that do not fit the data, unknown types
             reason = str(problem).split("\n")[0][:120]
-            raise FormatError(sentence(where, f"cannot be read ({reason})", fix="export the model again")) from None
+            raise FormatError(where, f"cannot be read ({reason})", fix="export the model again") from None
         return array.reshape(shape)
 
     return Weight(shape, read)

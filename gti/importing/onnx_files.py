@@ -43,19 +43,17 @@ def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
         raise _damaged(name, "its messages do not fit into each other") from None
     if structure > MAX_STRUCTURE_BYTES:
         raise FormatError(
-            sentence(
-                name,
-                "describes too much besides arrays",
-                expected=f"at most {MAX_STRUCTURE_BYTES} bytes",
-                received=f"{structure} bytes",
-                fix="export the network again, with its weights as initializers",
-            )
+            name,
+            "describes too much besides arrays",
+            expected=f"at most {MAX_STRUCTURE_BYTES} bytes",
+            received=f"{structure} bytes",
+            fix="export the network again, with its weights as initializers",
         )
     try:
         import onnx
     except ImportError:
         raise UsageError(
-            sentence(name, "the package onnx is not installed", fix='pip install onnx, or pip install ".[import]"')
+            name, "the package onnx is not installed", fix='pip install onnx, or pip install ".[import]"'
         ) from None
     try:
         model = onnx.load_model_from_string(data)
@@ -64,9 +62,7 @@ def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
     del data
     _check_opset(model, name, onnx.defs.onnx_opset_version())
     if not 0 < len(model.graph.node) <= MAX_NODES:
-        raise FormatError(
-            sentence(name, "holds no network", expected=f"1 to {MAX_NODES} nodes", received=len(model.graph.node))
-        )
+        raise FormatError(name, "holds no network", expected=f"1 to {MAX_NODES} nodes", received=len(model.graph.node))
     try:
         return _graph(model, name)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as problem:
@@ -118,13 +114,11 @@ def _check_opset(model: Any, name: str, newest: int) -> None:
     version = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
     if not OLDEST_OPSET <= version <= newest:
         raise FormatError(
-            sentence(
-                name,
-                "is written for operators that are not known here",
-                expected=f"opset {OLDEST_OPSET} to {newest}",
-                received=f"opset {version}",
-                fix="export it with opset_version=17",
-            )
+            name,
+            "is written for operators that are not known here",
+            expected=f"opset {OLDEST_OPSET} to {newest}",
+            received=f"opset {version}",
+            fix="export it with opset_version=17",
         )
 
 
@@ -142,7 +136,7 @@ def _graph(model: Any, name: str) -> Graph:
             HANDLERS.get(node.kind, Walk.unknown)(walk, node)
     outputs = [walk.values[value.name].source for value in graph.output if value.name in walk.values]
     if not outputs or not inputs:
-        raise FormatError(sentence(name, "its result does not depend on an image", fix="export the model again"))
+        raise FormatError(name, "its result does not depend on an image", fix="export the model again")
     image = walk.values[inputs[0].name]
     shape = image.shape if image.shape is not None and len(image.shape) == 3 else (None, None, None)
     layers = tuple(walk.layers)
@@ -156,7 +150,7 @@ def _input(value: Any, name: str) -> Value:
         d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim
     ]
     if len(dims) > MAX_RANK:
-        raise FormatError(sentence(f"{name}, input {value.name}", "has too many dimensions", received=len(dims)))
+        raise FormatError(f"{name}, input {value.name}", "has too many dimensions", received=len(dims))
     if len(dims) != 4:
         return Value(value.name, None, "flat")
     # Keras' exports take [N,H,W,C], all others [N,C,H,W].
@@ -167,7 +161,7 @@ def _input(value: Any, name: str) -> Value:
 
 def _initializers(graph: Any, name: str) -> Iterator[tuple[str, Weight]]:
     if graph.sparse_initializer:
-        raise FormatError(sentence(name, "holds sparse arrays", fix="export it with dense ones"))
+        raise FormatError(name, "holds sparse arrays", fix="export it with dense ones")
     for tensor in graph.initializer:
         yield tensor.name, array_of(tensor, name)
 
@@ -184,8 +178,8 @@ def _needed(graph: Any, name: str) -> list[Any]:
             wanted.update(node.input)
             late = next((n for n in node.input if n and makers.get(n, -1) >= i), None)
             if late is not None:
-                raise FormatError(sentence(name, "its nodes are out of order", received=f"{node.name or node.op_type} "
-                                           f"takes {late} before it is made", fix="export it again"))  # fmt: skip
+                raise FormatError(name, "its nodes are out of order", received=f"{node.name or node.op_type} "
+                                           f"takes {late} before it is made", fix="export it again")  # fmt: skip
     return needed[::-1]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gti.errors import FormatError, sentence
+from gti.errors import FormatError
 from gti.importing import onnx_constants
 from gti.importing.graph import Layer, Weight, in_memory
 from gti.importing.onnx_constants import MAX_FOLDED, Node
@@ -43,7 +43,7 @@ class Walk:
         """Return an input that is no constant. Raises FormatError where there is none."""
         name = node.inputs[index] if index < len(node.inputs) else ""
         if name not in self.values:
-            raise FormatError(sentence(f"node {node.name} ({node.kind})", f"lacks its input {index + 1}"))
+            raise FormatError(f"node {node.name} ({node.kind})", f"lacks its input {index + 1}")
         return self.values[name]
 
     def array(self, node: Node, index: int) -> Weight | None:
@@ -55,13 +55,11 @@ class Walk:
         found = self.array(node, index)
         if found is None or len(found.shape) != rank:
             raise FormatError(
-                sentence(
-                    f"node {node.name} ({node.kind})",
-                    f"its input {index + 1} is no array of the file",
-                    expected=f"an initializer of {rank} dimensions",
-                    received="a computed value" if found is None else list(found.shape),
-                    fix="export a float model with its weights as initializers",
-                )
+                f"node {node.name} ({node.kind})",
+                f"its input {index + 1} is no array of the file",
+                expected=f"an initializer of {rank} dimensions",
+                received="a computed value" if found is None else list(found.shape),
+                fix="export a float model with its weights as initializers",
             )
         return found
 

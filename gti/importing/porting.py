@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gti.chip.network.types import Network
-from gti.errors import CheckpointError, UsageError, sentence
+from gti.errors import CheckpointError, UsageError
 from gti.importing import folding
 from gti.importing.graph import Layer, Weight, Weights
 from gti.training import checkpoint
@@ -65,13 +65,11 @@ def fold_input(filters: np.ndarray, biases: np.ndarray, source: InputOf) -> tupl
         same = len(set(source.mean)) == len(set(source.std)) == 1
         if channels != 3 and not (channels == 1 and same):
             raise UsageError(
-                sentence(
-                    "--input",
-                    "is about colour images",
-                    expected="a first layer with 3 input channels, 1 with the same mean and std three times, or "
-                    "--input codes",
-                    received=f"{channels} channels",
-                )
+                "--input",
+                "is about colour images",
+                expected="a first layer with 3 input channels, 1 with the same mean and std three times, or "
+                "--input codes",
+                received=f"{channels} channels",
             )
         step = 1 if source.order == "rgb" else -1
         mean, std = np.array(source.mean)[::step][:channels], np.array(source.std)[::step][:channels]
@@ -127,14 +125,10 @@ def port(
     hosts = host_layer_names(model)
     unknown = [layer for layer in new_layers if layer not in hosts]
     if unknown:
-        raise UsageError(
-            sentence("--new_layers", "names no host layer", expected=", ".join(hosts), received=", ".join(unknown))
-        )
+        raise UsageError("--new_layers", "names no host layer", expected=", ".join(hosts), received=", ".join(unknown))
     head = hosts[-1]
     if background and head in new_layers:
-        raise UsageError(
-            sentence("--background", "needs the classes of the source", fix=f"leave {head} out of the new")
-        )
+        raise UsageError("--background", "needs the classes of the source", fix=f"leave {head} out of the new")
     found = _renamed(weights, network, hosts, model.net)
     kept = {n: v for n, v in variables.items() if n.split("/")[1] in new_layers}
     shapes = {n: tuple(v.shape) for n, v in variables.items() if n not in kept}
@@ -149,7 +143,7 @@ def port(
     arrays |= {n: np.asarray(found[n].read(), np.float32).reshape(shape) for n, shape in shapes.items()}
     bad = [n for n, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
-        raise CheckpointError(sentence(name, f"holds values that are no numbers in {', '.join(bad[:8])}"))
+        raise CheckpointError(name, f"holds values that are no numbers in {', '.join(bad[:8])}")
     first = f"{model.net}/{network.convolutions[0].name}"
     arrays[f"{first}/filters"], arrays[f"{first}/biases"] = fold_input(
         arrays[f"{first}/filters"], arrays[f"{first}/biases"], source

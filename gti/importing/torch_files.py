@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError
 from gti.importing.graph import Graph, Layer, Weight, Weights
 
 MAX_PICKLE_BYTES = 4 * 1024**2  # of the names; ResNet-152 has 200 KB
@@ -56,27 +56,25 @@ def _safetensors(name: str) -> Weights:
     header = int.from_bytes(_head(name)[:8], "little")
     if header > MAX_HEADER_BYTES:
         raise FormatError(
-            sentence(name, "its header is too large", expected=f"at most {MAX_HEADER_BYTES} bytes", received=header)
+            name, "its header is too large", expected=f"at most {MAX_HEADER_BYTES} bytes", received=header
         )
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
         fix = 'pip install safetensors, or pip install ".[import]"'
-        raise UsageError(sentence(name, "the package safetensors is not installed", fix=fix)) from None
+        raise UsageError(name, "the package safetensors is not installed", fix=fix) from None
     try:
         file = safe_open(name, framework="np")
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as problem:
-        raise FormatError(
-            sentence(name, f"is no safetensors file ({str(problem)[:120]})", fix="copy the file again")
-        ) from None
+        raise FormatError(name, f"is no safetensors file ({str(problem)[:120]})", fix="copy the file again") from None
 
     def reader(key: str) -> Callable[[], np.ndarray]:
         def read_it() -> np.ndarray:
             try:
                 return np.asarray(file.get_tensor(key), np.float32)
             except Exception as problem:  # types that NumPy lacks
-                raise FormatError(sentence(f"{name}, {key}", f"cannot be read ({str(problem)[:120]})")) from None
+                raise FormatError(f"{name}, {key}", f"cannot be read ({str(problem)[:120]})") from None
 
         return read_it
 
@@ -122,13 +120,11 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]
         raise FormatError(
-            sentence(
-                self._name,
-                "holds more than arrays, and nothing of it is run",
-                expected="a state dictionary of tensors",
-                received=f"{module}.{name}",
-                fix="with PyTorch: torch.save(model.state_dict(), NEW), or export the model to ONNX",
-            )
+            self._name,
+            "holds more than arrays, and nothing of it is run",
+            expected="a state dictionary of tensors",
+            received=f"{module}.{name}",
+            fix="with PyTorch: torch.save(model.state_dict(), NEW), or export the model to ONNX",
         )
 
     def persistent_load(self, pid: Any) -> Any:
@@ -155,19 +151,17 @@ def _pth(name: str) -> Weights:
     if not head.startswith(b"PK"):
         old = head[:2] == b"\x80\x02" or head[257:262] == b"ustar"
         raise FormatError(
-            sentence(
-                name,
-                "is of the old kind, a pickle or tar archive, which is not opened" if old else "is no .pth file",
-                expected="the zip that PyTorch writes since version 1.6",
-                fix=_SAVE_AGAIN,
-            )
+            name,
+            "is of the old kind, a pickle or tar archive, which is not opened" if old else "is no .pth file",
+            expected="the zip that PyTorch writes since version 1.6",
+            fix=_SAVE_AGAIN,
         )
     try:
         archive = zipfile.ZipFile(name)
         member = next(info for info in archive.infolist() if re.fullmatch(r"[^/]+/data\.pkl", info.filename))
         if member.file_size > MAX_PICKLE_BYTES:
             raise FormatError(
-                sentence(name, "holds too much besides arrays", expected=MAX_PICKLE_BYTES, received=member.file_size)
+                name, "holds too much besides arrays", expected=MAX_PICKLE_BYTES, received=member.file_size
             )
         folder = member.filename.removesuffix("data.pkl")
         with archive.open(member) as file:
@@ -175,30 +169,26 @@ def _pth(name: str) -> Weights:
     except FormatError:
         raise
     except StopIteration:
-        raise FormatError(
-            sentence(name, "is no .pth file", expected="a zip with data.pkl inside", fix=_SAVE_AGAIN)
-        ) from None
+        raise FormatError(name, "is no .pth file", expected="a zip with data.pkl inside", fix=_SAVE_AGAIN) from None
     except Exception as problem:  # a damaged archive or pickle fails in many ways
         reason = str(problem).split("\n")[0][:120]
-        raise FormatError(sentence(name, f"is no .pth file ({reason})", fix="copy the file again")) from None
+        raise FormatError(name, f"is no .pth file ({reason})", fix="copy the file again") from None
     if isinstance(state, Mapping):  # checkpoints of trainings wrap it
         state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), Mapping)), state)
     found = {str(k): t for k, t in state.items() if isinstance(t, _Tensor)} if isinstance(state, Mapping) else {}
     if not 0 < len(found) <= MAX_TENSORS:
-        raise FormatError(
-            sentence(name, "holds no state dictionary", fix="with PyTorch: torch.save(model.state_dict(), NEW)")
-        )
+        raise FormatError(name, "holds no state dictionary", fix="with PyTorch: torch.save(model.state_dict(), NEW)")
     return {key: Weight(t.shape, _storage_reader(archive, folder, t, f"{name}, {key}")) for key, t in found.items()}
 
 
 def _head(name: str) -> bytes:
     if not os.path.isfile(name):
-        raise FormatError(sentence(name, "no such file", fix="check the path"))
+        raise FormatError(name, "no such file", fix="check the path")
     try:
         with open(name, "rb") as file:
             return file.read(512)
     except OSError as problem:
-        raise FormatError(sentence(name, f"cannot be opened ({problem.strerror})")) from None
+        raise FormatError(name, f"cannot be opened ({problem.strerror})") from None
 
 
 def _storage_reader(archive: zipfile.ZipFile, folder: str, tensor: _Tensor, where: str) -> Callable[[], np.ndarray]:
@@ -212,7 +202,7 @@ def _storage_reader(archive: zipfile.ZipFile, folder: str, tensor: _Tensor, wher
             values = np.frombuffer(archive.read(member), item)
         except Exception as problem:  # missing, damaged, of another length
             reason = str(problem).split("\n")[0][:120]
-            raise FormatError(sentence(where, f"cannot be read ({reason})", fix="copy the file again")) from None
+            raise FormatError(where, f"cannot be read ({reason})", fix="copy the file again") from None
         if wide:  # the upper half of a float32
             values = (values.astype(np.uint32) << 16).view(np.float32)
         steps = [step * values.itemsize for step in tensor.strides]
@@ -241,13 +231,11 @@ def torchvision_graph(weights: Weights, source: str) -> Graph:
     dense = [n for n in sorted(classifier) if len(_shape(classifier[n])) == 2]
     if others or not convolutions or not dense:
         raise FormatError(
-            sentence(
-                source,
-                "holds no network that its names tell",
-                expected="arrays named features.N and classifier.N as in torchvision's VGG",
-                received=", ".join((others or list(weights))[:4]),
-                fix="export the model with torch.onnx.export and import the .onnx file",
-            )
+            source,
+            "holds no network that its names tell",
+            expected="arrays named features.N and classifier.N as in torchvision's VGG",
+            received=", ".join((others or list(weights))[:4]),
+            fix="export the model with torch.onnx.export and import the .onnx file",
         )
     layers: list[Layer] = []
     for n, after in zip(convolutions, [*convolutions[1:], None], strict=True):

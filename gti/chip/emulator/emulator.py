@@ -59,12 +59,10 @@ class Emulator:
             raise NetworkError("\n".join(problems), violations=problems)
         if upsample_fill not in (None, *spec.UPSAMPLE_MODES):
             raise UsageError(
-                sentence(
-                    "upsample_fill", "is unknown", expected=" or ".join(spec.UPSAMPLE_MODES), received=upsample_fill
-                )
+                "upsample_fill", "is unknown", expected=" or ".join(spec.UPSAMPLE_MODES), received=upsample_fill
             )
         if threads is not None and threads < 1:
-            raise UsageError(sentence("threads", "must be positive", expected="1 or more", received=threads))
+            raise UsageError("threads", "must be positive", expected="1 or more", received=threads)
         self.network = network
         fills = [
             (upsample_fill or network.layers[conv.major - 1].upsample_mode) if conv.upsampled else ""
@@ -107,20 +105,16 @@ class Emulator:
         chosen = delivered(self.network, parse_mode(mode))
         image = np.asarray(image)
         if image.ndim != 3:
-            raise ImageError(
-                sentence("image", "has the wrong number of axes", expected="[H, W, C]", received=list(image.shape))
-            )
+            raise ImageError("image", "has the wrong number of axes", expected="[H, W, C]", received=list(image.shape))
         if parse_mode(mode) == Mode.FC:
             _, height, width = self.network.output_shape
             if (height, width) != (spec.FC_READOUT_SIZE, spec.FC_READOUT_SIZE):
                 raise GtiError(
-                    sentence(
-                        "read-out mode fc",
-                        "reads a 7x7 result only",
-                        expected="7x7 after the last layer",
-                        received=f"{height}x{width}",
-                        fix="choose the mode single, or pool the last layer down to 7x7",
-                    )
+                    "read-out mode fc",
+                    "reads a 7x7 result only",
+                    expected="7x7 after the last layer",
+                    received=f"{height}x{width}",
+                    fix="choose the mode single, or pool the last layer down to 7x7",
                 )
             return [self.output(image[None])[0]]
         return [codes[0] for conv, codes in self.sublayers(image[None]) if conv in chosen]
@@ -130,13 +124,11 @@ class Emulator:
         height, width, channels = self.network.input_shape
         if images.ndim != 4 or not len(images):
             raise ImageError(
-                sentence(
-                    "images",
-                    "have the wrong shape",
-                    expected=f"[N, {height}, {width}, {channels}]",
-                    received=list(images.shape),
-                    fix="put the number of images first",
-                )
+                "images",
+                "have the wrong shape",
+                expected=f"[N, {height}, {width}, {channels}]",
+                received=list(images.shape),
+                fix="put the number of images first",
             )
         check_image_array(images[0], channels, height)
         return arithmetic.five_bit(images)
@@ -146,14 +138,14 @@ def _engine(
     name: str, network: Network, weights: Sequence[ConvolutionWeights], fills: Sequence[str], threads: int | None
 ) -> Engine:
     if name not in ENGINES:
-        raise UsageError(sentence("engine", "is unknown", expected=", ".join(ENGINES), received=name))
+        raise UsageError("engine", "is unknown", expected=", ".join(ENGINES), received=name)
     if name != "numpy":
         try:
             from gti.chip.emulator.engine_numba import NumbaEngine
         except ImportError as problem:
             if name == "numba":
                 fix = "pip install numba, or choose the engine numpy"
-                raise UsageError(sentence("engine numba", f"cannot be imported ({problem})", fix=fix)) from None
+                raise UsageError("engine numba", f"cannot be imported ({problem})", fix=fix) from None
         else:
             return NumbaEngine(network, weights, fills, threads or usable_cores())
     from gti.chip.emulator.engine_numpy import NumpyEngine

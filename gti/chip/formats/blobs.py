@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gti.errors import ModelFileError, sentence
+from gti.errors import ModelFileError
 
 # Lines are kept as Python strings, of about 60 bytes at least.
 MAX_LABELS = 1_000_000
@@ -20,12 +20,10 @@ def encode_fc(weights: np.ndarray, biases: np.ndarray) -> bytes:
     """
     if weights.ndim != 2 or not weights.size or biases.shape != weights.shape[:1]:
         raise ModelFileError(
-            sentence(
-                "FC layer",
-                "weights and biases do not fit together",
-                expected="weights [out, in] and biases [out]",
-                received=f"{list(weights.shape)} and {list(biases.shape)}",
-            )
+            "FC layer",
+            "weights and biases do not fit together",
+            expected="weights [out, in] and biases [out]",
+            received=f"{list(weights.shape)} and {list(biases.shape)}",
         )
     with np.errstate(over="ignore"):
         parts = [np.ascontiguousarray(part, dtype="<f4") for part in (weights, biases)]
@@ -51,22 +49,18 @@ def fc_sizes(data: bytes | memoryview, name: str = "FC data") -> tuple[int, int]
     """Return (inputs, outputs) of an FC blob after checking them against its length. Raises ModelFileError."""
     if len(data) < _FC_HEADER_BYTES:
         raise ModelFileError(
-            sentence(
-                name, "is too short", expected="8 bytes of sizes and float32 values", received=f"{len(data)} bytes"
-            )
+            name, "is too short", expected="8 bytes of sizes and float32 values", received=f"{len(data)} bytes"
         )
     inputs, outputs = (int(size) for size in np.frombuffer(data, "<i4", 2))
     # Python's integers do not wrap, whatever the header claims.
     need = _FC_HEADER_BYTES + 4 * (inputs * outputs + outputs)
     if inputs < 1 or outputs < 1 or need != len(data):
         raise ModelFileError(
-            sentence(
-                name,
-                f"its sizes ({inputs} inputs, {outputs} outputs) disagree with its length",
-                expected=f"{need} bytes" if inputs > 0 and outputs > 0 else "sizes of at least 1",
-                received=f"{len(data)} bytes",
-                fix="convert the layer again",
-            )
+            name,
+            f"its sizes ({inputs} inputs, {outputs} outputs) disagree with its length",
+            expected=f"{need} bytes" if inputs > 0 and outputs > 0 else "sizes of at least 1",
+            received=f"{len(data)} bytes",
+            fix="convert the layer again",
         )
     return inputs, outputs
 
@@ -79,19 +73,17 @@ def parse_labels(data: bytes | memoryview, name: str = "labels") -> list[str]:
     """
     if len(data) > MAX_LABEL_BYTES:
         raise ModelFileError(
-            sentence(name, "is too large", expected=f"at most {MAX_LABEL_BYTES} bytes", received=f"{len(data)} bytes")
+            name, "is too large", expected=f"at most {MAX_LABEL_BYTES} bytes", received=f"{len(data)} bytes"
         )
     try:
         text = bytes(data).decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise ModelFileError(
-            sentence(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8")
-        ) from None
+        raise ModelFileError(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8") from None
     if "\0" in text:
-        raise ModelFileError(sentence(name, "holds a NUL character", expected="text, one label a line"))
+        raise ModelFileError(name, "holds a NUL character", expected="text, one label a line")
     count = text.count("\n") + 1
     if count > MAX_LABELS:
-        raise ModelFileError(sentence(name, "has too many lines", expected=f"at most {MAX_LABELS}", received=count))
+        raise ModelFileError(name, "has too many lines", expected=f"at most {MAX_LABELS}", received=count)
     lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
@@ -105,11 +97,9 @@ def _refuse_not_finite(weights: np.ndarray, biases: np.ndarray, name: str) -> No
             first = np.unravel_index(int(finite.argmin()), finite.shape)
             place = ", ".join(str(int(k)) for k in first)
             raise ModelFileError(
-                sentence(
-                    name,
-                    f"{finite.size - np.count_nonzero(finite)} of its {what} are not finite, the first at [{place}]",
-                    expected="finite float32 values",
-                    received=values[first],
-                    fix="convert from a sound checkpoint",
-                )
+                name,
+                f"{finite.size - np.count_nonzero(finite)} of its {what} are not finite, the first at [{place}]",
+                expected="finite float32 values",
+                received=values[first],
+                fix="convert from a sound checkpoint",
             )

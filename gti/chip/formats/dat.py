@@ -85,15 +85,13 @@ def encode(
     words = dat_header.words_of(network) if header is None else tuple(header)
     size = file_length(rows) if length is None else length
     if len(words) != spec.HEADER_WORDS:
-        raise DatError(sentence("header", "has the wrong number of words", expected=23, received=len(words)))
+        raise DatError("header", "has the wrong number of words", expected=23, received=len(words))
     if not end + len(tail) <= size <= max_length(rows):
         raise DatError(
-            sentence(
-                "length",
-                "does not fit header, rows and tail",
-                expected=f"{end + len(tail)}..{max_length(rows)} bytes",
-                received=size,
-            )
+            "length",
+            "does not fit header, rows and tail",
+            expected=f"{end + len(tail)}..{max_length(rows)} bytes",
+            received=size,
         )
     buffer = np.zeros(size, np.uint8)
     buffer[: spec.HEADER_BYTES] = np.array(words, "<u4").view(np.uint8)
@@ -147,13 +145,11 @@ def read_header(data: bytes | memoryview, name: str = "") -> tuple[int, ...]:
     """Return the 23 header words of `data`. Raises DatError when it is no .DAT file."""
     if not is_dat(data):
         raise DatError(
-            sentence(
-                name or ".DAT data",
-                "is not a .DAT file of the 2801",
-                expected="92 header bytes that begin with 01 00 00 00 and name 1..6 major layers",
-                received=f"{len(data)} bytes that begin with {bytes(data[:8]).hex(' ') or 'nothing'}",
-                fix="pass a file written by convert_to_chip.py or model_tool.py build",
-            )
+            name or ".DAT data",
+            "is not a .DAT file of the 2801",
+            expected="92 header bytes that begin with 01 00 00 00 and name 1..6 major layers",
+            received=f"{len(data)} bytes that begin with {bytes(data[:8]).hex(' ') or 'nothing'}",
+            fix="pass a file written by convert_to_chip.py or model_tool.py build",
         )
     return _words(data)
 
@@ -198,12 +194,10 @@ def _check_network(network: Network, strict: bool) -> None:
         dropped = next((c for c in network.convolutions if c.input_channels > 16 and c.input_channels % 16), None)
         if dropped:
             raise DatError(
-                sentence(
-                    dropped.path,
-                    "the format drops some of these input channels",
-                    expected="a multiple of 16",
-                    received=dropped.input_channels,
-                )
+                dropped.path,
+                "the format drops some of these input channels",
+                expected="a multiple of 16",
+                received=dropped.input_channels,
             )
         broken = list(violations_of_memory(network))
     if broken:
@@ -213,13 +207,11 @@ def _check_network(network: Network, strict: bool) -> None:
 def _check_weights(network: Network, weights: Sequence[ConvolutionWeights], strict: bool) -> None:
     if len(weights) != len(network.convolutions):
         raise DatError(
-            sentence(
-                "weights",
-                "the number of convolutions differs from the network's",
-                expected=len(network.convolutions),
-                received=len(weights),
-                fix="pass filters and biases of every sublayer",
-            )
+            "weights",
+            "the number of convolutions differs from the network's",
+            expected=len(network.convolutions),
+            received=len(weights),
+            fix="pass filters and biases of every sublayer",
         )
     problems = []
     most = spec.MAX_WEIGHT if strict else _MAX_STORED_WEIGHT
@@ -304,7 +296,7 @@ def _read(data: bytes | memoryview, activation_bit_mode: int | None, name: str) 
     header = dat_header.parse(words)
     hollow = [m for m, layer in enumerate(header.layers, 1) if not layer.chip_sublayers or not layer.output_channels]
     if hollow:
-        raise DatError(sentence(name, f"major {hollow[0]} has no sublayers or no output channels"))
+        raise DatError(name, f"major {hollow[0]} has no sublayers or no output channels")
     mode = _bit_mode(header, data) if activation_bit_mode is None else activation_bit_mode
     network, passes = _interpret(header, mode, data)
     problems: list[object] = list(violations(network))
@@ -314,23 +306,19 @@ def _read(data: bytes | memoryview, activation_bit_mode: int | None, name: str) 
     need = spec.HEADER_BYTES + spec.ROW_BYTES * row_count(network)
     if len(data) < need:
         raise DatError(
-            sentence(
-                name,
-                "ends before its last filter row",
-                expected=f"at least {need} bytes",
-                received=f"{len(data)} bytes",
-                fix="copy or convert the file again",
-            )
+            name,
+            "ends before its last filter row",
+            expected=f"at least {need} bytes",
+            received=f"{len(data)} bytes",
+            fix="copy or convert the file again",
         )
     most = max_length(row_count(network))
     if len(data) > most:
         raise DatError(
-            sentence(
-                name,
-                "goes on far behind its filter rows",
-                expected=f"at most {most} bytes",
-                received=f"{len(data)} bytes",
-            )
+            name,
+            "goes on far behind its filter rows",
+            expected=f"at most {most} bytes",
+            received=f"{len(data)} bytes",
         )
     return _without_planned_addresses(network), words
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from gti import files
 from gti.chip.formats.canonical_json import canonical, indented
-from gti.errors import ModelFileError, sentence
+from gti.errors import ModelFileError
 
 MAX_FILE_BYTES = 1024 * 1024 * 1024
 MAX_HEADER_BYTES = 1024 * 1024
@@ -73,7 +73,7 @@ def compose(network_json: bytes, data: Mapping[str, bytes] | str | os.PathLike[s
     name = "network.json"
     if len(network_json) > MAX_HEADER_BYTES:
         raise ModelFileError(
-            sentence(name, "is too large", expected=f"at most {MAX_HEADER_BYTES} bytes", received=len(network_json))
+            name, "is too large", expected=f"at most {MAX_HEADER_BYTES} bytes", received=len(network_json)
         )
     header = files.parse_json(network_json, name, error=ModelFileError)
     entries = _entries(header, name)
@@ -99,13 +99,11 @@ def compose(network_json: bytes, data: Mapping[str, bytes] | str | os.PathLike[s
         return text
     if len(text) >= base:
         raise ModelFileError(
-            sentence(
-                name,
-                "its compact form does not fit before the first blob",
-                expected=f"less than {base} bytes",
-                received=f"{len(text)} bytes",
-                fix="append blanks to the text",
-            )
+            name,
+            "its compact form does not fit before the first blob",
+            expected=f"less than {base} bytes",
+            received=f"{len(text)} bytes",
+            fix="append blanks to the text",
         )
     return b"".join([text, bytes(base - len(text)), *blobs])
 
@@ -120,32 +118,26 @@ def parse(data: bytes | memoryview, name: str = ".MODEL data") -> ModelFile:
     view = memoryview(data).cast("B") if not isinstance(data, bytes) else memoryview(data)
     if not is_model(view):
         raise ModelFileError(
-            sentence(
-                name,
-                "is not a .MODEL file",
-                expected="a JSON object, then NUL bytes and data",
-                received=f"{len(view)} bytes that begin with {bytes(view[:8]).hex(' ') or 'nothing'}",
-                fix="pass a file written by convert_to_chip.py or model_tool.py build",
-            )
+            name,
+            "is not a .MODEL file",
+            expected="a JSON object, then NUL bytes and data",
+            received=f"{len(view)} bytes that begin with {bytes(view[:8]).hex(' ') or 'nothing'}",
+            fix="pass a file written by convert_to_chip.py or model_tool.py build",
         )
     text = bytes(view[: MAX_HEADER_BYTES + 1])
     end = text.find(b"\0")
     if end < 0 and len(text) > MAX_HEADER_BYTES:
-        raise ModelFileError(
-            sentence(name, "has no end of its header", expected=f"a NUL within {MAX_HEADER_BYTES} bytes")
-        )
+        raise ModelFileError(name, "has no end of its header", expected=f"a NUL within {MAX_HEADER_BYTES} bytes")
     text = text if end < 0 else text[:end]
     header = files.parse_json(text, name, error=ModelFileError)
     entries = _entries(header, name)
     if end < 0 and entries:
         raise ModelFileError(
-            sentence(
-                name,
-                "has no NUL after its header",
-                expected="JSON text, then at least one NUL",
-                received=f"{len(view)} bytes without a NUL",
-                fix="build the container again",
-            )
+            name,
+            "has no NUL after its header",
+            expected="JSON text, then at least one NUL",
+            received=f"{len(view)} bytes without a NUL",
+            fix="build the container again",
         )
     ranges = [_range(entry, f"{name}, {layer_path(i, entry)}", len(text), len(view)) for i, entry in enumerate(entries)]
     base = _check_cover(ranges, view, len(text), name)
@@ -182,31 +174,25 @@ def decompose(model: ModelFile, name: str) -> dict[str, bytes]:
 
 def _entries(header: object, name: str) -> list[dict[str, Any]]:
     if not isinstance(header, dict):
-        raise ModelFileError(sentence(name, "is not a JSON object", expected='{"layer": [...]}'))
+        raise ModelFileError(name, "is not a JSON object", expected='{"layer": [...]}')
     entries = header.get("layer")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ModelFileError(
-            sentence(name, '"layer" is missing or not a list of objects', expected='{"layer": [{...}, ...]}')
-        )
+        raise ModelFileError(name, '"layer" is missing or not a list of objects', expected='{"layer": [{...}, ...]}')
     if len(entries) > MAX_LAYERS:
-        raise ModelFileError(
-            sentence(name, "has too many layers", expected=f"at most {MAX_LAYERS}", received=len(entries))
-        )
+        raise ModelFileError(name, "has too many layers", expected=f"at most {MAX_LAYERS}", received=len(entries))
     return entries
 
 
 def _data_of(file_name: object, data: Mapping[str, bytes] | str | os.PathLike[str], path: str, room: int) -> bytes:
     if not isinstance(file_name, str):
-        raise ModelFileError(
-            sentence(path, '"data file" has the wrong type', expected="a file name or null", received=file_name)
-        )
+        raise ModelFileError(path, '"data file" has the wrong type', expected="a file name or null", received=file_name)
     if not isinstance(data, Mapping):
         return files.read_bytes(
             files.inside(Path(data), file_name, error=ModelFileError), limit=room, error=ModelFileError
         )
     if file_name not in data:
         raise ModelFileError(
-            sentence(path, "its data file is missing", expected=file_name, fix="give the file, or set it to null")
+            path, "its data file is missing", expected=file_name, fix="give the file, or set it to null"
         )
     return bytes(data[file_name])
 
@@ -218,17 +204,15 @@ def _part(blob: bytes, entry: Mapping[str, Any], path: str) -> bytes:
     for key, value in (("data offset", offset), ("data size", 0 if size is None else size)):
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FILE_BYTES:
             raise ModelFileError(
-                sentence(path, f'"{key}" is no byte count', expected=f"0..{MAX_FILE_BYTES}", received=json.dumps(value))
+                path, f'"{key}" is no byte count', expected=f"0..{MAX_FILE_BYTES}", received=json.dumps(value)
             )
     if offset and (size is None or offset > len(blob)):
         raise ModelFileError(
-            sentence(
-                path,
-                '"data offset" needs a "data size" and must lie inside the data file',
-                expected=f"0..{len(blob)} and a size",
-                received=f"{offset} and {'no size' if size is None else size}",
-                fix='leave both out, or give "data size" too',
-            )
+            path,
+            '"data offset" needs a "data size" and must lie inside the data file',
+            expected=f"0..{len(blob)} and a size",
+            received=f"{offset} and {'no size' if size is None else size}",
+            fix='leave both out, or give "data size" too',
         )
     return blob if size is None else blob[offset : offset + size]
 
@@ -238,33 +222,27 @@ def _range(entry: Mapping[str, Any], path: str, text_end: int, length: int) -> t
     offset, size = entry.get("data offset"), entry.get("data size")
     if entry.get("data file") is not None:
         raise ModelFileError(
-            sentence(
-                path,
-                'names a "data file" inside a container',
-                expected='"data offset" and "data size"',
-                fix="compose the container from network.json and its files",
-            )
+            path,
+            'names a "data file" inside a container',
+            expected='"data offset" and "data size"',
+            fix="compose the container from network.json and its files",
         )
     if "data file" in entry or (offset is None and size is None):
         return None
     for key, value in (("data offset", offset), ("data size", size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ModelFileError(
-                sentence(
-                    path, f'"{key}" is no byte count', expected="an integer of at least 0", received=json.dumps(value)
-                )
+                path, f'"{key}" is no byte count', expected="an integer of at least 0", received=json.dumps(value)
             )
     assert isinstance(offset, int)
     assert isinstance(size, int)
     if not text_end < offset <= length or size > length - offset:
         raise ModelFileError(
-            sentence(
-                path,
-                "its data lie outside the file",
-                expected=f"bytes {text_end + 1}..{length}",
-                received=f"{size} bytes from {offset} on",
-                fix="copy or build the file again",
-            )
+            path,
+            "its data lie outside the file",
+            expected=f"bytes {text_end + 1}..{length}",
+            received=f"{size} bytes from {offset} on",
+            fix="copy or build the file again",
         )
     return offset, size
 
@@ -275,21 +253,17 @@ def _check_cover(ranges: list[tuple[int, int] | None], view: memoryview, text_en
     base = len(view)
     for order, (offset, size) in enumerate(sorted(place for place in ranges if place is not None)):
         if offset < position:
-            raise ModelFileError(
-                sentence(name, "has layers whose data overlap", expected=f"from {position} on", received=offset)
-            )
+            raise ModelFileError(name, "has layers whose data overlap", expected=f"from {position} on", received=offset)
         _refuse_stray(view[position:offset], position, name)
         base = offset if order == 0 else base
         position = offset + size
     if base < len(view) and position < len(view):
         raise ModelFileError(
-            sentence(
-                name,
-                "goes on behind its last layer",
-                expected=f"{position} bytes",
-                received=f"{len(view)} bytes",
-                fix="build the container again",
-            )
+            name,
+            "goes on behind its last layer",
+            expected=f"{position} bytes",
+            received=f"{len(view)} bytes",
+            fix="build the container again",
         )
     _refuse_stray(view[position:], position, name)
     return base
@@ -299,11 +273,9 @@ def _refuse_stray(gap: memoryview, start: int, name: str) -> None:
     rest = bytes(gap).lstrip(b"\0")
     if rest:
         raise ModelFileError(
-            sentence(
-                name,
-                "holds data that belong to no layer",
-                expected="NUL bytes outside the layers' data",
-                received=f"byte 0x{rest[0]:02x} at {start + len(gap) - len(rest)}",
-                fix="build the container again",
-            )
+            name,
+            "holds data that belong to no layer",
+            expected="NUL bytes outside the layers' data",
+            received=f"byte 0x{rest[0]:02x} at {start + len(gap) - len(rest)}",
+            fix="build the container again",
         )

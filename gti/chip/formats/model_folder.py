@@ -43,12 +43,10 @@ def is_container(data: bytes, name: str) -> bool:
     if dat.is_dat(data):
         return False
     raise FormatError(
-        sentence(
-            name,
-            "is neither a .DAT nor a .MODEL file",
-            received=f"{len(data)} bytes that begin with {data[:8].hex(' ') or 'nothing'}",
-            fix="pass a file written by convert_to_chip.py or model_tool.py build",
-        )
+        name,
+        "is neither a .DAT nor a .MODEL file",
+        received=f"{len(data)} bytes that begin with {data[:8].hex(' ') or 'nothing'}",
+        fix="pass a file written by convert_to_chip.py or model_tool.py build",
     )
 
 
@@ -63,7 +61,7 @@ def chip_data(data: bytes, name: str) -> tuple[bytes, str]:
         if layer.operation == "GTICNN" and layer.blob is not None:
             return bytes(layer.blob), f"{name}, {model_file.layer_path(index, layer.entry)}"
     raise ModelFileError(
-        sentence(name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again")
+        name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again"
     )
 
 
@@ -86,19 +84,19 @@ def build(folder: str | os.PathLike[str], target: str) -> bytes:
     """
     base = Path(folder)
     if not base.is_dir():
-        raise UsageError(sentence(str(base), "is no folder", fix="pass the folder that extract has written"))
+        raise UsageError(str(base), "is no folder", fix="pass the folder that extract has written")
     has = {kind for kind in ("network.json", "dat.json") if (base / kind).is_file()}
     suffix = Path(target).suffix.lower()
     if suffix == ".dat" and "dat.json" in has:
         has = {"dat.json"}
     if suffix == ".model" and "network.json" not in has:
-        raise UsageError(sentence(str(base), "holds no network.json, which a .MODEL is built from"))
+        raise UsageError(str(base), "holds no network.json, which a .MODEL is built from")
     if "network.json" in has:
         return _build_container(base)
     if "dat.json" in has:
         return _build_dat(base)
     raise UsageError(
-        sentence(str(base), "holds nothing to build", expected="network.json (for a .MODEL) or dat.json (for a .DAT)")
+        str(base), "holds nothing to build", expected="network.json (for a .MODEL) or dat.json (for a .DAT)"
     )
 
 
@@ -258,17 +256,15 @@ def _weights(base: Path, count: int) -> list[ConvolutionWeights]:
     shifts = arrays.get("shifts", np.zeros(0))
     if missing or beyond or shifts.shape != (count,) or shifts.dtype.kind not in "iu":
         raise DatError(
-            sentence(
-                name,
-                "does not hold the arrays of the network",
-                expected=f"w0, b0, ... w{count - 1}, b{count - 1} and {count} integer shifts",
-                received=f"missing {', '.join(missing[:6])}"
-                if missing
-                else f"more arrays: {', '.join(beyond)}"
-                if beyond
-                else f"shifts {shifts.dtype} {list(shifts.shape)}",
-                fix="write one pair of arrays for each sublayer in dat.json",
-            )
+            name,
+            "does not hold the arrays of the network",
+            expected=f"w0, b0, ... w{count - 1}, b{count - 1} and {count} integer shifts",
+            received=f"missing {', '.join(missing[:6])}"
+            if missing
+            else f"more arrays: {', '.join(beyond)}"
+            if beyond
+            else f"shifts {shifts.dtype} {list(shifts.shape)}",
+            fix="write one pair of arrays for each sublayer in dat.json",
         )
     return [ConvolutionWeights(arrays[f"w{i}"], arrays[f"b{i}"], int(shifts[i])) for i in range(count)]
 
@@ -307,9 +303,9 @@ def _with_rows(data: bytes, kept: Mapping[str, np.ndarray], count: int, name: st
     shape = (index.size, spec.ROW_BYTES)
     sound = index.ndim == 1 and index.dtype.kind in "iu" and wanted.shape == computed.shape == shape
     if not sound or wanted.dtype != np.uint8 or computed.dtype != np.uint8 or (index.size and index.min() < 0):
-        raise DatError(sentence(name, "is damaged", expected="index, wanted and computed rows", fix="delete it"))
+        raise DatError(name, "is damaged", expected="index, wanted and computed rows", fix="delete it")
     if index.size and index.max() >= count:
-        raise DatError(sentence(name, "belongs to a larger network", fix="delete it"))
+        raise DatError(name, "belongs to a larger network", fix="delete it")
     result = bytearray(data)
     rows = np.frombuffer(result, np.uint8, count * spec.ROW_BYTES, spec.HEADER_BYTES).reshape(count, spec.ROW_BYTES)
     same = (rows[index] == computed).all(axis=1)
@@ -325,11 +321,11 @@ def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:
     """Write `parts` beside `folder` and move them into place together."""
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(sentence(str(folder), "is not an empty folder", fix="name a new one"))
+            raise UsageError(str(folder), "is not an empty folder", fix="name a new one")
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     except OSError as problem:
-        raise UsageError(sentence(str(folder), f"cannot be written ({problem.strerror})")) from None
+        raise UsageError(str(folder), f"cannot be written ({problem.strerror})") from None
     try:
         for name, content in parts.items():
             path = temporary / name
@@ -338,6 +334,6 @@ def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:
         temporary.chmod(0o777 & ~files.umask())
         os.replace(temporary, folder)
     except OSError as problem:
-        raise UsageError(sentence(str(folder), f"cannot be written ({problem.strerror})")) from None
+        raise UsageError(str(folder), f"cannot be written ({problem.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from gti.errors import FormatError, sentence
+from gti.errors import FormatError
 
 MAX_HEADER_BYTES = 64 * 1024
 # Compressed members may unpack to this, so that a small file cannot fill the memory; they are held twice for a while.
@@ -35,7 +35,7 @@ def read_layout(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, bool
     except Exception as problem:  # a hostile header fails in many ways
         # What follows ": <" is a Python object's address.
         reason = str(problem).split("\n")[0].partition(": <")[0][:120] or type(problem).__name__
-        raise FormatError(sentence(name, f"is not a .npy file ({reason})", fix="write it with numpy.save")) from None
+        raise FormatError(name, f"is not a .npy file ({reason})", fix="write it with numpy.save") from None
     return tuple(shape), dtype, fortran, stream.tell()
 
 
@@ -46,15 +46,13 @@ def parse_npy(data: bytes, name: str) -> np.ndarray:
     for length in shape:
         count *= int(length)
     if dtype.hasobject or dtype.itemsize == 0:
-        raise FormatError(sentence(name, "holds Python objects", expected="numbers", received=dtype))
+        raise FormatError(name, "holds Python objects", expected="numbers", received=dtype)
     if min(shape, default=1) < 0 or count * dtype.itemsize != len(data) - offset:
         raise FormatError(
-            sentence(
-                name,
-                "has the wrong length",
-                expected=f"{count * dtype.itemsize} bytes for {dtype} {list(shape)}",
-                received=f"{len(data) - offset} bytes",
-            )
+            name,
+            "has the wrong length",
+            expected=f"{count * dtype.itemsize} bytes for {dtype} {list(shape)}",
+            received=f"{len(data) - offset} bytes",
         )
     values = np.frombuffer(data, dtype, offset=offset)
     return np.array(values.reshape(shape, order="F" if fortran else "C"), order="C")
@@ -64,7 +62,7 @@ def parse_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
     """Return the arrays of the `.npz` file `data`. Raises FormatError."""
     # Counted before zipfile makes an object of each.
     if data.count(_CENTRAL_ENTRY) > _MAX_MEMBERS:
-        raise FormatError(sentence(name, "holds too many arrays", expected=f"at most {_MAX_MEMBERS}"))
+        raise FormatError(name, "holds too many arrays", expected=f"at most {_MAX_MEMBERS}")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -72,16 +70,16 @@ def parse_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
             total = sum(member.file_size for member in members)
             if total > limit:
                 raise FormatError(
-                    sentence(name, "unpacks to too much", expected=f"at most {limit} bytes", received=f"{total} bytes")
+                    name, "unpacks to too much", expected=f"at most {limit} bytes", received=f"{total} bytes"
                 )
             result: dict[str, np.ndarray] = {}
             for member in members:
                 key = member.filename.removesuffix(".npy")
                 if key in result:
-                    raise FormatError(sentence(name, f"holds two arrays of the name {key!a}", fix="keep one of them"))
+                    raise FormatError(name, f"holds two arrays of the name {key!a}", fix="keep one of them")
                 if member.compress_type not in _METHODS:
                     raise FormatError(
-                        sentence(name, f"array {key!a} is packed in an unusual way", fix="write it with numpy.savez")
+                        name, f"array {key!a} is packed in an unusual way", fix="write it with numpy.savez"
                     )
                 with archive.open(member) as file:
                     # The size in the directory may be a lie: never read beyond it.
@@ -92,7 +90,7 @@ def parse_npz(data: bytes, name: str) -> dict[str, np.ndarray]:
         raise
     except Exception as problem:  # a damaged archive fails in many ways
         reason = str(problem).split("\n")[0][:120] or type(problem).__name__
-        raise FormatError(sentence(name, f"is not a .npz file ({reason})", fix="write it with numpy.savez")) from None
+        raise FormatError(name, f"is not a .npz file ({reason})", fix="write it with numpy.savez") from None
 
 
 def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:

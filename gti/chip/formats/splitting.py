@@ -21,7 +21,7 @@ from gti.chip.network import rules as network_rules
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import ConvolutionWeights, Network
 from gti.chip.wire.registers import Mode
-from gti.errors import NetworkError, UsageError, listing, sentence
+from gti.errors import NetworkError, UsageError, listing
 
 # Pixels 8 * code are the middle of the 8-bit values that become a code (docs/numerics.md section 1).
 CODE_SHIFT = 3
@@ -58,7 +58,7 @@ def chip_number(network: Network) -> int:
     model = network.extra.get("model")
     value = model.get("ChipNumber", 1) if isinstance(model, dict) else 1
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(sentence("ChipNumber", "is no number of chips", expected="1 or more", received=value))
+        raise UsageError("ChipNumber", "is no number of chips", expected="1 or more", received=value)
     return value
 
 
@@ -71,12 +71,10 @@ def split(network: Network, weights: Sequence[ConvolutionWeights], chips: int) -
     majors = len(network.layers)
     if not 1 <= chips <= majors:
         raise UsageError(
-            sentence(
-                f"{chips} chips",
-                "cannot share the network, which is cut between major layers",
-                expected=f"1..{majors} chips for {majors} major layers",
-                fix="use fewer chips, or more major layers",
-            )
+            f"{chips} chips",
+            "cannot share the network, which is cut between major layers",
+            expected=f"1..{majors} chips for {majors} major layers",
+            fix="use fewer chips, or more major layers",
         )
     candidates = [(1, *rest) for rest in itertools.combinations(range(2, majors + 1), chips - 1)]
     work = work_of_majors(network)

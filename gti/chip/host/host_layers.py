@@ -18,7 +18,7 @@ from gti.chip.formats.canonical_json import canonical
 from gti.chip.formats.model_file import ModelLayer, layer_path
 from gti.chip.host.unknown import KEY, Unknown
 from gti.chip.wire import readout
-from gti.errors import ImageError, ModelFileError, sentence
+from gti.errors import ImageError, ModelFileError
 
 Image = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[Any]
@@ -55,20 +55,18 @@ class HostLayers:
         kinds = [layer.operation for layer in layers]
         if kinds.count("GTICNN") != 1:
             raise ModelFileError(
-                sentence(name, "cannot be run as a whole", expected="one GTICNN layer", received=kinds.count("GTICNN"))
+                name, "cannot be run as a whole", expected="one GTICNN layer", received=kinds.count("GTICNN")
             )
         if "LABEL" not in kinds:
             raise ModelFileError(
-                sentence(
-                    name,
-                    "holds no host layers that end in labels",
-                    expected="GTICNN, FC, SOFTMAX and LABEL layers",
-                    received=", ".join(kinds),
-                    fix="make a full model with addon/convert_full.py, or use chip_infer.py",
-                )
+                name,
+                "holds no host layers that end in labels",
+                expected="GTICNN, FC, SOFTMAX and LABEL layers",
+                received=", ".join(kinds),
+                fix="make a full model with addon/convert_full.py, or use chip_infer.py",
             )
         if kinds[-1] != "LABEL" or kinds.count("LABEL") != 1:
-            raise ModelFileError(sentence(name, "goes on behind its labels", expected="LABEL as the last layer"))
+            raise ModelFileError(name, "goes on behind its labels", expected="LABEL as the last layer")
         first = kinds.index("GTICNN")
         places = [f"{name}, {layer_path(index, layer.entry)}" for index, layer in enumerate(layers)]
         self._readers = [
@@ -125,19 +123,17 @@ class _Judge:
         self._unknown, self._where = unknown, where
         behind = [layer.operation for layer in layers[[layer.operation for layer in layers].index("GTICNN") + 1 :]]
         if "FC" not in behind:
-            raise ModelFileError(sentence(where, "has no layer to look at", expected="an FC layer behind the chip's"))
+            raise ModelFileError(where, "has no layer to look at", expected="an FC layer behind the chip's")
         self.position = behind.index("FC")
         self._most = layers[-1].entry.get("output channels")
 
     def says_unknown(self, x: Tensor) -> bool:
         if x.size != self._unknown.centres.shape[1]:
             raise ModelFileError(
-                sentence(
-                    self._where,
-                    "does not fit the first FC layer",
-                    expected=f"centres of {x.size} numbers",
-                    received=self._unknown.centres.shape[1],
-                )
+                self._where,
+                "does not fit the first FC layer",
+                expected=f"centres of {x.size} numbers",
+                received=self._unknown.centres.shape[1],
             )
         return self._unknown.says(x)
 
@@ -160,12 +156,10 @@ def _name(layer: ModelLayer, index: int) -> str:
 
 def _refuse(layer: ModelLayer, where: str) -> Any:
     raise ModelFileError(
-        sentence(
-            where,
-            "is a layer that cannot be run at this place",
-            expected="IMAGEREADER, then GTICNN, then " + ", ".join(_STEPS),
-            received=layer.operation or "no operation",
-        )
+        where,
+        "is a layer that cannot be run at this place",
+        expected="IMAGEREADER, then GTICNN, then " + ", ".join(_STEPS),
+        received=layer.operation or "no operation",
     )
 
 
@@ -174,14 +168,14 @@ def _text(layer: ModelLayer, key: str, default: str, allowed: Sequence[str], whe
     if value is None:
         return default
     if value not in allowed:
-        raise ModelFileError(sentence(where, f'"{key}" is unknown', expected=" or ".join(allowed), received=value))
+        raise ModelFileError(where, f'"{key}" is unknown', expected=" or ".join(allowed), received=value)
     return str(value)
 
 
 def _whole(entry: Mapping[str, Any], key: str, where: str) -> int | None:
     value = entry.get(key)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ModelFileError(sentence(where, f'"{key}" has the wrong type', expected="a whole number", received=value))
+        raise ModelFileError(where, f'"{key}" has the wrong type', expected="a whole number", received=value)
     return value
 
 
@@ -196,16 +190,14 @@ class _Reader:
     def __call__(self, image: Image) -> Image:
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
             received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-            raise ImageError(sentence("image", "is no picture", expected="uint8 [H,W,C]", received=received))
+            raise ImageError("image", "is no picture", expected="uint8 [H,W,C]", received=received)
         if any(want is not None and want != have for want, have in zip(self._shape, image.shape, strict=True)):
             raise ImageError(
-                sentence(
-                    "image",
-                    f"has another size than {self._where} takes, which does not resize",
-                    expected=list(self._shape),
-                    received=list(image.shape),
-                    fix="resize the image",
-                )
+                "image",
+                f"has another size than {self._where} takes, which does not resize",
+                expected=list(self._shape),
+                received=list(image.shape),
+                fix="resize the image",
             )
         return np.ascontiguousarray(image[:, :, ::-1]) if self.swaps else image
 
@@ -220,12 +212,10 @@ def _chip(layer: ModelLayer, where: str) -> Callable[[list[Image]], Tensor]:
     scaledown = _whole(layer.entry, "output scaledown", where) or 0
     if layer.entry.get("output type") not in (None, "float"):
         raise ModelFileError(
-            sentence(
-                where,
-                "delivers bytes, which host layers cannot take",
-                expected='"output type": "float"',
-                received=layer.entry["output type"],
-            )
+            where,
+            "delivers bytes, which host layers cannot take",
+            expected='"output type": "float"',
+            received=layer.entry["output type"],
         )
 
     def tensor(maps: list[Image]) -> Tensor:
@@ -242,7 +232,7 @@ def _fc(layer: ModelLayer, where: str) -> Step:
     def step(x: Tensor) -> Tensor:
         if x.size != weights.shape[1]:
             raise ModelFileError(
-                sentence(where, "does not fit the layer before", expected=f"{weights.shape[1]} inputs", received=x.size)
+                where, "does not fit the layer before", expected=f"{weights.shape[1]} inputs", received=x.size
             )
         y: Tensor = weights @ x.reshape(-1).astype(np.float32, copy=False) + biases
         return np.maximum(y, np.float32(0)) if relu else y
@@ -255,9 +245,7 @@ def _pooling(layer: ModelLayer, where: str) -> Step:
     for key in ("output width", "output height"):
         if _whole(layer.entry, key, where) not in (None, 1):
             raise ModelFileError(
-                sentence(
-                    where, "pools to more than one value a channel", expected=f'"{key}": 1', received=layer.entry[key]
-                )
+                where, "pools to more than one value a channel", expected=f'"{key}": 1', received=layer.entry[key]
             )
 
     poolings: dict[str, Callable[[Tensor], Tensor]] = {
@@ -272,12 +260,10 @@ def _pooling(layer: ModelLayer, where: str) -> Step:
         least = 2 if mode == "top_left" else 1
         if x.ndim != 3 or min(x.shape[1:]) < least:
             raise ModelFileError(
-                sentence(
-                    where,
-                    f"mode {mode} has nothing to pool",
-                    expected=f"a tensor [C,H,W] of at least {least}x{least}",
-                    received=list(x.shape),
-                )
+                where,
+                f"mode {mode} has nothing to pool",
+                expected=f"a tensor [C,H,W] of at least {least}x{least}",
+                received=list(x.shape),
             )
         pooled: Tensor = poolings[mode](x)
         return pooled[:, None, None]
@@ -298,19 +284,17 @@ def _label(layer: ModelLayer, where: str) -> Step:
     labels = parse_labels(_blob(layer, where), where)
     most = _whole(layer.entry, "output channels", where)
     if most is not None and most < 1:
-        raise ModelFileError(sentence(where, "returns no labels", expected='"output channels" >= 1', received=most))
+        raise ModelFileError(where, "returns no labels", expected='"output channels" >= 1', received=most)
 
     def step(x: Tensor) -> dict[str, Any]:
         probabilities = x.reshape(-1)
         if len(probabilities) > len(labels):
             raise ModelFileError(
-                sentence(
-                    where,
-                    "names too few classes",
-                    expected=f"{len(probabilities)} lines, as many as the layer before has outputs",
-                    received=len(labels),
-                    fix="pass the label file that the network was trained with",
-                )
+                where,
+                "names too few classes",
+                expected=f"{len(probabilities)} lines, as many as the layer before has outputs",
+                received=len(labels),
+                fix="pass the label file that the network was trained with",
             )
         order = np.argsort(-probabilities, kind="stable")[:most]
         return {
@@ -322,7 +306,7 @@ def _label(layer: ModelLayer, where: str) -> Step:
 
 def _blob(layer: ModelLayer, where: str) -> memoryview:
     if layer.blob is None:
-        raise ModelFileError(sentence(where, "has no data", fix="make the model again with addon/convert_full.py"))
+        raise ModelFileError(where, "has no data", fix="make the model again with addon/convert_full.py")
     return layer.blob
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from gti import files
 from gti.chip.formats import npy
-from gti.errors import FormatError, ImageError, sentence
+from gti.errors import FormatError, ImageError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,14 +62,14 @@ def _from_npy(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray
     received = f"{dtype} {list(found)}"
     if dtype != np.uint8:
         fix = "store 8-bit values 0..255" + (", not 0..1" if dtype.kind == "f" else "")
-        raise ImageError(sentence(name, "has the wrong type", expected=expected, received=received, fix=fix))
+        raise ImageError(name, "has the wrong type", expected=expected, received=received, fix=fix)
     if shape[2] in (1, 3) and found in (shape[:2], (*shape[:2], 1)):
         return np.repeat(npy.parse_npy(data, name).reshape(*shape[:2], 1), shape[2], axis=2)
     if found != shape:
         planar = found == (shape[2], *shape[:2])
         fix = "transpose it to height, width, channels" if planar else "resize it to the network's input"
         problem = "has its planes first" if planar else "has the wrong shape"
-        raise ImageError(sentence(name, problem, expected=expected, received=received, fix=fix))
+        raise ImageError(name, problem, expected=expected, received=received, fix=fix)
     return npy.parse_npy(data, name)
 
 
@@ -77,13 +77,11 @@ def _from_planes(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndar
     height, width, channels = shape
     if len(data) != height * width * channels:
         raise ImageError(
-            sentence(
-                name,
-                "has the wrong length for raw planes",
-                expected=f"{height * width * channels} bytes ({channels} planes of {height} x {width})",
-                received=f"{len(data)} bytes",
-                fix="write uint8 planes in the chip's channel order",
-            )
+            name,
+            "has the wrong length for raw planes",
+            expected=f"{height * width * channels} bytes ({channels} planes of {height} x {width})",
+            received=f"{len(data)} bytes",
+            fix="write uint8 planes in the chip's channel order",
         )
     planes = np.frombuffer(data, np.uint8).reshape(channels, height, width)
     return np.ascontiguousarray(planes.transpose(1, 2, 0))
@@ -96,20 +94,16 @@ def _from_picture(
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise ImageError(
-            sentence(
-                name,
-                "needs Pillow to be read",
-                fix="install the extra `images` of this package (or pillow itself), or pass a .npy or .bin file",
-            )
+            name,
+            "needs Pillow to be read",
+            fix="install the extra `images` of this package (or pillow itself), or pass a .npy or .bin file",
         ) from None
     if shape[2] not in (1, 3):
         raise ImageError(
-            sentence(
-                name,
-                f"is a picture, but the network takes {shape[2]} channels",
-                expected="a .npy file of uint8 [H, W, C]",
-                received="a picture of 1 or 3 channels",
-            )
+            name,
+            f"is a picture, but the network takes {shape[2]} channels",
+            expected="a .npy file of uint8 [H, W, C]",
+            received="a picture of 1 or 3 channels",
         )
     try:
         with warnings.catch_warnings():
@@ -121,15 +115,15 @@ def _from_picture(
             return _convert(picture, shape, name, prepare)
     except UnidentifiedImageError:
         raise FormatError(
-            sentence(name, "is no image that can be read", expected=", ".join((*_FORMATS, ".npy", ".bin")))
+            name, "is no image that can be read", expected=", ".join((*_FORMATS, ".npy", ".bin"))
         ) from None
     except ImageError:
         raise
     except Image.DecompressionBombError:
-        raise ImageError(sentence(name, "is too large", expected=f"at most {MAX_PIXELS} pixels")) from None
+        raise ImageError(name, "is too large", expected=f"at most {MAX_PIXELS} pixels") from None
     except Exception as problem:  # decoders of damaged files raise many kinds
         reason = str(problem).split("\n")[0][:120] or type(problem).__name__
-        raise FormatError(sentence(name, f"cannot be decoded ({reason})", fix="check the file")) from None
+        raise FormatError(name, f"cannot be decoded ({reason})", fix="check the file") from None
 
 
 def _check_picture(picture: Image.Image, length: int, name: str) -> None:
@@ -139,33 +133,27 @@ def _check_picture(picture: Image.Image, length: int, name: str) -> None:
     """
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise ImageError(
-            sentence(name, "is too large", expected=f"at most {MAX_PIXELS} pixels", received=f"{width} x {height}")
-        )
+        raise ImageError(name, "is too large", expected=f"at most {MAX_PIXELS} pixels", received=f"{width} x {height}")
     most = (_FREE_BYTES + _MEMORY_RATIO * length) / (width * height)  # bytes a pixel
     scales = [scale for scale in (1, 2, 4, 8) if _memory_per_pixel(picture, scale) <= most]
     if not scales or (scales[0] > 1 and picture.format != "JPEG"):
         pixels = int(width * height * most / _memory_per_pixel(picture, 1))
         raise ImageError(
-            sentence(
-                name,
-                "has very many pixels for its length",
-                expected=f"at most {pixels} pixels in {length} bytes",
-                received=f"{width} x {height}",
-                fix="make the picture smaller first",
-            )
+            name,
+            "has very many pixels for its length",
+            expected=f"at most {pixels} pixels in {length} bytes",
+            received=f"{width} x {height}",
+            fix="make the picture smaller first",
         )
     if scales[0] > 1:
         picture.draft(None, (width // scales[0], height // scales[0]))
     if picture.mode in _DEEP_MODES:
         raise ImageError(
-            sentence(
-                name,
-                "has more than 8 bits a channel",
-                expected="8 bits a channel",
-                received=f"mode {picture.mode}",
-                fix="convert it to 8 bits first",
-            )
+            name,
+            "has more than 8 bits a channel",
+            expected="8 bits a channel",
+            received=f"mode {picture.mode}",
+            fix="convert it to 8 bits first",
         )
 
 
@@ -190,13 +178,11 @@ def _convert(
         least = int(np.asarray(alpha).min())
         if least < 255:
             raise ImageError(
-                sentence(
-                    name,
-                    "is transparent in places",
-                    expected="an opaque picture",
-                    received=f"alpha from {least} on",
-                    fix="lay it on a background first",
-                )
+                name,
+                "is transparent in places",
+                expected="an opaque picture",
+                received=f"alpha from {least} on",
+                fix="lay it on a background first",
             )
     height, width, channels = shape
     mode = "L" if channels == 1 else "RGB"

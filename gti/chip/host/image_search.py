@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".gif", ".tif", ".tiff", ".webp", ".npy", ".bin")
 
@@ -26,12 +26,10 @@ def find_images(names: Sequence[str]) -> list[Path]:
         files = [Path(folder, file) for folder, _, inner in os.walk(path, onerror=_refuse) for file in inner]
         inside = sorted(p for p in files if p.suffix.lower() in SUFFIXES and p.is_file())
         if not inside:
-            raise UsageError(sentence(name, "holds no images", expected="files " + ", ".join(SUFFIXES)))
+            raise UsageError(name, "holds no images", expected="files " + ", ".join(SUFFIXES))
         found += inside
     return found
 
 
 def _refuse(problem: OSError) -> NoReturn:
-    raise UsageError(
-        sentence(str(problem.filename), f"cannot be opened ({problem.strerror})", fix="check its permissions")
-    )
+    raise UsageError(str(problem.filename), f"cannot be opened ({problem.strerror})", fix="check its permissions")

@@ -73,9 +73,7 @@ class Preprocessing:
         (floats 0..1, 16 bits), planes first, an alpha channel, empty images; UsageError for an unknown order.
         """
         if order not in ORDERS:
-            raise UsageError(
-                sentence("channel order", "is unknown", expected=" or ".join(ORDERS), received=repr(order))
-            )
+            raise UsageError("channel order", "is unknown", expected=" or ".join(ORDERS), received=repr(order))
         pixels = _checked(image, self.channels)
         whole = self.crop_fraction is None
         pixels = resized(pixels, self.size) if whole else self._crop_and_resize(pixels)
@@ -146,17 +144,15 @@ def from_header(header: Mapping[str, Any], name: str) -> Preprocessing | None:
     def field(key: str, good: bool, expected: str) -> None:
         if not good:
             raise ModelFileError(
-                sentence(
-                    where,
-                    f'"{key}" is impossible',
-                    expected=expected,
-                    received=value.get(key),
-                    fix="convert the model again",
-                )
+                where,
+                f'"{key}" is impossible',
+                expected=expected,
+                received=value.get(key),
+                fix="convert the model again",
             )
 
     if not isinstance(value, dict) or not set(value) >= _KEYS:
-        raise ModelFileError(sentence(where, "is incomplete", expected=", ".join(sorted(_KEYS))))
+        raise ModelFileError(where, "is incomplete", expected=", ".join(sorted(_KEYS)))
     for key in ("width", "height"):
         field(key, _whole(value[key]) and value[key] in IMAGE_SIZES, "one of " + ", ".join(map(str, IMAGE_SIZES)))
     field("height", value["height"] == value["width"], "the width, the chip takes squares")
@@ -187,22 +183,18 @@ def contract(header: Mapping[str, Any], name: str, size: int, channels: int, ord
         return Preprocessing(size, channels, order)
     if (found.size, found.channels) != (size, channels):
         raise ModelFileError(
-            sentence(
-                f'{name}, "{KEY}"',
-                "does not fit the network",
-                expected=f"{size}x{size}x{channels}",
-                received=f"{found.size}x{found.size}x{found.channels}",
-                fix="convert the model again",
-            )
+            f'{name}, "{KEY}"',
+            "does not fit the network",
+            expected=f"{size}x{size}x{channels}",
+            received=f"{found.size}x{found.size}x{found.channels}",
+            fix="convert the model again",
         )
     if channels == 3 and found.order != order:
         raise ModelFileError(
-            sentence(
-                f'{name}, "{KEY}"',
-                "declares another channel order than the image reader takes",
-                expected=order,
-                received=found.order,
-                fix="correct the formats of the IMAGEREADER layer, then convert the model again",
-            )
+            f'{name}, "{KEY}"',
+            "declares another channel order than the image reader takes",
+            expected=order,
+            received=found.order,
+            fix="correct the formats of the IMAGEREADER layer, then convert the model again",
         )
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.errors import ModelFileError, sentence
+from gti.errors import ModelFileError
 
 KEY = "unknown"
 LABEL = "unknown"
@@ -70,22 +70,22 @@ def from_header(header: Mapping[str, Any], name: str) -> Unknown | None:
         return None
     where = f'{name}, "{KEY}"'
     if not isinstance(value, dict):
-        raise ModelFileError(sentence(where, "is no JSON object"))
+        raise ModelFileError(where, "is no JSON object")
     label: Any
     least: Any
     rows: Any
     label, least, rows = value.get("label"), value.get("least cosine"), value.get("centres")
     if not isinstance(label, str) or not label:
-        raise ModelFileError(sentence(where, '"label" is wrong', expected="a text", received=label))
+        raise ModelFileError(where, '"label" is wrong', expected="a text", received=label)
     if not _number(least) or abs(least) > 1:
-        raise ModelFileError(sentence(where, '"least cosine" is wrong', expected="-1..1", received=least))
+        raise ModelFileError(where, '"least cosine" is wrong', expected="-1..1", received=least)
     good = isinstance(rows, list) and rows and all(isinstance(row, list) and row for row in rows)
     if not good or len({len(row) for row in rows}) != 1 or not all(_number(value) for row in rows for value in row):
-        raise ModelFileError(sentence(where, '"centres" are wrong', expected="lists of numbers, equally long"))
+        raise ModelFileError(where, '"centres" are wrong', expected="lists of numbers, equally long")
     centres = np.array(rows, np.float64)
     lengths = np.linalg.norm(np.clip(centres, -2, 2), axis=1)
     if not np.all(np.abs(lengths - 1) < _TOLERANCE):
-        raise ModelFileError(sentence(where, '"centres" are wrong', expected="unit vectors"))
+        raise ModelFileError(where, '"centres" are wrong', expected="unit vectors")
     return Unknown(_unit(centres), float(least), label)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from gti.chip.network.types import Convolution, Network
 from gti.chip.wire.registers import MODE_NAMES, Mode
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 
 def delivered(network: Network, mode: Mode) -> list[Convolution]:
@@ -26,4 +26,4 @@ def delivered(network: Network, mode: Mode) -> list[Convolution]:
             return [c for c in every if c.major == every[-1].major]
         case Mode.SINGLE | Mode.FC:
             return [every[-1]]
-    raise UsageError(sentence(f"read-out mode {mode:d}", "has no list of layers", expected=", ".join(MODE_NAMES)))
+    raise UsageError(f"read-out mode {mode:d}", "has no list of layers", expected=", ".join(MODE_NAMES))

@@ -29,7 +29,7 @@ from gti.chip.usb.transport import Settings, Transport
 from gti.chip.wire import protocol
 from gti.chip.wire.protocol import Mode
 from gti.chip.wire.registers import OF_EVERY_CHIP
-from gti.errors import DeviceError, ModelFileError, UsageError, sentence
+from gti.errors import DeviceError, ModelFileError, UsageError
 
 Image = npt.NDArray[np.uint8]
 
@@ -188,7 +188,7 @@ def open_model(
     if len(parts) == 1:
         return GtiModel(parts[0], device, mode=mode, settings=settings, record=record)
     if record is not None:
-        raise UsageError(sentence("--record", "writes the session of one stick", received=f"{len(parts)} in a row"))
+        raise UsageError("--record", "writes the session of one stick", received=f"{len(parts)} in a row")
     return ChipChain(path, device, mode=mode, settings=settings)
 
 
@@ -201,17 +201,15 @@ def chain_devices(device: str, count: int) -> tuple[list[str], str]:
     if selection.kind == "virtual":
         return [device] * count, ""
     if selection.kind == "replay":
-        raise UsageError(sentence("--device replay", "plays one stick back", expected=f"{count} sticks"))
+        raise UsageError("--device replay", "plays one stick back", expected=f"{count} sticks")
     if selection.key:
         keys = selection.key.split(",")
         if len(keys) != count or len(set(keys)) != count or not all(keys):
             raise UsageError(
-                sentence(
-                    f"--device {device}",
-                    "names another number of sticks than the file has parts",
-                    expected=f"{selection.kind}: and {count} different keys with commas between them",
-                    received=f"{len(set(keys))} keys",
-                )
+                f"--device {device}",
+                "names another number of sticks than the file has parts",
+                expected=f"{selection.kind}: and {count} different keys with commas between them",
+                received=f"{len(set(keys))} keys",
             )
         return [f"{selection.kind}:{key}" for key in keys], ""
     try:
@@ -225,13 +223,11 @@ def chain_devices(device: str, count: int) -> tuple[list[str], str]:
     if selection.kind == "auto":
         return ["virtual"] * count, f"{len(sticks)} of {count} sticks are plugged in" if sticks else ""
     raise DeviceError(
-        sentence(
-            "USB",
-            "too few sticks are plugged in",
-            expected=f"{count}, one for each part of the network",
-            received=len(sticks),
-            fix="plug in the others, or use --device virtual",
-        )
+        "USB",
+        "too few sticks are plugged in",
+        expected=f"{count}, one for each part of the network",
+        received=len(sticks),
+        fix="plug in the others, or use --device virtual",
     )
 
 
@@ -253,11 +249,9 @@ def _check_joints(parts: Sequence[LoadedModel]) -> None:
         delivered = (size // 2 if last.pooling else size, last.output_channels)
         if delivered != (following.size, following.planes):
             raise ModelFileError(
-                sentence(
-                    parts[0].name,
-                    f"chips {number} and {number + 1} do not fit together",
-                    expected=f"an input of {delivered[0]}x{delivered[0]}x{delivered[1]}",
-                    received=f"{following.size}x{following.size}x{following.planes}",
-                    fix="convert the network again",
-                )
+                parts[0].name,
+                f"chips {number} and {number + 1} do not fit together",
+                expected=f"an input of {delivered[0]}x{delivered[0]}x{delivered[1]}",
+                received=f"{following.size}x{following.size}x{following.planes}",
+                fix="convert the network again",
             )

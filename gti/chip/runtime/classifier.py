@@ -22,7 +22,7 @@ from gti.chip.host import preprocessing
 from gti.chip.spec import FC_SHIFT
 from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Classifier:
             from gti.chip.runtime.pool import GtiPool
 
             if record is not None:
-                raise UsageError(sentence("--record", "writes the session of one stick", received=list(devices)))
+                raise UsageError("--record", "writes the session of one stick", received=list(devices))
             self._sticks = GtiPool(path, devices, settings=settings)
         try:
             loaded = self._sticks.loaded
             self._host = loaded.host_layers()
             if loaded.mode != Mode.FC and len(devices) > 1:
                 raise UsageError(
-                    sentence(loaded.name, "cannot be fed to several sticks", expected='"mode": 0', received=loaded.mode)
+                    loaded.name, "cannot be fed to several sticks", expected='"mode": 0', received=loaded.mode
                 )
             self._streams = loaded.mode == Mode.FC
             self.has_contract = preprocessing.KEY in loaded.full_container().header

@@ -23,7 +23,7 @@ from gti.chip.host.image import MAX_FILE_BYTES
 from gti.chip.loaded_model import LoadedModel, load_model
 from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.chip.spec import FC_READOUT_SIZE
-from gti.errors import FormatError, GtiError, ImageError, ModelFileError, sentence
+from gti.errors import FormatError, GtiError, ImageError, ModelFileError
 
 _MAX_CACHE_BYTES = 1024 * 1024 * 1024
 _KEYS = {"backbone", "photos", "features"}
@@ -63,18 +63,14 @@ def load_backbone(path: str | os.PathLike[str]) -> Backbone:
     size = size // 2 if last.pooling else size
     name = os.fspath(path)
     if loaded.ten_bit:
-        raise ModelFileError(
-            sentence(name, "has a ten-bit result, which no host layers take", expected="five bits", fix=_OTHER)
-        )
+        raise ModelFileError(name, "has a ten-bit result, which no host layers take", expected="five bits", fix=_OTHER)
     if size != FC_READOUT_SIZE:
         raise ModelFileError(
-            sentence(
-                name,
-                "has a result that the chip does not hand to host layers",
-                expected=f"{FC_READOUT_SIZE}x{FC_READOUT_SIZE} after the last layer",
-                received=f"{size}x{size}",
-                fix=_OTHER,
-            )
+            name,
+            "has a result that the chip does not hand to host layers",
+            expected=f"{FC_READOUT_SIZE}x{FC_READOUT_SIZE} after the last layer",
+            received=f"{size}x{size}",
+            fix=_OTHER,
         )
     header = loaded.container.header if loaded.container else {}
     entries = [layer.entry for layer in loaded.container.layers] if loaded.container else []
@@ -174,7 +170,7 @@ def read_cache(path: str | os.PathLike[str], backbone: Backbone) -> dict[bytes, 
         or not np.isfinite(values).all()
     ):
         raise FormatError(
-            sentence(name, "holds no features", expected="a file that teach.py wrote", fix="name another --features")
+            name, "holds no features", expected="a file that teach.py wrote", fix="name another --features"
         )
     if arrays["backbone"].tobytes() != backbone.digest or values.shape[1] != backbone.channels:
         return {}

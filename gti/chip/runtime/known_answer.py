@@ -136,13 +136,13 @@ def read(model: ModelFile, name: str) -> list[Part]:
     """
     layers = [layer for layer in model.layers if layer.operation == "GTICNN" and layer.blob is not None]
     if not layers:
-        raise ModelFileError(sentence(name, "holds no network for the chip", expected="a GTICNN layer with data"))
+        raise ModelFileError(name, "holds no network for the chip", expected="a GTICNN layer with data")
     parts = []
     for number, layer in enumerate(layers, 1):
         path = name if len(layers) == 1 else f"{name}, chip {number}"
         if KEY not in layer.entry:
             fix = "convert the checkpoint again: convert_to_chip.py writes one"
-            raise ModelFileError(sentence(path, f'carries no "{KEY}"', fix=fix))
+            raise ModelFileError(path, f'carries no "{KEY}"', fix=fix)
         parts.append(Part(path, _parse(layer.entry[KEY], path), bytes(layer.blob or b"")))
     return parts
 

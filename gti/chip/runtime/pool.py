@@ -138,7 +138,7 @@ class GtiPool:
         **options: Any,
     ) -> None:
         if not devices:
-            raise UsageError(sentence("GtiPool", "has no devices", expected="at least one --device text"))
+            raise UsageError("GtiPool", "has no devices", expected="at least one --device text")
         self._model = load_model(Path(path))
         told = {"mode": mode, "settings": asdict(settings) if settings else None, "chip": options}
         self._workers: list[_Worker] = []
@@ -219,7 +219,7 @@ class GtiPool:
             self._workers.remove(worker)
             worker.close()
             if not self._workers:
-                raise DeviceError(sentence("GtiPool", f"no stick is left; the last one failed: {value}"))
+                raise DeviceError("GtiPool", f"no stick is left; the last one failed: {value}")
 
     def _drain(self, worker: _Worker) -> None:
         while worker.waiting:

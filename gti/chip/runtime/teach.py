@@ -51,9 +51,7 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[list[str], list[Photo]]
     base = Path(folder)
     if not base.is_dir():
         raise DataError(
-            sentence(
-                str(base), "no such folder", expected="one sub-folder of photographs a class", fix="check the path"
-            )
+            str(base), "no such folder", expected="one sub-folder of photographs a class", fix="check the path"
         )
     inner = sorted(path for path in base.iterdir() if path.is_dir() and not path.name.startswith("."))
     photos = [
@@ -147,7 +145,7 @@ def learn(
     FormatError for a `cache` that is none, DeviceError when no stick can be had.
     """
     if not 0 <= unknown < 1:
-        raise UsageError(sentence("unknown", "is no share of the photographs", expected="0..1", received=unknown))
+        raise UsageError("unknown", "is no share of the photographs", expected="0..1", received=unknown)
     names, photos = find_photos(folder)
     computed = features.compute(backbone, [photo.path for photo in photos], cache, device, progress)
     used = set(computed.paths)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
 
 from gti.chip.usb.transport import DeviceInfo, Request, Settings, Stick, Transport
-from gti.errors import DeviceError, UsageError, sentence
+from gti.errors import DeviceError, UsageError
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def parse_device(text: str) -> Selection:
     good = bool(key) == bool(colon)
     if not good or ((kind != AUTO or key) and (kind not in BACK_ENDS or not back_end(kind).takes(key))):
         forms = [AUTO, *(back_end(name).FORM for name in BACK_ENDS)]
-        raise UsageError(sentence("--device", "is not understood", expected=", ".join(forms), received=text))
+        raise UsageError("--device", "is not understood", expected=", ".join(forms), received=text)
     return Selection(kind, key)
 
 

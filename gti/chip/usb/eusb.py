@@ -18,7 +18,7 @@ from typing import Protocol
 
 from gti.chip.usb.transport import Settings, TransferError
 from gti.chip.wire.protocol import EUSB, Framing
-from gti.errors import DeviceError, sentence
+from gti.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
@@ -99,24 +99,20 @@ class Eusb:
         user = self._channel.disk_in_use()
         if user:
             raise DeviceError(
-                sentence(
-                    self._channel.name,
-                    f"its disk is in use ({user}); writing to it could destroy data",
-                    fix="if it really is the stick, unmount it first and keep the desktop from mounting it",
-                )
+                self._channel.name,
+                f"its disk is in use ({user}); writing to it could destroy data",
+                fix="if it really is the stick, unmount it first and keep the desktop from mounting it",
             )
         answer = self._channel.command(INQUIRY, length=INQUIRY_BYTES, phase="opening")
         vendor = answer[8:16].decode("ascii", "replace").strip(" \0")
         product = answer[16:32].decode("ascii", "replace").strip(" \0")
         if (vendor, product) != (VENDOR, PRODUCT):
             raise DeviceError(
-                sentence(
-                    self._channel.name,
-                    "does not call itself a GTI stick; writing to it could destroy the data of a card",
-                    expected=f"vendor {VENDOR}, product {PRODUCT}",
-                    received=f"vendor {vendor!r}, product {product!r}",
-                    fix="name the right device with --device eusb:<serial or sg node>",
-                )
+                self._channel.name,
+                "does not call itself a GTI stick; writing to it could destroy the data of a card",
+                expected=f"vendor {VENDOR}, product {PRODUCT}",
+                received=f"vendor {vendor!r}, product {product!r}",
+                fix="name the right device with --device eusb:<serial or sg node>",
             )
 
     def close(self) -> None:

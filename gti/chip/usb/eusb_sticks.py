@@ -10,7 +10,7 @@ from typing import Any
 from gti.chip.usb import eusb, eusb_disks, scsi_bulk, scsi_sg, usb_bus
 from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.transport import Request, Settings, Stick, select
-from gti.errors import DeviceError, UsageError, sentence
+from gti.errors import DeviceError, UsageError
 
 FORM = "eusb:<serial or node>"
 
@@ -19,13 +19,11 @@ def takes(key: str) -> bool:
     """A stick has to be named."""
     if not key:
         raise UsageError(
-            sentence(
-                "--device eusb",
-                "names no device",
-                expected="eusb:<serial or sg node>",
-                fix="the id 05e3:0769 is also that of ordinary card readers, and the stick's protocol overwrites their"
-                " sectors at 4 MiB: name the stick, for example eusb:/dev/sg2",
-            )
+            "--device eusb",
+            "names no device",
+            expected="eusb:<serial or sg node>",
+            fix="the id 05e3:0769 is also that of ordinary card readers, and the stick's protocol overwrites their"
+            " sectors at 4 MiB: name the stick, for example eusb:/dev/sg2",
         )
     return True
 
@@ -78,12 +76,10 @@ def find_transport(key: str, settings: Settings, backend: Any = None) -> tuple[e
             return eusb.Eusb(scsi_bulk.BulkChannel(info, settings, backend, _in_use), settings), lock
     present = [f"{node.path} (serial {node.serial or 'none'})" for node in nodes] + [info.name for info in infos]
     raise DeviceError(
-        sentence(
-            f"device eusb:{key}",
-            "is not there",
-            expected="one of " + ", ".join(present) if present else "a device 05e3:0769",
-            fix="plug it in and look at lsusb and /dev/sg*",
-        )
+        f"device eusb:{key}",
+        "is not there",
+        expected="one of " + ", ".join(present) if present else "a device 05e3:0769",
+        fix="plug it in and look at lsusb and /dev/sg*",
     )
 
 

@@ -29,7 +29,7 @@ from gti.chip.usb.transport import (
     select,
 )
 from gti.chip.wire.protocol import FT600, FT601, Framing
-from gti.errors import DeviceError, sentence
+from gti.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +98,10 @@ def find_stick(key: str = "", backend: Any = None) -> DeviceInfo:
     sticks = list_sticks(backend)
     if not sticks:
         raise DeviceError(
-            sentence(
-                "USB",
-                "no stick is plugged in",
-                expected="an FT600 or FT601 bridge (0403:601e, 0403:601f)",
-                fix="plug it into a USB 3 port, or use --device virtual",
-            )
+            "USB",
+            "no stick is plugged in",
+            expected="an FT600 or FT601 bridge (0403:601e, 0403:601f)",
+            fix="plug it into a USB 3 port, or use --device virtual",
         )
     return select(sticks, key)
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gti.chip.usb.transport import Settings, TransferError, Transport
 from gti.chip.wire import protocol
-from gti.errors import DeviceError, sentence
+from gti.errors import DeviceError
 
 T = TypeVar("T")
 
@@ -78,11 +78,9 @@ class Link:
         """Send a frame. A fault is kept for `finish`, which repeats the frame."""
         if self._frame is not None:
             raise DeviceError(
-                sentence(
-                    self.transport.description,
-                    "is still working on another frame",
-                    fix="finish or close the iterator of evaluate_many first, and use one GtiModel per thread",
-                )
+                self.transport.description,
+                "is still working on another frame",
+                fix="finish or close the iterator of evaluate_many first, and use one GtiModel per thread",
             )
         self._frame, self._fault = frame, None
         try:
@@ -99,7 +97,7 @@ class Link:
         """Return the chip bytes of the frame that was started. Raises DeviceError when it cannot be had."""
         frame = self._frame
         if frame is None:
-            raise DeviceError(sentence(self.transport.description, "has no frame in work", fix="start one first"))
+            raise DeviceError(self.transport.description, "has no frame in work", fix="start one first")
         try:
             data = self._finish(frame)
         except BaseException:
@@ -149,11 +147,9 @@ class Link:
                     return result
             log.warning("%s: %s; attempt %d of %d failed", self.transport.description, fault, number, attempts)
         raise DeviceError(
-            sentence(
-                self.transport.description,
-                f"{attempts} attempts failed, the last one while {fault}",
-                fix="unplug the stick, wait a second and plug it in again; scripts/doctor.py looks for the cause",
-            )
+            self.transport.description,
+            f"{attempts} attempts failed, the last one while {fault}",
+            fix="unplug the stick, wait a second and plug it in again; scripts/doctor.py looks for the cause",
         ) from fault
 
     def _note(self, fault: TransferError) -> None:

@@ -9,7 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from gti.errors import DeviceError, sentence
+from gti.errors import DeviceError
 
 
 class DeviceLock:
@@ -33,11 +33,9 @@ class DeviceLock:
             holder = os.read(descriptor, 20).decode("ascii", "replace").strip()
             os.close(descriptor)
             raise DeviceError(
-                sentence(
-                    name,
-                    "is in use by another process" + (f" (pid {holder})" if holder.isdecimal() else ""),
-                    fix="end that process, or choose another stick with --device usb:<serial>",
-                )
+                name,
+                "is in use by another process" + (f" (pid {holder})" if holder.isdecimal() else ""),
+                fix="end that process, or choose another stick with --device usb:<serial>",
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
@@ -62,7 +60,5 @@ def _folder() -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid():
-        raise DeviceError(
-            sentence(str(folder), "belongs to somebody else", expected="a folder of this user", fix="remove it")
-        )
+        raise DeviceError(str(folder), "belongs to somebody else", expected="a folder of this user", fix="remove it")
     return folder

@@ -11,7 +11,7 @@ from gti.chip.usb.eusb import sense_text
 from gti.chip.usb.eusb_disks import SgNode, disk_in_use
 from gti.chip.usb.transport import Settings, TransferError
 from gti.chip.usb.usb_bus import PERMISSION_FIX
-from gti.errors import DeviceError, sentence
+from gti.errors import DeviceError
 
 SG_IO = 0x2285
 _TO_DEVICE, _FROM_DEVICE = -2, -3
@@ -69,7 +69,7 @@ class SgChannel:
         try:
             self._descriptor = os.open(self.node.path, os.O_RDWR | os.O_CLOEXEC)
         except PermissionError:
-            raise DeviceError(sentence(self.name, "permission denied", fix=PERMISSION_FIX)) from None
+            raise DeviceError(self.name, "permission denied", fix=PERMISSION_FIX) from None
         except OSError as error:
             raise TransferError("opening", f"{self.node.path} cannot be opened ({error.strerror})") from error
 

@@ -13,7 +13,7 @@ from gti.chip.usb.eusb import READ_10, STREAM_ADDRESS, WRITE_10
 from gti.chip.wire import protocol
 from gti.chip.wire.protocol import Opcode, WordMachine
 from gti.chip.wire.words import runs
-from gti.errors import FormatError, GtiError, printable, sentence
+from gti.errors import FormatError, GtiError, printable
 
 SHOWN_BYTES = 8
 _WORD_BYTES = {usb_bus.FT601_PRODUCT: 4, usb_bus.FT600_PRODUCT: 2, usb_bus.EUSB_PRODUCT: 4}
@@ -86,7 +86,7 @@ def session(entries: Iterable[Mapping[str, Any]], name: str) -> Iterator[str]:
         try:
             yield from lines.take(number, entry)
         except (KeyError, IndexError, TypeError, ValueError):
-            raise FormatError(sentence(name, f"call {number} of the recording is damaged")) from None
+            raise FormatError(name, f"call {number} of the recording is damaged") from None
     yield from lines.settle()
 
 

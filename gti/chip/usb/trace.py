@@ -23,7 +23,7 @@ from typing import Any
 from gti import files
 from gti.chip.usb import devices
 from gti.chip.usb.transport import Request, Settings, Stick
-from gti.errors import DeviceError, FormatError, UsageError, printable, sentence
+from gti.errors import DeviceError, FormatError, UsageError, printable
 
 FORM = "replay:FILE"
 FORMAT = "gti-usb-trace 1"
@@ -89,11 +89,9 @@ class RecordingBackend:
             self._file = gzip.open(path, "wt", encoding="ascii", compresslevel=3)  # noqa: SIM115  (open until close)
         except OSError as problem:
             raise UsageError(
-                sentence(
-                    os.fspath(path),
-                    f"cannot be written ({problem.strerror})",
-                    fix="check that the folder exists, is writable and has space",
-                )
+                os.fspath(path),
+                f"cannot be written ({problem.strerror})",
+                fix="check that the folder exists, is writable and has space",
             ) from None
         self._write({"format": FORMAT, **session})
 
@@ -160,7 +158,7 @@ def recorded(
 def takes(key: str) -> bool:
     """A recording has to be named."""
     if not key:
-        raise UsageError(sentence("--device replay", "names no recording", expected="replay:FILE"))
+        raise UsageError("--device replay", "names no recording", expected="replay:FILE")
     return True
 
 
@@ -171,7 +169,7 @@ def open_stick(key: str, request: Request) -> Stick:
         settings = Settings(**replay.session["settings"])
         selection = devices.parse_device(replay.session["device"])
     except (KeyError, TypeError, AttributeError, UsageError):
-        raise FormatError(sentence(key, "is a recording of another version of the kit")) from None
+        raise FormatError(key, "is a recording of another version of the kit") from None
     kind = "eusb" if selection.kind == "eusb" or selection.key == "eusb" else "usb"
     transport = devices.transport_on(replay, kind, settings, "" if selection.kind == "virtual" else selection.key)
     return Stick(transport, settings, f"replay of {transport.description} from {key}")
@@ -193,10 +191,10 @@ def read(path: str | os.PathLike[str], broken_end: Callable[[], None] = lambda: 
             yield entry
     except (ValueError, RecursionError):  # of these two kinds are all errors of zlib, UTF-8 and JSON here
         if number > 1:
-            raise FormatError(sentence(name, f"call {number - 1} of the recording is damaged")) from None
+            raise FormatError(name, f"call {number - 1} of the recording is damaged") from None
         number = 0
     if not number:
-        raise FormatError(sentence(name, "is no recording of a USB session", expected=f"gzip'd text, {FORMAT}"))
+        raise FormatError(name, "is no recording of a USB session", expected=f"gzip'd text, {FORMAT}")
 
 
 def _unpacked(raw: bytes, broken_end: Callable[[], None]) -> Iterator[bytes]:
@@ -269,13 +267,11 @@ class ReplayBackend:
             wanted = _in_words(entry["call"], entry["args"], made) if entry else "the end"
             call = _in_words(name, made, entry.get("args", []))
             raise DeviceError(
-                sentence(
-                    self._name,
-                    f"the session differs from the recording at call {self._position + 1}",
-                    expected=wanted,
-                    received=call,
-                    fix="replay it with the model, images and version of the kit that it was recorded with",
-                )
+                self._name,
+                f"the session differs from the recording at call {self._position + 1}",
+                expected=wanted,
+                received=call,
+                fix="replay it with the model, images and version of the kit that it was recorded with",
             )
         self._position += 1
         self._next = next(self._lines, None)
@@ -295,7 +291,7 @@ class ReplayBackend:
                 memoryview(args[-2]).cast("B")[: len(data)] = data
                 return len(data)
         except (AttributeError, TypeError, ValueError):
-            raise FormatError(sentence(self._name, f"call {self._position} of the recording is damaged")) from None
+            raise FormatError(self._name, f"call {self._position} of the recording is damaged") from None
         return result
 
 

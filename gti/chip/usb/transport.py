@@ -106,7 +106,7 @@ def parse_settings(texts: Mapping[str, str], base: Settings = Settings()) -> Set
     changes: dict[str, Any] = {}
     for name, text in texts.items():
         if name not in kinds:
-            raise UsageError(sentence(f"setting {name}", "is unknown", fix="use one of " + ", ".join(sorted(kinds))))
+            raise UsageError(f"setting {name}", "is unknown", fix="use one of " + ", ".join(sorted(kinds)))
         kind = kinds[name]
         try:
             if kind is bool:
@@ -219,7 +219,7 @@ def select(devices: list[DeviceInfo], key: str) -> DeviceInfo:
     if key.isdecimal() and int(key) < len(devices):
         return devices[int(key)]
     present = ", ".join(f"{device.index}: {device.name}" for device in devices)
-    raise DeviceError(sentence(f"device {key}", "is not there", expected=f"one of {present}", received=key))
+    raise DeviceError(f"device {key}", "is not there", expected=f"one of {present}", received=key)
 
 
 def find_again(look: Callable[[], T | None], patience_ms: float, step_ms: float = 100.0) -> T | None:

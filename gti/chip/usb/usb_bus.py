@@ -63,12 +63,10 @@ def libusb() -> Any:
     backend = usb.backend.libusb1.get_backend()
     if backend is None:
         raise DeviceError(
-            sentence(
-                "USB",
-                "the library libusb-1.0 is not installed",
-                fix="install it (Debian, Raspberry Pi OS: apt install libusb-1.0-0; macOS: brew install libusb), or use"
-                " --device virtual",
-            )
+            "USB",
+            "the library libusb-1.0 is not installed",
+            fix="install it (Debian, Raspberry Pi OS: apt install libusb-1.0-0; macOS: brew install libusb), or use"
+            " --device virtual",
         )
     return backend
 
@@ -126,7 +124,7 @@ def _pairs(ids: Sequence[tuple[int, int]], backend: Any) -> list[tuple[DeviceInf
     try:
         return [(_info(index, device), device) for index, device in enumerate(_found(ids, backend))]
     except usb.core.USBError as error:
-        raise DeviceError(sentence("USB", f"the bus cannot be listed: {reason(error)}")) from error
+        raise DeviceError("USB", f"the bus cannot be listed: {reason(error)}") from error
 
 
 def find_same(wanted: DeviceInfo, backend: Any) -> tuple[DeviceInfo, Any] | None:
@@ -217,7 +215,7 @@ class Handle:
                 packet = endpoint.wMaxPacketSize
         if len(addresses) != 2:
             raise DeviceError(
-                sentence(self.info.name, "has no pair of bulk endpoints", fix="name another device, this is no stick")
+                self.info.name, "has no pair of bulk endpoints", fix="name another device, this is no stick"
             )
         return addresses[usb.util.ENDPOINT_OUT], addresses[usb.util.ENDPOINT_IN], packet
 

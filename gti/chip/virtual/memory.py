@@ -17,7 +17,7 @@ from gti.chip.network.types import ConvolutionWeights
 from gti.chip.wire import header_words as bits
 from gti.chip.wire import protocol
 from gti.chip.wire.ten_bit import split_codes
-from gti.errors import DatError, ImageError, sentence
+from gti.errors import DatError, ImageError
 
 
 def decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.Dat:
@@ -78,7 +78,7 @@ class SoftwareNetwork:
         read_out = image.read_out
         _, _, channels = self._emulator.network.input_shape
         if image.channels < channels:
-            raise ImageError(sentence("image", "has too few planes", expected=channels, received=image.channels))
+            raise ImageError("image", "has too few planes", expected=channels, received=image.channels)
         # Zeros behind a small image can pass for planes: the network knows how many there are.
         pixels = np.ascontiguousarray(image.planes()[:channels].transpose(1, 2, 0))[None]
         return read_out.pack([self._on_wire(codes, read_out) for codes in self._maps(pixels, read_out)])
@@ -89,7 +89,7 @@ class SoftwareNetwork:
         wanted = []
         for maps in read_out.sets:
             if (maps.major, maps.sublayer) not in self._numbers:
-                raise DatError(sentence(f"major {maps.major + 1}", "has no such sublayer", received=maps.sublayer + 1))
+                raise DatError(f"major {maps.major + 1}", "has no such sublayer", received=maps.sublayer + 1)
             wanted.append(self._numbers[maps.major, maps.sublayer])
         computed = {}
         for conv, codes in self._emulator.sublayers(pixels):

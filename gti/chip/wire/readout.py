@@ -16,7 +16,7 @@ from gti.chip.wire import header_words
 from gti.chip.wire.registers import Header, Mode, registers
 from gti.chip.wire.tiles import from_tiles, to_tiles
 from gti.chip.wire.words import Bytes, round_up
-from gti.errors import DatError, DeviceError, ImageError, sentence
+from gti.errors import DatError, DeviceError, ImageError
 
 _VALUES_PER_BLOCK = 25
 _BLOCK_BYTES = 16
@@ -69,13 +69,11 @@ class ReadOut:
         """
         if len(data) != self.length:
             raise DeviceError(
-                sentence(
-                    "result of the stick",
-                    "has the wrong length",
-                    expected=f"{self.length} data bytes",
-                    received=f"{len(data)}",
-                    fix="read it in the mode the frame was sent with",
-                )
+                "result of the stick",
+                "has the wrong length",
+                expected=f"{self.length} data bytes",
+                received=f"{len(data)}",
+                fix="read it in the mode the frame was sent with",
             )
         chip = np.frombuffer(data, np.uint8)
         result, position = [], 0
@@ -96,16 +94,14 @@ class ReadOut:
         shapes = [(s.channels, s.size, s.size) for s in self.sets]
         if [m.shape for m in maps] != shapes or any(m.dtype != np.uint8 for m in maps):
             raise ImageError(
-                sentence(
-                    "maps to pack",
-                    "do not fit the read-out",
-                    expected=f"uint8 {shapes}",
-                    received=[(str(m.dtype), m.shape) for m in maps],
-                )
+                "maps to pack",
+                "do not fit the read-out",
+                expected=f"uint8 {shapes}",
+                received=[(str(m.dtype), m.shape) for m in maps],
             )
         top = (1 << self.bits) - 1
         if any(m.size and int(m.max()) > top for m in maps):
-            raise ImageError(sentence("maps to pack", "hold values too large", expected=f"0..{top}"))
+            raise ImageError("maps to pack", "hold values too large", expected=f"0..{top}")
         parts = []
         for values in maps:
             tiles = to_tiles(values, self.tile, _group(len(values)))
@@ -135,13 +131,11 @@ def select(header: Header) -> ReadOut:
     if header_words.FC.of(reg0):
         if output.size != FC_READOUT_SIZE:
             raise DatError(
-                sentence(
-                    _path(output),
-                    "cannot be read out in FC mode",
-                    expected=f"an output of {FC_READOUT_SIZE}x{FC_READOUT_SIZE}",
-                    received=f"{output.size}x{output.size}",
-                    fix="pool the last layer from 14 to 7, or read it with scripts/model_tool.py run --mode single",
-                )
+                _path(output),
+                "cannot be read out in FC mode",
+                expected=f"an output of {FC_READOUT_SIZE}x{FC_READOUT_SIZE}",
+                received=f"{output.size}x{output.size}",
+                fix="pool the last layer from 14 to 7, or read it with scripts/model_tool.py run --mode single",
             )
         return _checked(ReadOut(8, POOLED_TILE, (output,)))
     if header_words.LAST_LAYER_OUT.of(reg0):
@@ -234,21 +228,17 @@ def _checked(result: ReadOut) -> ReadOut:
     for maps in result.sets:
         if maps.size % result.tile or not maps.size:
             raise DatError(
-                sentence(
-                    _path(maps),
-                    "has a map size that does not fit tiles",
-                    expected=f"a multiple of {result.tile}",
-                    received=maps.size,
-                    fix="use the image sizes of the GTI 2801",
-                )
+                _path(maps),
+                "has a map size that does not fit tiles",
+                expected=f"a multiple of {result.tile}",
+                received=maps.size,
+                fix="use the image sizes of the GTI 2801",
             )
         if not maps.channels or maps.channels % _group(maps.channels):
             raise DatError(
-                sentence(
-                    _path(maps),
-                    "has a channel count without a layout on the wire",
-                    expected=f"1..{GROUPED_FROM - 1}, or a multiple of {OUTPUT_GROUP}",
-                    received=maps.channels,
-                )
+                _path(maps),
+                "has a channel count without a layout on the wire",
+                expected=f"1..{GROUPED_FROM - 1}, or a multiple of {OUTPUT_GROUP}",
+                received=maps.channels,
             )
     return result

@@ -13,7 +13,7 @@ from enum import IntEnum
 
 from gti.chip.spec import HEADER_BYTES, HEADER_WORDS, LAYER_REGISTER_BYTES, REGISTER_SLOTS
 from gti.chip.wire import header_words as bits
-from gti.errors import DatError, UsageError, sentence
+from gti.errors import DatError, UsageError
 
 
 class Mode(IntEnum):
@@ -48,7 +48,7 @@ def parse_mode(value: str | int) -> Mode:
         return Mode(int(text))
     names = ", ".join(MODE_NAMES)
     raise UsageError(
-        sentence("read-out mode", "is unknown", expected=f"one of {names} or a number 0..{LARGEST_MODE}", received=text)
+        "read-out mode", "is unknown", expected=f"one of {names} or a number 0..{LARGEST_MODE}", received=text
     )
 
 
@@ -79,13 +79,11 @@ class Header:
         """
         if len(dat) < HEADER_BYTES:
             raise DatError(
-                sentence(
-                    name,
-                    "is too short for a .DAT header",
-                    expected=f"at least {HEADER_BYTES} bytes",
-                    received=f"{len(dat)} bytes",
-                    fix="convert the network again",
-                )
+                name,
+                "is too short for a .DAT header",
+                expected=f"at least {HEADER_BYTES} bytes",
+                received=f"{len(dat)} bytes",
+                fix="convert the network again",
             )
         return cls.from_words(struct.unpack_from(f"<{HEADER_WORDS}I", dat), name)
 
@@ -96,13 +94,11 @@ class Header:
         layers = tuple(_major_layer(words[2 + 3 * i], words[3 + 3 * i]) for i in range(count))
         if not layers or not all(any(words[2 + 3 * i : 5 + 3 * i]) for i in range(count)):
             raise DatError(
-                sentence(
-                    name,
-                    "does not describe its major layers",
-                    expected=f"1..{REGISTER_SLOTS} of them, none empty",
-                    received=f"a count of {count}",
-                    fix="pass a .DAT file of the GTI 2801",
-                )
+                name,
+                "does not describe its major layers",
+                expected=f"1..{REGISTER_SLOTS} of them, none empty",
+                received=f"a count of {count}",
+                fix="pass a .DAT file of the GTI 2801",
             )
         return cls(tuple(words), layers)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gti.chip.spec import TILE
 from gti.chip.wire.words import Bytes
-from gti.errors import ImageError, sentence
+from gti.errors import ImageError
 
 
 def to_tiles(maps: Bytes, tile: int, group: int) -> Bytes:
@@ -45,12 +45,10 @@ def untile_image(data: bytes | bytearray | memoryview, size: int, channels: int)
     """
     if size % TILE or len(data) != channels * size * size or not len(data):
         raise ImageError(
-            sentence(
-                "image bytes",
-                "have the wrong length",
-                expected=f"{channels} planes of {size}x{size}, tiles of {TILE}x{TILE}",
-                received=f"{len(data)} bytes",
-            )
+            "image bytes",
+            "have the wrong length",
+            expected=f"{channels} planes of {size}x{size}, tiles of {TILE}x{TILE}",
+            received=f"{len(data)} bytes",
         )
     return from_tiles(np.frombuffer(data, np.uint8), channels, size, TILE, channels)
 
@@ -63,11 +61,9 @@ def check_image(image: np.ndarray, size: int | None = None, channels: int | None
         return
     side = f"multiple of {TILE}" if size is None else size
     raise ImageError(
-        sentence(
-            "image",
-            "cannot be sent to the chip",
-            expected=f"uint8 [{'planes' if channels is None else channels}, {side}, {side}]",
-            received=f"{image.dtype} {list(image.shape)}",
-            fix="resize it to the network's input, planes first, 8 bits a pixel",
-        )
+        "image",
+        "cannot be sent to the chip",
+        expected=f"uint8 [{'planes' if channels is None else channels}, {side}, {side}]",
+        received=f"{image.dtype} {list(image.shape)}",
+        fix="resize it to the network's input, planes first, 8 bits a pixel",
     )

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from gti.errors import DeviceError, sentence
+from gti.errors import DeviceError
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -104,13 +104,11 @@ def strip_words(raw: bytes | bytearray | memoryview, word_bytes: int) -> bytes:
     """
     if len(raw) % word_bytes:
         raise DeviceError(
-            sentence(
-                "data from the stick",
-                "end inside a word",
-                expected=f"a multiple of {word_bytes} bytes",
-                received=f"{len(raw)} bytes",
-                fix="read the whole result",
-            )
+            "data from the stick",
+            "end inside a word",
+            expected=f"a multiple of {word_bytes} bytes",
+            received=f"{len(raw)} bytes",
+            fix="read the whole result",
         )
     return np.frombuffer(raw, np.uint8)[::word_bytes].tobytes()
 
