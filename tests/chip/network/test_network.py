@@ -339,7 +339,7 @@ def test_an_input_that_would_lie_over_its_output() -> None:
         ((256, 0, 2 * block, 3 * block), True),
         ((256, 0, 2 * block, 3 * block + 1), False),
     ):
-        assert network.Placement(*place).fits is fits
+        assert Placement(*place).fits is fits
 
 
 def test_448_needs_sixteen_pooled_outputs() -> None:
