@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gti.chip.host.image import load_image
 from gti.chip.spec import IMAGE_SIZES
 from gti.chip.wire.image_arrays import check_image_array
-from gti.errors import ModelFileError, UsageError, sentence
+from gti.errors import ModelFileError, UsageError
 
 KEY = "preprocessing"
 ORDERS = ("BGR", "RGB")

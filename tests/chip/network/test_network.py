@@ -17,7 +17,7 @@ from places import ROOT
 from gti.chip.network import json_form as network
 from gti.chip.network import rules as network_rules
 from gti.chip.network.json_form import NetworkError
-from gti.chip.network.memory_plan import address_plan
+from gti.chip.network.memory_plan import Placement, address_plan
 from gti.chip.network.rules import violations
 from gti.chip.network.types import Convolution
 
