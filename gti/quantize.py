@@ -1,4 +1,4 @@
-"""Rounding and quantizers of the chip, in TensorFlow: the only place of these formulas (docs/numerics.md).
+"""Rounding and quantizers of the chip, in TensorFlow (docs/numerics.md).
 
 Training, evaluation and conversion all call the functions below, so what is trained is what is written to the file.
 They take NumPy arrays, tensors or variables, run eagerly or inside a graph, and give the same bits either way: sums
