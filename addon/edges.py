@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 from gti import cli, files
 from gti.chip.host.image_search import find_images
-from gti.errors import FormatError, ImageError, UsageError, sentence
+from gti.errors import FormatError, ImageError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +60,7 @@ def outputs(images: Sequence[Path], out: str, *, many: bool) -> list[Path]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError(
-            sentence("--out", "would get two pictures of one name", received=twice[0], fix="take one folder at a time")
+            "--out", "would get two pictures of one name", received=twice[0], fix="take one folder at a time"
         )
     files.make_writable_folder(out)
     return [Path(out) / name for name in names]
@@ -97,11 +97,11 @@ def main() -> int:
     """Parse the command line, compute, write."""
     args = parser().parse_args()
     if bool(args.images) == bool(args.camera):
-        raise UsageError(sentence("edges.py", "needs photographs or --camera", expected="one of the two"))
+        raise UsageError("edges.py", "needs photographs or --camera", expected="one of the two")
     if args.images and not args.out:
-        raise UsageError(sentence("--out", "is missing", expected="a file or folder to write"))
+        raise UsageError("--out", "is missing", expected="a file or folder to write")
     if args.size is not None and not 1 <= args.size <= 10_000:
-        raise UsageError(sentence("--size", "is no size of a picture", expected="1..10000", received=args.size))
+        raise UsageError("--size", "is no size of a picture", expected="1..10000", received=args.size)
     images = find_images(args.images)
     many = len(images) > 1 or any(Path(name).is_dir() for name in args.images)
     targets = outputs(images, args.out, many=many) if images else []

@@ -11,7 +11,7 @@ from gti.chip import spec
 from gti.chip.network.budget import HostLayer
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
-from gti.errors import FormatError, sentence
+from gti.errors import FormatError
 from gti.importing import keras_files, model_files
 from gti.importing.chip_part import (
     CHIP_CONVOLUTION,
@@ -89,7 +89,7 @@ def from_graph(
         reader.read(layer)
     if not reader.sublayers:
         raise FormatError(
-            sentence(source, "holds no convolution for the chip", expected="3x3 convolutions in front of the host part")
+            source, "holds no convolution for the chip", expected="3x3 convolutions in front of the host part"
         )
     last, result = reader.sublayers[-1].output_channels, _sizes(reader.sublayers, size)[-1]
     host = HostReader(result, last, legal_channels(last))

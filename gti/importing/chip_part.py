@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from gti.chip import spec
 from gti.chip.network.rules import Violation, padded_up
 from gti.chip.network.types import MajorLayer, Network
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 from gti.importing.graph import Layer, name_of, pair, real, whole
 
 CHIP_CONVOLUTION, CHIP_POOLING = "ChipConv2D", "ChipPooling"
@@ -297,13 +297,10 @@ def with_coef_bits(sublayers: Sequence[Sublayer], coef_bits: Sequence[int]) -> N
     if numbers is None:
         counts = " or ".join(str(n) for n in sorted({1, blocks[-1] + 1, majors[-1] + 1}))
         raise UsageError(
-            sentence(
-                "--coef_bits",
-                "does not fit the network",
-                expected=f"{counts} numbers: one for all, one for each block up to a pooling, or one for each major "
-                "layer",
-                received=f"{len(coef_bits)} numbers",
-            )
+            "--coef_bits",
+            "does not fit the network",
+            expected=f"{counts} numbers: one for all, one for each block up to a pooling, or one for each major layer",
+            received=f"{len(coef_bits)} numbers",
         )
     for sublayer, number in zip(sublayers, numbers, strict=True):
         if sublayer in own:

@@ -17,7 +17,7 @@ from gti.chip.network.budget import Budget, HostLayer
 from gti.chip.network.nearest import Change
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
-from gti.errors import FormatError, NetworkError, printable, sentence
+from gti.errors import FormatError, NetworkError, printable
 from gti.importing import advice, architecture, templates
 from gti.importing.architecture import Architecture
 
@@ -62,12 +62,10 @@ def _refuse_container_definition(value: Any, name: str) -> None:
     if isinstance(layers, list) and any(isinstance(layer, dict) and "operation" in layer for layer in layers):
         other = name.replace("_model.json", "_dat.json")
         raise FormatError(
-            sentence(
-                name,
-                "defines a .MODEL container, not a network of the chip",
-                expected="a dat.json",
-                fix=f"python scripts/check.py {other if other != name else 'nets/<chip>_<net>_dat.json'}",
-            )
+            name,
+            "defines a .MODEL container, not a network of the chip",
+            expected="a dat.json",
+            fix=f"python scripts/check.py {other if other != name else 'nets/<chip>_<net>_dat.json'}",
         )
 
 

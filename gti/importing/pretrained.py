@@ -67,18 +67,16 @@ def read(path: str | os.PathLike[str], net: str) -> Weights:
         found = _layers_of(hdf5_of_archive(text))
     else:
         raise CheckpointError(
-            sentence(
-                text,
-                "is no weights file",
-                expected=".h5, .weights.h5, .keras, .npz, or the prefix of a TensorFlow checkpoint",
-                fix="check the path",
-            )
+            text,
+            "is no weights file",
+            expected=".h5, .weights.h5, .keras, .npz, or the prefix of a TensorFlow checkpoint",
+            fix="check the path",
         )
     result: Weights = {}
     for name, weight in found.items():
         known = canonical_name(name, net)
         if known in result:
-            raise FormatError(sentence(text, f"holds {known} twice", fix="keep one of the two"))
+            raise FormatError(text, f"holds {known} twice", fix="keep one of the two")
         result[known] = weight
     return result
 
@@ -126,22 +124,22 @@ def _npy_refused(path: str | os.PathLike[str]) -> FormatError:
 def hdf5_of_archive(name: str) -> Weights:
     """Return the arrays of `model.weights.h5` in a `.keras` file by their paths in it. Raises FormatError."""
     if not os.path.isfile(name):
-        raise FormatError(sentence(name, "no such file", fix="check the path"))
+        raise FormatError(name, "no such file", fix="check the path")
     try:
         with zipfile.ZipFile(name) as archive:
             member = archive.getinfo("model.weights.h5")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError("packed in an unusual way")
             if member.file_size > min(MAX_FILE_BYTES, 64 * 1024**2 + 10 * os.path.getsize(name)):
-                raise FormatError(sentence(name, "unpacks to too much", received=f"{member.file_size} bytes"))
+                raise FormatError(name, "unpacks to too much", received=f"{member.file_size} bytes")
             with archive.open(member) as file:
                 data = file.read(member.file_size + 1)
     except KeyError:
-        raise FormatError(sentence(name, "holds no model.weights.h5", fix="save it with model.save again")) from None
+        raise FormatError(name, "holds no model.weights.h5", fix="save it with model.save again") from None
     except FormatError:
         raise
     except Exception as problem:  # a damaged archive fails in many ways
-        raise FormatError(sentence(name, f"is not a .keras archive ({problem})", fix="copy the file again")) from None
+        raise FormatError(name, f"is not a .keras archive ({problem})", fix="copy the file again") from None
     return hdf5(name, data)
 
 
@@ -177,7 +175,7 @@ def _opened(name: str, data: bytes | None) -> Any:
     import h5py
 
     if data is None and not os.path.isfile(name):
-        raise FormatError(sentence(name, "no such file", fix="check the path"))
+        raise FormatError(name, "no such file", fix="check the path")
     try:
         # Not as a Python file: HDF5 that still holds one when the interpreter is torn down ends in a fault.
         return h5py.File(name if data is None else h5py.h5f.open_file_image(data), "r")
@@ -219,19 +217,19 @@ def _datasets(group: Any, path: str, name: str, depth: int = 0) -> Iterator[tupl
     import h5py
 
     if depth > 16 or len(group) > MAX_VARIABLES:
-        raise FormatError(sentence(name, "has no layout of Keras", received=f"group {path[:80]}"))
+        raise FormatError(name, "has no layout of Keras", received=f"group {path[:80]}")
     for key in group:
         where = f"{path}/{key}" if path else key
         if not path and key.startswith("optimizer"):
             continue
         if not isinstance(group.get(key, getlink=True), h5py.HardLink):
-            raise FormatError(sentence(name, "holds a link", expected="groups and arrays", received=where))
+            raise FormatError(name, "holds a link", expected="groups and arrays", received=where)
         item = group[key]
         if isinstance(item, h5py.Group):
             yield from _datasets(item, where, name, depth + 1)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
-                raise FormatError(sentence(name, "keeps arrays in other files", received=where))
+                raise FormatError(name, "keeps arrays in other files", received=where)
             if item.dtype.kind != "f":  # seeds of dropout, counters
                 continue
             layer = group.attrs.get("name", "")
@@ -243,6 +241,6 @@ def _reader(dataset: Any, name: str) -> Callable[[], np.ndarray]:
         try:
             return np.asarray(dataset[()])
         except Exception as problem:  # damaged chunks fail in many ways
-            raise FormatError(sentence(name, f"cannot be read ({problem})", fix="copy the file again")) from None
+            raise FormatError(name, f"cannot be read ({problem})", fix="copy the file again") from None
 
     return read_it

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gti.chip.host.preprocessing import resize_matrix
-from gti.errors import ModelFileError, sentence
+from gti.errors import ModelFileError
 
 KEY = "edges"
 _DIGITS = 7  # of each number in the header
@@ -75,7 +75,7 @@ def from_header(header: Mapping[str, Any], channels: Sequence[int], name: str) -
     value = header.get(KEY)
     if value is None:
         raise ModelFileError(
-            sentence(name, "holds no network for edges", expected=f'"{KEY}" in its header', fix="scripts/make_edges.py")
+            name, "holds no network for edges", expected=f'"{KEY}" in its header', fix="scripts/make_edges.py"
         )
     where = f'{name}, "{KEY}"'
     weights = value.get("weights") if isinstance(value, dict) else None
@@ -84,10 +84,10 @@ def from_header(header: Mapping[str, Any], channels: Sequence[int], name: str) -
     lengths = [len(row) if isinstance(row, list) else 0 for row in rows]
     if lengths != list(channels):
         raise ModelFileError(
-            sentence(where, "does not fit the network", expected=f"weights for {list(channels)} maps", received=lengths)
+            where, "does not fit the network", expected=f"weights for {list(channels)} maps", received=lengths
         )
     if not all(_number(number) for row in [*rows, [bias]] for number in row):
-        raise ModelFileError(sentence(where, "holds something else than numbers", expected="numbers below 1e30"))
+        raise ModelFileError(where, "holds something else than numbers", expected="numbers below 1e30")
     return EdgeHead(tuple(np.array(row, np.float64) for row in rows), float(bias))  # type: ignore[arg-type]
 
 

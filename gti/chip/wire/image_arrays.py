@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gti.errors import ImageError, sentence
+from gti.errors import ImageError
 
 
 def image_problem(image: Any, channels: int, size: int | None = None) -> tuple[str, str] | None:
@@ -52,4 +52,4 @@ def check_image_array(image: Any, channels: int, size: int | None = None) -> Non
         side = "height, width" if size is None else f"{size}, {size}"
         received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
         expected = f"uint8 [{side}, {channels}] (height, width, channels), values 0..255"
-        raise ImageError(sentence("image", problem[0], expected=expected, received=received, fix=problem[1]))
+        raise ImageError("image", problem[0], expected=expected, received=received, fix=problem[1])
