@@ -1,0 +1,160 @@
+"""HED and some photographs -> a .MODEL for edges, without training: the chip's integers and the head on their codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
+from gti.chip.formats.model_file import compose
+from gti.chip.host import edge_head, preprocessing
+from gti.chip.host.edge_head import EdgeHead
+from gti.chip.host.preprocessing import Preprocessing
+from gti.chip.network.types import Convolution, Network
+from gti.chip.runtime import known_answer
+from gti.chip.wire.protocol import Mode
+from gti.converter import with_shifts
+from gti.importing.hed import Hed
+from gti.ptq import float_maps, post_training
+from gti.ptq.post_training import Quantized
+
+# Positions of each photograph that the head is fitted to.
+_POSITIONS = 1_000
+_DAMPING = 0.01  # of the head, as of the filters (docs/ptq.md)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """A network on the chip that finds edges, and how well it agrees with the float network."""
+
+    network: Network
+    data: bytes  # the .DAT
+    answer: dict[str, Any]  # known answer
+    head: EdgeHead
+    correlations: tuple[float, ...]  # of the edges of each photograph held back with those of the float network
+    quantized: Quantized
+
+    def to_model(self, name: str) -> bytes:
+        """Return the .MODEL; `name`: of the network, in its header."""
+        last = self.network.layers[-1]
+        size, _, planes = self.network.input_shape
+        shape = {"output width": size, "output height": size, "output channels": planes}
+        reader = {"name": "reader", "operation": "IMAGEREADER", "data file": None, "data offset": None, **shape}
+        reader |= {"input format": "CS_BGR24_PLANAR", "output format": "CS_BGR24_PLANAR"}
+        chip = {
+            "name": "chip",
+            "operation": "GTICNN",
+            "data file": "chip.dat",
+            "data offset": 0,
+            "mode": int(Mode.SUBLAST),
+            "output scaledown": 0,
+            "output width": last.working_size,
+            "output height": last.working_size,
+            "output channels": last.output_channels,
+            "device": {"chip": "2801", "name": None, "type": 0, "emmc delay": 12000},
+            known_answer.KEY: self.answer,
+        }
+        header = {
+            "name": name,
+            "layer": [reader, chip],
+            preprocessing.KEY: Preprocessing(size, planes, "BGR", None).entry(),
+            edge_head.KEY: self.head.entry(),
+        }
+        return compose(json.dumps(header, ensure_ascii=False).encode(), {"chip.dat": self.data})
+
+
+def make(hed: Hed, images: np.ndarray, held_back: Collection[int], *, progress: str = "") -> Edges:
+    """Return HED in the chip's integers.
+
+    `images`: uint8 [N,H,W,3], BGR, to quantize with; those with numbers in `held_back` give every figure.
+    """
+    quantized = post_training.quantize(hed.network, hed.filters, images, held_back, progress=progress)
+    network = with_shifts(hed.network, [layer.weights.shift for layer in quantized.layers])
+    emulator = Emulator(network, quantized.weights)
+    scales = [layer.caps / 31.0 for layer in quantized.layers if ends_a_block(layer.convolution, network)]
+    plain = EdgeHead(tuple(side * scale for side, scale in zip(hed.sides, scales, strict=True)), hed.bias)
+    heads = [plain, fitted_head(hed, plain, emulator, np.delete(images, list(held_back), axis=0))]
+    wanted = [float_logits(hed, images[i]) for i in held_back]
+    codes = [emulator.read_out(images[i], "sublast") for i in held_back]
+    found = [
+        tuple(correlation(head.logits(maps), logits) for maps, logits in zip(codes, wanted, strict=True))
+        for head in heads
+    ]
+    best = int(np.argmax([np.mean(one) for one in found]))
+    data = dat.encode(network, quantized.weights)
+    answer = known_answer.make(network, quantized.weights, data).to_entry()
+    return Edges(network, data, answer, heads[best], found[best], quantized)
+
+
+def correlation(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return the correlation of two edge maps, probabilities, of which the logits [H,W] are given."""
+    a, b = (edge_head.probabilities(logits).ravel().astype(np.float64) for logits in (ours, theirs))
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm else float(np.allclose(ours, theirs))
+
+
+def ends_a_block(convolution: Convolution, network: Network) -> bool:
+    """Return whether a sublayer is the last one of its major layer."""
+    return convolution.sub == network.layers[convolution.major - 1].sublayer_number
+
+
+def float_logits(hed: Hed, image: np.ndarray) -> np.ndarray:
+    """Return the logits [H,W] of the float network for pixels uint8 [H,W,3], seen in the chip's five bits."""
+    return EdgeHead(hed.sides, hed.bias).logits([maps.transpose(2, 0, 1) for maps in _float_blocks(hed, image)])
+
+
+def fitted_head(hed: Hed, plain: EdgeHead, emulator: Emulator, images: np.ndarray, seed: int = 0) -> EdgeHead:
+    """Return the head whose planes are nearest to the float ones, on some positions of `images`.
+
+    Least squares for each block on its own, held near the weights of `plain` by a damping.
+    """
+    random = np.random.default_rng(seed)
+    inputs: list[list[np.ndarray]] = [[] for _ in hed.sides]
+    targets: list[list[np.ndarray]] = [[] for _ in hed.sides]
+    for image in images:
+        floats = _float_blocks(hed, image)
+        codes = emulator.read_out(image, "sublast")
+        for block, (theirs, ours) in enumerate(zip(floats, codes, strict=True)):
+            flat = ours.reshape(len(ours), -1)
+            some = random.choice(flat.shape[1], min(_POSITIONS, flat.shape[1]), replace=False)
+            inputs[block].append(flat[:, some].T)
+            targets[block].append(theirs.reshape(-1, len(ours))[some] @ hed.sides[block])
+    weights, bias = [], plain.bias
+    for before, rows, values in zip(plain.weights, inputs, targets, strict=True):
+        x, y = np.concatenate(rows).astype(np.float64), np.concatenate(values)
+        mean, rest = x.mean(axis=0), y - x @ before
+        x -= mean
+        moments = x.T @ x / len(x)
+        moments += _DAMPING * np.mean(np.diag(moments)) * np.eye(len(moments)) + 1e-9 * np.eye(len(moments))
+        change = np.linalg.solve(moments, x.T @ rest / len(x))
+        weights.append(before + change)
+        bias += float(rest.mean() - mean @ change)
+    return EdgeHead(tuple(weights), bias)
+
+
+def _float_blocks(hed: Hed, image: np.ndarray) -> list[np.ndarray]:
+    """Return the last map of every block of the float network, float32 [H,W,C]."""
+    from gti.chip.emulator import arithmetic
+
+    maps = arithmetic.five_bit(image[None]).astype(np.float32)
+    result = []
+    for convolution, (filters, biases) in zip(hed.network.convolutions, hed.filters, strict=True):
+        size = convolution.size if ends_a_block(convolution, hed.network) else 1
+        rows, columns = (places.ravel() for places in np.indices((size, size)))
+        sums, maps = float_maps.forward(
+            maps,
+            filters,
+            biases,
+            convolution=convolution,
+            network=hed.network,
+            picks=(np.zeros(size * size, int), rows, columns),
+        )
+        if size > 1:
+            result.append(np.maximum(sums, 0).reshape(size, size, -1))
+    return result
