@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, files
-from gti.errors import UsageError, sentence
+from gti.errors import UsageError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,9 +36,9 @@ def main() -> None:
     files.check_writable(args.out)
     bits = args.coef_bits.split(",") if args.coef_bits is not None else []
     if not all(one in ("1", "3") for one in bits):
-        raise UsageError(sentence("--coef_bits", "is none", expected="1 or 3 for each block", received=args.coef_bits))
+        raise UsageError("--coef_bits", "is none", expected="1 or 3 for each block", received=args.coef_bits)
     if args.num_images < 1:
-        raise UsageError(sentence("--num_images", "is too small", expected="1 or more", received=args.num_images))
+        raise UsageError("--num_images", "is too small", expected="1 or more", received=args.num_images)
 
     from gti.importing import hed
     from gti.ptq import pictures

@@ -51,12 +51,14 @@ def float_logits(found: hed.Hed, image: np.ndarray) -> np.ndarray:
     return np.asarray(total)
 
 
+@pytest.mark.slow
 def test_the_float_network_is_the_formula(made: Any):
     found, _, _ = made
     image = photographs(1, seed=3)[0]
     np.testing.assert_allclose(edges.float_logits(found, image), float_logits(found, image), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_chip_finds_the_edges_of_the_float_network(made: Any):
     """Photographs that nothing was fitted to; the correlation that is told is that of the photographs held back."""
     found, result, path = made
@@ -72,6 +74,7 @@ def test_the_chip_finds_the_edges_of_the_float_network(made: Any):
     np.testing.assert_allclose(result.correlations, held, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_head_is_fitted_to_what_the_chip_delivers(made: Any):
     """A head with wrong weights comes back near the float planes."""
     found, result, _ = made
@@ -89,6 +92,7 @@ def test_the_head_is_fitted_to_what_the_chip_delivers(made: Any):
     assert errors[1] < 0.1 * errors[0]
 
 
+@pytest.mark.slow
 def test_the_file_is_a_container_of_the_vendors_form(made: Any):
     _, result, path = made
     container = model_file.load(path)
@@ -114,6 +118,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_model(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     words = [folder / "w.h5", "--images", folder / "photos", "--num_images", 8, "--coef_bits", "3,1"]
     run(monkeypatch, *words, "--out", folder / "e.model")

@@ -56,6 +56,7 @@ TABLE = {
     "report": "caps chip.emulator chip.network chip.spec converter files fusion model names progress stage training",
     "looks": "caps chip.network data files nets packing stage training",
     "ptq": "chip.emulator chip.host chip.network chip.spec data data_utils fusion layers names progress quantize stage",
+    "edges": "chip.emulator chip.formats chip.host chip.network chip.runtime chip.wire converter importing ptq",
 }
 MAY_STAND_BESIDE_THE_ROOMS = 3  # modules of gti/chip: driver, loaded_model, spec
 

@@ -53,7 +53,7 @@ def read(path: str | os.PathLike[str], coef_bits: tuple[int, ...] | None = None)
     blocks = len(fuse)
     bits = coef_bits or (3,) * blocks
     if len(bits) != blocks:
-        raise UsageError(sentence("--coef_bits", "needs a number for each block", expected=blocks, received=len(bits)))
+        raise UsageError("--coef_bits", "needs a number for each block", expected=blocks, received=len(bits))
     channels = 3
     for block in range(1, blocks + 1):
         found = [arrays[key] for key in arrays if key.startswith(f"block{block}/")]
@@ -93,12 +93,12 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndar
 
     name = os.fspath(path)
     if not Path(path).is_file():
-        raise FormatError(sentence(name, "no such file", fix="check the path"))
+        raise FormatError(name, "no such file", fix="check the path")
     try:
         file = h5py.File(path, "r")
     except Exception as problem:  # a damaged file fails in many ways
         reason = str(problem).split("\n")[0][:120]
-        raise FormatError(sentence(name, f"is not an HDF5 file ({reason})", fix="copy the file again")) from None
+        raise FormatError(name, f"is not an HDF5 file ({reason})", fix="copy the file again") from None
     with file:
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         problems: list[str] = []
