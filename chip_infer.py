@@ -15,7 +15,7 @@ from typing import Any
 
 from gti import cli, files, stage
 from gti.errors import UsageError
-from gti.param_parser import infer_parser, parse
+from gti.param_parser import infer_parser, model_options, parse
 from gti.stage import Stage
 
 # Maps take a megabyte an image and more: without --num_examples so many images are saved.
@@ -69,9 +69,7 @@ def main() -> None:
     restored = stage.check_infer(source.stage, source.prefix)
     classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
     network = restore.network_for(network, args.net, source, args.image_size)
-    keras_model = restore.build_model(
-        args.net, network, restored, source, classes, nets_dir=args.nets_dir, ten_bit_act=args.ten_bit_act
-    )
+    keras_model = restore.build_model(args.net, network, restored, source, classes, **model_options(args))
     host = base.host_model(keras_model)
     cap_name = args.last_relu_cap or base.last_relu_cap_name(keras_model)
     if cap_name not in source.arrays or np.size(source.arrays[cap_name]) != 1:

@@ -6,7 +6,7 @@ python eval.py --net digits --chip 2801 --checkpoint checkpoints/best --quant_w 
 from __future__ import annotations
 
 from gti import cli, files, stage
-from gti.param_parser import eval_parser, parse
+from gti.param_parser import eval_parser, model_options, parse
 from gti.stage import Stage
 
 
@@ -45,17 +45,7 @@ def main() -> None:
     if origin:
         print(origin)
     classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
-    model = restore.build_model(
-        args.net,
-        network,
-        args.stage,
-        source,
-        classes,
-        settings_file=args.settings_file,
-        nets_dir=args.nets_dir,
-        filter_step=args.filter_step,
-        ten_bit_act=args.ten_bit_act,
-    )
+    model = restore.build_model(args.net, network, args.stage, source, classes, **model_options(args))
     size, _, channels = network.input_shape
     dataset = data_utils.load(
         args.val_data_dir, image_size=size, channels=channels, classes=classes, batch_size=args.val_batch_size

@@ -6,7 +6,7 @@ python set_relu_caps.py --net digits --chip 2801 --checkpoint checkpoints/best -
 from __future__ import annotations
 
 from gti import cli, files, stage
-from gti.param_parser import calibration_parser, parse
+from gti.param_parser import calibration_parser, model_options, parse
 from gti.stage import Stage
 
 
@@ -40,16 +40,7 @@ def main() -> None:
         print(f"warning: {change}")
     classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
     network = restore.network_for(network, args.net, source, args.image_size)
-    model = restore.build_model(
-        args.net,
-        network,
-        wanted,
-        source,
-        classes,
-        nets_dir=args.nets_dir,
-        filter_step=args.filter_step,
-        ten_bit_act=args.ten_bit_act,
-    )
+    model = restore.build_model(args.net, network, wanted, source, classes, **model_options(args))
     size, _, channels = network.input_shape
 
     def batches():

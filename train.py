@@ -15,7 +15,7 @@ from typing import Any
 
 from gti import cli, stage
 from gti.errors import UsageError
-from gti.param_parser import parse, train_parser
+from gti.param_parser import model_options, parse, train_parser
 from gti.stage import Stage
 
 
@@ -56,7 +56,7 @@ def main() -> None:
     from gti.data import data_check
     from gti.training import checkpoint, checkpoint_folder
     from gti.training import loop as training
-    from gti.training.checkpoint import Metadata
+    from gti.training.metadata import Metadata
 
     training.make_deterministic(args.seed)
     strategy = training.make_strategy(args.num_gpus)
@@ -78,18 +78,7 @@ def main() -> None:
     classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
     with strategy.scope():
         model = restore.build_model(
-            args.net,
-            network,
-            args.stage,
-            source,
-            classes,
-            settings_file=args.settings_file,
-            nets_dir=args.nets_dir,
-            to_train=True,
-            filter_step=args.filter_step,
-            ten_bit_act=args.ten_bit_act,
-            train_caps=args.train_caps,
-            clip_bias=args.clip_bias,
+            args.net, network, args.stage, source, classes, to_train=True, **model_options(args)
         )
     filter_step = restore.filter_step(args.filter_step, source)
     changes = restore.change_of_network(source, network), restore.change_of_filter_step(args.filter_step, source)

@@ -95,6 +95,11 @@ def listing(subject: str, problems: Sequence[object], most: int = 40) -> str:
     return "\n".join([f"{printable(subject)}: {len(problems)} things to correct:", *lines])
 
 
+def reason(problem: BaseException) -> str:
+    """Return why the system or TensorFlow refused something, in its own words."""
+    return getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
+
+
 def printable(text: str, limit: int = 200) -> str:
     """Return `text` without control characters and at most `limit` characters long.
 

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError, reason, sentence
 
 # A dat.json of six major layers has 4 KB, a header of a thousand layers 200 KB; a list of empty lists takes 21 times
 # its text in memory.
@@ -44,8 +44,7 @@ def _open_regular(name: str, error: type[FormatError]) -> tuple[int, os.stat_res
     except FileNotFoundError:
         raise error(name, "no such file", fix="check the path") from None
     except (OSError, ValueError) as problem:
-        reason = getattr(problem, "strerror", None) or str(problem)
-        raise error(name, f"cannot be opened ({reason})", fix="check the path and its permissions") from None
+        raise error(name, f"cannot be opened ({reason(problem)})", fix="check the path and its permissions") from None
     info = os.fstat(descriptor)
     if not stat.S_ISREG(info.st_mode):
         os.close(descriptor)  # os.fdopen would refuse a folder in its own words

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from gti.chip.spec import CHIP
 from gti.errors import UsageError
@@ -270,6 +270,12 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
                 received=args.stage.flags,
             )
     return args
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the flags say about a model, for `gti.training.restore.build_model`."""
+    known = ("settings_file", "nets_dir", "filter_step", "ten_bit_act", "train_caps", "clip_bias")
+    return {name: getattr(args, name) for name in known if hasattr(args, name)}
 
 
 def _take_report_for_json(args: argparse.Namespace) -> None:

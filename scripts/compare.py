@@ -147,17 +147,7 @@ def restored(args: argparse.Namespace, network: Network, stage: Stage, source: C
     from gti.training import restore
 
     classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
-    return restore.build_model(
-        args.net,
-        network,
-        stage,
-        source,
-        classes,
-        settings_file=args.settings_file,
-        nets_dir=args.nets_dir,
-        filter_step=args.filter_step,
-        ten_bit_act=args.ten_bit_act,
-    )
+    return restore.build_model(args.net, network, stage, source, classes, **param_parser.model_options(args))
 
 
 def read_file(path: str, network: Network) -> tuple[Dat, bytes]:

@@ -24,7 +24,7 @@ from gti.errors import FormatError, GtiError, QuantizationError
 from gti.model import exact
 from gti.stage import Stage
 from gti.training import checkpoint
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 
 F = np.float32
 

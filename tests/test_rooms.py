@@ -53,7 +53,8 @@ TABLE = {
     " training",
     "compare": "chip.emulator chip.formats chip.network chip.runtime chip.spec chip.wire data_utils files"
     " model names training",
-    "report": "caps chip.emulator chip.network chip.spec converter files fusion model names progress stage training",
+    "report": "caps chip.emulator chip.network chip.spec converter files fusion model names progress quantize"
+    " stage training",
     "looks": "caps chip.network data files nets packing stage training",
     "ptq": "chip.emulator chip.host chip.network chip.spec data data_utils fusion layers names progress quantize stage",
     "edges": "chip.emulator chip.formats chip.host chip.network chip.runtime chip.wire converter importing ptq",

@@ -21,7 +21,6 @@ from gti.chip.wire.registers import parse_mode
 from gti.errors import UsageError
 from gti.files import write_atomic
 
-TOP = 5
 # A contact sheet is made for eyes: larger maps are drawn in a coarser raster.
 SHEET_TILE = 112
 SHEET_BORDER = 1
@@ -63,6 +62,8 @@ def classify(
     `host` turns the chip's result, float32 [B,h,w,c] scaled to 0..`last_relu_cap`, into logits [B, classes].
     `progress` is told the number of images after each batch. Errors are those of `GtiModel.evaluate`.
     """
+    from gti.training.evaluation import batch_sums
+
     labels_ahead: list[npt.NDArray[np.int32]] = []
 
     def frames() -> Iterator[npt.NDArray[np.uint8]]:
@@ -83,13 +84,10 @@ def classify(
         labels = labels_ahead.pop(0)
         outputs = [first, *itertools.islice(results, len(labels) - 1)]
         logits = host(np.concatenate(outputs))
-        own = logits[np.arange(len(labels)), labels][:, None]
-        # Ties count for the lower label, as argmax does.
-        ahead = np.arange(logits.shape[1])[None, :] < labels[:, None]
-        rank = ((logits > own) | ((logits == own) & ahead)).sum(axis=1)
-        figures.count += len(labels)
-        figures.hits += int((rank < 1).sum())
-        figures.hits5 += int((rank < TOP).sum())
+        hits, hits5, count = (int(total) for total in batch_sums(labels, logits).numpy()[1:])
+        figures.count += count
+        figures.hits += hits
+        figures.hits5 += hits5
         if keep_logits:
             figures.logits.append(logits)
         progress(len(labels))

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gti.errors import DataError, UsageError
+from gti.errors import DataError, UsageError, reason
 
 ENCODED = "image/encoded"
 LABEL = "image/class/label"
@@ -147,10 +147,9 @@ def write_shards(folder: str | os.PathLike[str], name: str, parts: Sequence[Iter
         for file_name in names:
             os.replace(Path(building) / file_name, target / file_name)
     except (OSError, tf.errors.OpError) as problem:
-        reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
         raise UsageError(
             str(target),
-            f"cannot be written ({reason})",
+            f"cannot be written ({reason(problem)})",
             fix="check that the folder is writable and the disk has space",
         ) from problem
     finally:

@@ -149,7 +149,7 @@ def _port(
 
     from gti.model import base
     from gti.training import checkpoint, checkpoint_folder
-    from gti.training.checkpoint import Metadata
+    from gti.training.metadata import Metadata
 
     weights: Weights
     with contextlib.ExitStack() as stack:

@@ -34,16 +34,18 @@ def measure(
 def _layer(
     convolution: Convolution, layer: ConvolutionWeights, filters: np.ndarray, biases: np.ndarray
 ) -> dict[str, Any]:
+    from gti import quantize
+
     bits = convolution.coef_bits
-    weight_limit, bias_limit = 2 ** (spec.SCALE_BITS[bits] - 1) - 1, 2 ** (spec.BIAS_BITS[bits] - 1) - 1
+    weight_limit, bias_limit = quantize.weight_limit(bits), quantize.bias_limit(bits)
     max_weight, max_bias = _largest(filters), _largest(biases)
     return {
         "name": convolution.name,
         "path": convolution.path,
         "coef_bits": bits,
         "shift": layer.shift,
-        "shift_of_weights": range_shift(max_weight, weight_limit),
-        "shift_of_biases": range_shift(max_bias, bias_limit),
+        "shift_of_weights": int(quantize.range_shift(max_weight, weight_limit)),
+        "shift_of_biases": int(quantize.range_shift(max_bias, bias_limit)),
         "max_weight": max_weight,
         "max_bias": max_bias,
         "weight_headroom": headroom(_largest(layer.filters), weight_limit),
@@ -56,11 +58,6 @@ def _layer(
 
 def _largest(values: np.ndarray) -> float:
     return float(np.max(np.abs(values), initial=0))
-
-
-def range_shift(largest: float, limit: int) -> int:
-    """Return the largest shift in 0..12 with `largest * 2**shift <= limit` (docs/numerics.md section 3)."""
-    return sum(largest * 2.0**shift <= limit for shift in range(1, spec.MAX_SHIFT_TRAINED + 1))
 
 
 def headroom(largest: float, limit: int) -> float | None:

@@ -11,26 +11,24 @@ Which bundles a folder keeps is the matter of `gti.training.checkpoint_folder`.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gti import __version__, files, names
+from gti import files, names
 from gti.chip.spec import CHIP
-from gti.errors import CheckpointError, printable
-from gti.stage import FILTER_STEPS, Stage
+from gti.errors import CheckpointError, printable, reason
+from gti.stage import Stage
+from gti.training.metadata import METADATA_NAME, Metadata
 
-METADATA_NAME = "gti/metadata"
 OPTIMIZER_PREFIX = "gti/optimizer/"
 SAVING = ".saving-"
 MAX_METADATA_BYTES = 64 * 1024
@@ -39,84 +37,6 @@ MAX_INDEX_BYTES = 16 * 1024 * 1024
 _PATTERN = re.compile(r"[][*?\\]")
 # Variables that TF 1 savers add: counters and the slots of its optimizers.
 TF1_EXTRAS = re.compile(r"(^|/)(global_step|Momentum|Adam(_1)?|beta[12]_power|ExponentialMovingAverage)$")
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """What a checkpoint knows about itself."""
-
-    net: str
-    chip: str
-    stage: Stage
-    epoch: int  # epochs trained in this stage
-    step: int  # batches trained in this stage
-    classes: int
-    image_size: int
-    ten_bit: bool = False
-    accuracy: float | None = None  # top-1 of the validation set
-    best_accuracy: float | None = None  # best so far in this stage
-    optimizer: str = ""
-    seed: int = 0
-    parent: str = ""  # digest of the checkpoint that the stage began from
-    network: tuple[str, ...] = ()  # what of the dat.json it was trained for, from quant_w on; () where not known
-    filter_step: str = ""  # rule of 3-bit filters that it was trained with, from quant_w on; "" is mean
-    kit_version: str = __version__
-
-    def to_json(self) -> str:
-        return json.dumps({**asdict(self), "stage": self.stage.label}, allow_nan=False)
-
-    @classmethod
-    def from_json(cls, text: bytes, prefix: str) -> Metadata:
-        """Parse the text of `gti/metadata`. Raises CheckpointError."""
-        name = f"{prefix} ({METADATA_NAME})"
-        value = files.parse_json(text, name, error=_JsonError)
-        if not isinstance(value, dict):
-            raise CheckpointError(name, "is not a JSON object")
-        known = {}
-        for field in fields(cls):
-            if field.name in value:
-                known[field.name] = _checked(field.name, str(field.type), value[field.name], name)
-        missing = [f.name for f in fields(cls)[:7] if f.name not in known]
-        if missing:
-            raise CheckpointError(name, f"lacks {', '.join(missing)}", fix="train the checkpoint again")
-        return cls(**known)
-
-
-_KINDS = {
-    "str": "a text",
-    "bool": "true or false",
-    "int": "a whole number of at least 0",
-    "float | None": "a number 0..1 or null",
-    "tuple[str, ...]": "a list of texts",
-    "filter_step": "one of " + ", ".join(FILTER_STEPS),
-    "Stage": "one of " + ", ".join(stage.label for stage in Stage),
-}
-
-
-class _JsonError(files.FormatError, CheckpointError):
-    """Metadata that is no JSON."""
-
-
-def _checked(key: str, kind: str, value: Any, name: str) -> Any:
-    if key == "filter_step":
-        if value in ("", *FILTER_STEPS):
-            return value
-        kind = key
-    elif key == "stage":
-        if isinstance(value, str):
-            with suppress(ValueError):
-                return Stage.from_label(value)
-    elif kind == "tuple[str, ...]":
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-    elif (
-        (kind == "str" and isinstance(value, str))
-        or (kind == "bool" and isinstance(value, bool))
-        or (kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53)
-        or (kind == "float | None" and (value is None or (isinstance(value, int | float) and 0 <= value <= 1)))
-    ):
-        return value
-    raise CheckpointError(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80])
 
 
 def file_name(net: str, stage: Stage, epoch: int) -> str:
@@ -160,10 +80,9 @@ def save(
             os.replace(path, target.parent / path.name)
         flush(target.parent)
     except (OSError, tf.errors.OpError) as problem:
-        reason = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
         raise CheckpointError(
             str(target),
-            f"cannot be written ({reason})",
+            f"cannot be written ({reason(problem)})",
             fix="free space on the disk or pass another --checkpoint_dir; earlier checkpoints are intact",
         ) from problem
     finally:

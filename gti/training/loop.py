@@ -27,8 +27,8 @@ from gti.model.base import chip_layers, named_variables
 from gti.progress import progress_bar
 from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder, tensorboard
-from gti.training.checkpoint import Metadata
 from gti.training.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
+from gti.training.metadata import Metadata
 
 # Steps between looks at the loss: a GPU runs ahead of Python meanwhile.
 GPU_CHECK_STEPS = 20

@@ -16,7 +16,7 @@ from gti.data.labels import labels_of
 from gti.errors import CheckpointError, UsageError, sentence
 from gti.stage import MEAN, Stage
 from gti.training import checkpoint, checkpoint_folder
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 
 if TYPE_CHECKING:
     import keras

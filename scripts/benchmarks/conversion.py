@@ -32,7 +32,7 @@ def write_checkpoint(folder: str, net: str) -> Actions:
     start_tensorflow()
     from gti.stage import Stage
     from gti.training import checkpoint
-    from gti.training.checkpoint import Metadata
+    from gti.training.metadata import Metadata
 
     network = networks.of_net(net)
 

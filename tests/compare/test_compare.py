@@ -28,7 +28,7 @@ from gti.compare.sublayer_maps import Maps, Source
 from gti.errors import CheckpointError, DataError, UsageError
 from gti.stage import Stage
 from gti.training import checkpoint
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 from scripts import compare as script
 
 CONVOLUTIONS = NETWORK.convolutions

@@ -49,14 +49,6 @@ def test_levels_as_the_file_stores_them():
     assert weights.levels(np.full((1, 1, 3, 3), -9, np.int16), 1)["-1"] == 9
 
 
-@pytest.mark.parametrize(
-    ("largest", "limit", "shift"), [(0.0, 2047, 12), (0.5, 2047, 11), (2047.0, 2047, 0), (511.0, 2047, 2)]
-)
-def test_range_shift(largest, limit, shift):
-    # clip(trunc(log2(limit / largest)), 0, 12), docs/numerics.md section 3
-    assert weights.range_shift(largest, limit) == shift
-
-
 def test_dead_channels_are_those_that_the_emulator_never_lights():
     network = Network((MajorLayer(14, 3, 16, 1, 3, (4,)),))
     random = np.random.default_rng(5)

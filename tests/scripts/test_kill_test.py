@@ -13,7 +13,7 @@ from places import ROOT
 
 from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 
 
 @pytest.fixture(scope="module")

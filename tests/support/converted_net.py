@@ -16,7 +16,7 @@ from gti.data import tfrecords
 from gti.data.image_folders import Source, read_image
 from gti.stage import Stage
 from gti.training import checkpoint
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 
 CLASSES = 5
 IMAGES = 11

@@ -26,7 +26,7 @@ def main() -> None:
 
     from gti.stage import Stage
     from gti.training import loop as training
-    from gti.training.checkpoint import Metadata
+    from gti.training.metadata import Metadata
 
     training.make_deterministic(7)
     if replicas > 1:

@@ -21,7 +21,7 @@ import tensorflow as tf
 from gti.errors import CheckpointError
 from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 
 META = Metadata(net="tiny", chip="2801", stage=Stage.FLOAT, epoch=1, step=7, classes=3, image_size=14, accuracy=0.5)
 SHAPES = {"tiny/conv1_1/filters": (3, 3, 3, 16), "tiny/conv1_1/biases": (16,), "tiny/fc/weights": (16, 3)}
@@ -358,7 +358,7 @@ WRITER = textwrap.dedent("""
     import sys
     import numpy as np
     from gti.training import checkpoint, checkpoint_folder
-    from gti.training.checkpoint import Metadata
+    from gti.training.metadata import Metadata
     from gti.stage import Stage
     folder, start = sys.argv[1], int(sys.argv[2])
     value = np.zeros((512, 1024), np.float32)

@@ -19,7 +19,7 @@ from gti.errors import CheckpointError, DataError, FormatError, UsageError
 from gti.model import base
 from gti.stage import Stage
 from gti.training import checkpoint, restore
-from gti.training.checkpoint import Metadata
+from gti.training.metadata import Metadata
 
 NETWORK = small_nets.small_network((14, 3, 16, 1, 3, False), (14, 16, 32, 1, 1, True))
 CLASSES = 4

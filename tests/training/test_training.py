@@ -16,9 +16,9 @@ from gti.model.base import chip_layers
 from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder
 from gti.training import loop as training
-from gti.training.checkpoint import Metadata
 from gti.training.evaluation import batch_sums, evaluate
 from gti.training.loop import Settings, Trainer, fit
+from gti.training.metadata import Metadata
 
 NETWORK = small_nets.small_network((14, 3, 16, 1, 3, True))
 CLASSES = 4

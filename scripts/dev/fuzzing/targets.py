@@ -228,7 +228,7 @@ def _image(data: bytes) -> None:
 
 
 def _metadata(data: bytes) -> None:
-    from gti.training.checkpoint import Metadata
+    from gti.training.metadata import Metadata
 
     Metadata.from_json(data, "x")
 
@@ -275,11 +275,11 @@ def _checkpoint(data: bytes) -> None:
 
 @functools.cache
 def _checkpoint_prefix() -> Path:
-    from gti.training import checkpoint
+    from gti.training import checkpoint, metadata
 
     prefix = _fresh("checkpoint", {}) / "x-epoch-1"
     arrays = {f"x/conv1_{i}/filters": np.full((3, 3, i, 4), i, np.float32) for i in (1, 2)}
-    checkpoint.save(prefix, arrays, checkpoint.Metadata.from_json(seeds.metadata(), "x"))
+    checkpoint.save(prefix, arrays, metadata.Metadata.from_json(seeds.metadata(), "x"))
     return prefix
 
 
