@@ -201,9 +201,7 @@ def test_maps_of_every_mode():
     assert names(Mode.SUBLAST) == ["conv1_2", "conv2_1"]
     assert names(Mode.LASTMAJOR) == names(Mode.SINGLE) == names(Mode.FC) == ["conv2_1"]
     two = small_network((28, 3, 16, 1, 3, True), (14, 16, 16, 2, 3, True))
-    found = {
-        mode: [c.name for c in inference.maps_of_mode(two, mode)] for mode in (Mode.LASTMAJOR, Mode.SINGLE, Mode.FC)
-    }
+    found = {mode: [c.name for c in delivered(two, mode)] for mode in (Mode.LASTMAJOR, Mode.SINGLE, Mode.FC)}
     assert found == {Mode.LASTMAJOR: ["conv2_1", "conv2_2"], Mode.SINGLE: ["conv2_2"], Mode.FC: ["conv2_2"]}
     with pytest.raises(UsageError, match="mode 6"):
         names(6)
