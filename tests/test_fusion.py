@@ -133,5 +133,30 @@ def test_no_host_layer_fits() -> None:
     network = small_network(*TWO_MAJORS)
     arrays = {k: v for k, v in arrays_of(network).items() if "/fc" not in k}
     assert "net/conv1_1/filters" in fusion.fuse_chip(network, arrays, net="net")
-    with pytest.raises(QuantizationError, match="no host layer takes the chip's result"):
+    with pytest.raises(QuantizationError, match="result"):
         fusion.fuse(network, arrays, net="net")
+
+
+def test_only_the_first_host_layer_that_takes_the_result_gets_the_gain() -> None:
+    network = small_network(*TWO_MAJORS)
+    channels, height, width = network.output_shape
+    arrays = {k: v for k, v in arrays_of(network).items() if "/fc" not in k}
+    arrays["net/conv2_1/relu_cap"] = F(15.5)  # gain 15.5 / 31
+    host = {
+        "net/aux/weights": np.ones((channels + 1, 4), F),  # before in the alphabet, and does not fit
+        "net/bn/weights": np.ones((channels, 4, 1), F),  # fits in length only
+        "net/fc9/weights": np.ones((channels * height * width, channels), F),
+        "net/fc9/biases": np.ones(channels, F),
+        "net/fc10/weights": np.ones((channels, 4), F),  # would fit, and follows fc9 in natural order
+        "other/fc1/weights": np.ones((channels, 4), F),
+    }
+    fused = fusion.fuse(network, arrays | host, net="net")
+    assert {name: float(fused[name].flat[0]) for name in host if name in fused} == {
+        "net/aux/weights": 1.0,
+        "net/bn/weights": 1.0,
+        "net/fc9/weights": 0.5,
+        "net/fc9/biases": 1.0,
+        "net/fc10/weights": 1.0,
+    }
+    named = fusion.fuse(network, arrays | host, net="net", host_layer="fc10")
+    assert (named["net/fc9/weights"].flat[0], named["net/fc10/weights"].flat[0]) == (1.0, 0.5)

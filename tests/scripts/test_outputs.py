@@ -95,14 +95,14 @@ def test_port_weights_looks_for_an_old_checkpoint_first(net, tmp_path):
     prefix = tmp_path / "digits-2801-epoch-0"
     checkpoint.index_path(prefix).write_text("")
     flags = ("--checkpoint_dir", tmp_path, "--weights", "a", "--input", "bgr")
-    with pytest.raises(CheckpointError, match=r"exists already.* Fix: pass another --checkpoint_dir"):
+    with pytest.raises(CheckpointError, match="--checkpoint_dir"):
         run_script("scripts/port_weights.py", *COMMON, "--nets_dir", net.folder, *flags)
 
 
 @pytest.mark.parametrize("name", ["../x", ""])
 def test_port_weights_takes_names_of_nets_alone(name):
     flags = ("--chip", "2801", "--weights", "a", "--input", "bgr")
-    with pytest.raises(UsageError, match="--net: expected a name of letters"):
+    with pytest.raises(UsageError, match="--net"):
         run_script("scripts/port_weights.py", "--net", name, *flags)
 
 

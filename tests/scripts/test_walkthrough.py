@@ -99,12 +99,12 @@ def test_commands_of_a_block(walkthrough, block, expected):
 
 @pytest.mark.parametrize("line", ["rm -rf x", "python train.py $UNKNOWN", "python"])
 def test_lines_that_are_refused(walkthrough, line):
-    with pytest.raises(FormatError, match="no command of the kit"):
+    with pytest.raises(FormatError, match="command"):
         walkthrough.commands(f"```console\n{line}\n```\n")
 
 
 def test_a_command_that_fails_stops_the_walk(walkthrough, tmp_path):
-    with pytest.raises(UsageError, match="failed with exit status 2"):
+    with pytest.raises(UsageError, match="exit status 2"):
         walkthrough.run(walkthrough.Command(("python", str(ROOT / "eval.py"), "--no_such_flag")), tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_every_stage_comes_back_as_it_was(tmp_path, args, stage):
 
 def test_quant_act_takes_its_caps_from_the_settings_file_and_keeps_them(tmp_path, args):
     source = opened(saved(tmp_path, Stage.QUANT_W)[0])
-    with pytest.raises(UsageError, match=r"run set_relu_caps\.py --net digits --chip 2801 --quant_w"):
+    with pytest.raises(UsageError, match=r"set_relu_caps\.py --net digits"):
         built(args, Stage.QUANT_ACT, source, CLASSES)
     files.write_json(args.settings_file, {"relu_caps": {name: 2 * cap for name, cap in CAPS.items()}})
     model = built(args, Stage.QUANT_ACT, source, CLASSES)
@@ -268,9 +268,7 @@ def test_a_changed_network_is_refused_except_where_its_weights_are_trained(tmp_p
     source = replace(source, metadata=replace(source.metadata, network=restore.traits(NETWORK)))
     built(args, Stage.QUANT_W, source, CLASSES)
     small_nets.write_json(replace(NETWORK, sampling_method=1), tmp_path / "nets")
-    with pytest.raises(
-        CheckpointError, match=r"another dat\.json .* Fix: put the values back, or train --quant_w with"
-    ):
+    with pytest.raises(CheckpointError, match="--quant_w"):
         built(args, Stage.QUANT_W, source, CLASSES)
     built(args, Stage.QUANT_W, source, CLASSES, to_train=True)
     with pytest.raises(CheckpointError, match=r"another dat\.json"):

@@ -34,5 +34,5 @@ def test_scalars_and_histograms(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="written"):
         tensorboard.write(tmp_path / "file" / "logs", 1, {"loss": 1.0})

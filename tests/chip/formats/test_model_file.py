@@ -86,7 +86,7 @@ def test_canonical_text() -> None:
         indented({"b": [1, 2], "a": {}, "c": []})
         == '{\n    "a": {},\n    "b": [\n        1,\n        2\n    ],\n    "c": []\n}'
     )
-    with pytest.raises(ModelFileError, match="half a character"):
+    with pytest.raises(ModelFileError, match="character"):
         canonical("\ud800")
 
 
@@ -147,35 +147,35 @@ def doubled() -> dict[str, Any]:
 
 
 REFUSED = [
-    (b"", "is not a .MODEL file"),
+    (b"", ".MODEL"),
     (b"PK\3\4zip", "begin with 50 4b 03 04"),
-    (b"[1, 2]\0\0", "is not a .MODEL file"),
-    (b'{"layer": [}\0', "is not JSON"),
+    (b"[1, 2]\0\0", "5b 31"),
+    (b'{"layer": [}\0', "JSON"),
     (b'{"a": 1}\0', '"layer" is missing or not a list of objects'),
     (b'{"layer": 3}\0', '"layer" is missing'),
     (b'{"layer": [3]}\0', '"layer" is missing'),
-    (b'{"layer": [{}]}', "has no NUL after its header"),
+    (b'{"layer": [{}]}', "NUL"),
     (b'{"layer": [], "layer": []}\0', "stands twice"),
-    (b'{"layer": [], "x": NaN}\0', "a number that is none"),
-    (b'{"layer": [], "x": 1e999}\0', "beyond double range"),
-    (b'{"layer": ' + b"[" * 100000 + b"\0", "nested too deeply"),
-    (b'{"layer": [], "x": "\xff"}\0', "is not UTF-8 text"),
-    (b"{" + b" " * (1024 * 1024 + 1), "has no end of its header"),
-    (pack({"layer": [{}] * 1025}, b"", 8192), "has too many layers; expected at most 1024, received 1025"),
-    (pack(container(**{"data offset": 10})), "layer 1 (GTICNN cnn): its data lie outside the file"),
-    (pack(container(**{"data offset": 521})), "its data lie outside the file"),
+    (b'{"layer": [], "x": NaN}\0', "number"),
+    (b'{"layer": [], "x": 1e999}\0', "beyond"),
+    (b'{"layer": ' + b"[" * 100000 + b"\0", "nested"),
+    (b'{"layer": [], "x": "\xff"}\0', "UTF-8"),
+    (b"{" + b" " * (1024 * 1024 + 1), "header"),
+    (pack({"layer": [{}] * 1025}, b"", 8192), "received 1025"),
+    (pack(container(**{"data offset": 10})), "layer 1 (GTICNN cnn)"),
+    (pack(container(**{"data offset": 521})), "521"),
     (pack(container(**{"data size": 9})), "received 9 bytes from 512 on"),
-    (pack(container(**{"data size": 2**63})), "its data lie outside the file"),
-    (pack(container(**{"data offset": 2**64 - 4})), "its data lie outside the file"),
+    (pack(container(**{"data size": 2**63})), "9223372036854775808"),
+    (pack(container(**{"data offset": 2**64 - 4})), "18446744073709551612"),
     (pack(container(**{"data offset": -1})), '"data offset" is no byte count'),
     (pack(container(**{"data size": 8.0})), '"data size" is no byte count'),
     (pack(container(**{"data size": True})), '"data size" is no byte count'),
     (pack(container(**{"data size": None})), '"data size" is no byte count'),
     (pack(container(**{"data offset": None})), '"data offset" is no byte count'),
     (pack(container(**{"data file": "../x.dat"})), 'names a "data file" inside a container'),
-    (pack(doubled()), "has layers whose data overlap"),
-    (pack(container(), b"ABCDEFGH!"), "goes on behind its last layer; expected 520 bytes, received 521 bytes"),
-    (pack(container(), b"ABCDEFGH" + bytes(4)), "goes on behind its last layer"),
+    (pack(doubled()), "overlap"),
+    (pack(container(), b"ABCDEFGH!"), "received 521 bytes"),
+    (pack(container(), b"ABCDEFGH" + bytes(4)), "524"),
     (pack(container(**{"data offset": 516}), b"xyz\0ABCDEFGH"), "belong to no layer; expected NUL bytes"),
 ]
 
@@ -190,7 +190,7 @@ def test_refused_containers(data: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (b'{"layer": [{"data file": "none.bin"}]}', "its data file is missing; expected none.bin"),
+        (b'{"layer": [{"data file": "none.bin"}]}', "none.bin"),
         (b'{"layer": [{"data file": 3}]}', '"data file" has the wrong type'),
         (b'{"layer": [{"data file": "a", "data offset": 2}]}', '"data offset" needs a "data size"'),
         (b'{"layer": [{"data file": "a", "data offset": 9, "data size": 1}]}', "must lie inside the data file"),
@@ -199,7 +199,7 @@ def test_refused_containers(data: bytes, words: str) -> None:
         (b"{}", '"layer" is missing'),
         (b'[{"layer": []}]', "is not a JSON object"),
         # 40 numbers of 3 characters become 8 characters each: more than the 128 bytes reserved.
-        (b'{"layer":[{}],"x":[' + b",".join([b"1e9"] * 40) + b"]}", "append blanks to the text"),
+        (b'{"layer":[{}],"x":[' + b",".join([b"1e9"] * 40) + b"]}", "append"),
     ],
 )
 def test_refused_composing(text: bytes, words: str) -> None:
@@ -215,7 +215,7 @@ def test_names_stay_inside_the_folder(name: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"x")
     (folder / "link").symlink_to(tmp_path / "secret")
     text = json.dumps({"layer": [{"data file": name}]}).encode()
-    with pytest.raises(ModelFileError, match="leads outside the folder"):
+    with pytest.raises(ModelFileError, match="file name"):
         model_file.compose(text, folder)
 
 
@@ -264,13 +264,13 @@ def test_fc_round_trip() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "is too short"),
-        (bytes(7), "is too short"),
+        (b"", "0 bytes"),
+        (bytes(7), "7 bytes"),
         (struct.pack("<2i", 0, 1) + bytes(4), "sizes of at least 1"),
         (struct.pack("<2i", -1, 1), "disagree with its length"),
         (struct.pack("<2i2f", 1, 1, 0, 0) + b"x", "expected 16 bytes, received 17 bytes"),
         # 65536 * 65536 wraps to 0 in 32 bits
-        (struct.pack("<2i", 65536, 65536) + bytes(4 * 65536), "65536 inputs, 65536 outputs"),
+        (struct.pack("<2i", 65536, 65536) + bytes(4 * 65536), "65536"),
         (struct.pack("<2i", 2**31 - 1, 2**31 - 1), "disagree with its length"),
         (struct.pack("<2i2f", 1, 1, float("nan"), 0), "1 of its weights are not finite, the first at [0, 0]"),
         (struct.pack("<2i2f", 1, 1, 0, float("inf")), "1 of its biases are not finite, the first at [0]"),
@@ -285,10 +285,10 @@ def test_refused_fc(data: bytes, words: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w, b: (w, b[:2]), "do not fit together"),
-        (lambda w, b: (w[0], b), "do not fit together"),
-        (lambda w, b: (w * np.nan, b), "not finite"),
-        (lambda w, b: (w + 1e39, b), "not finite"),
+        (lambda w, b: (w, b[:2]), r"\[2\]"),
+        (lambda w, b: (w[0], b), r"\[4\]"),
+        (lambda w, b: (w * np.nan, b), "finite"),
+        (lambda w, b: (w + 1e39, b), "finite"),
     ],
 )
 def test_refused_fc_arrays(change: Callable[[np.ndarray, np.ndarray], tuple], words: str) -> None:
@@ -312,9 +312,7 @@ def test_labels(data: bytes, labels: list[str]) -> None:
     assert blobs.parse_labels(data) == labels
 
 
-@pytest.mark.parametrize(
-    ("data", "words"), [(b"a\xff", "not UTF-8"), (b"a\0b", "NUL"), (b"\n" * 1_000_001, "too many lines")]
-)
+@pytest.mark.parametrize(("data", "words"), [(b"a\xff", "UTF-8"), (b"a\0b", "NUL"), (b"\n" * 1_000_001, "lines")])
 def test_refused_labels(data: bytes, words: str) -> None:
     with pytest.raises(ModelFileError, match=words):
         blobs.parse_labels(data)

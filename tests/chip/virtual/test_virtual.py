@@ -193,12 +193,12 @@ def test_a_slow_chip_times_out(tmp_path):
     settings = VIRTUAL_SETTINGS.changed(read_timeout_ms=20.0, retries=1)
     with (
         open_model(path, settings=settings, chip={"chip_time_ms": 500.0})[1] as model,
-        pytest.raises(DeviceError, match="nothing moved for 20 ms"),
+        pytest.raises(DeviceError, match="20 ms"),
     ):
         model.evaluate(images(network, 1)[0])
 
 
 def test_impossible_faults_are_refused():
     for wrong in [("reading", 0, "io"), ("read", -1, "io"), ("read", 0, "smoke")]:
-        with pytest.raises(ValueError, match="impossible fault"):
+        with pytest.raises(ValueError, match="impossible"):
             Fault(*wrong)

@@ -214,7 +214,7 @@ def test_parse_mode(value, mode):
 
 @pytest.mark.parametrize("value", ["", "7", "-1", "1.0", "full", 7, -1, True, None, "²"])
 def test_parse_mode_refuses(value):
-    with pytest.raises(UsageError, match="one of fc, learn, single, sublast, lastmajor or a number"):
+    with pytest.raises(UsageError, match="lastmajor"):
         protocol.parse_mode(value)
 
 
@@ -228,7 +228,7 @@ def test_tiles_of_an_image(channels, size, seed):
 
 @pytest.mark.parametrize(("length", "size", "channels"), [(195, 14, 1), (0, 14, 0), (256, 16, 1), (196, 14, 3)])
 def test_untile_refuses(length, size, channels):
-    with pytest.raises(ImageError, match="wrong length"):
+    with pytest.raises(ImageError, match="length"):
         protocol.untile_image(bytes(length), size, channels)
 
 
@@ -237,7 +237,7 @@ def test_words_of_a_result(word_bytes):
     noise = np.random.default_rng(7).integers(0, 256, (9, word_bytes), dtype=np.uint8)
     assert protocol.strip_words(noise.tobytes(), word_bytes) == noise[:, 0].tobytes()
     assert protocol.strip_words(protocol.word_stream(b"\1\2\xff", word_bytes), word_bytes) == b"\1\2\xff"
-    with pytest.raises(DeviceError, match="end inside a word"):
+    with pytest.raises(DeviceError, match="inside"):
         protocol.strip_words(bytes(word_bytes + 1), word_bytes)
 
 
