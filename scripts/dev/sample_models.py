@@ -92,7 +92,9 @@ def torch_style(vgg: Vgg, *, opset=17, softmax=False, **options) -> onnx.ModelPr
                 x = b.node("BatchNormalization", x, *map(b.array, vgg.norms[i]), epsilon=1e-5)
             x, i = b.node("Relu", x), i + 1
         x = b.node("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
-    if not vgg.flat:
+    if vgg.flat:  # an adaptive pooling that changes nothing
+        x = b.node("AveragePool", x, kernel_shape=[1, 1], strides=[1, 1])
+    else:
         x = b.node("GlobalAveragePool", x)
     x = b.node("Flatten", x, axis=1)
     for n, (w, bias) in enumerate(vgg.dense):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import safetensors.numpy
 import small_nets
 from converted_net import run_script
 
+from gti.chip.emulator.arithmetic import five_bit
 from gti.data.labels import read_labels
 from gti.model import base
 from gti.training import checkpoint
@@ -114,6 +116,64 @@ def test_a_mean_is_exact_where_no_border_is_near(tmp_path, order):
     windows = np.lib.stride_tricks.sliding_window_view(images, (3, 3), axis=(1, 2))  # [N, H-2, W-2, C, 3, 3]
     inside = np.maximum(np.einsum("nhwcyx,ocyx->nhwo", windows, w) + bias, 0)
     close(first[:, 1:-1, 1:-1], inside)
+
+
+def test_pictures_give_the_sources_logits_up_to_the_five_bits_of_the_input(tmp_path):
+    vgg = Vgg(batch_norm=True)
+    model = model_files.torch_style(vgg)
+    waves = np.sin(np.arange(28) / 4)[:, None, None] * np.cos(np.arange(28) / 5)[:, None] * [1, 0.5, -0.8]
+    noise = np.random.default_rng(3).uniform(-20, 20, (4, 28, 28, 3))
+    pixels = np.clip(128 + 90 * waves + noise, 0, 255).astype(np.uint8)  # B, G, R
+    ours = imported(tmp_path, model_files.write(model, tmp_path), *PLAIN)(five_bit(pixels).astype(np.float32)).numpy()
+    theirs = run_onnx(model, (pixels[..., ::-1] / STD).astype(np.float32).transpose(0, 3, 1, 2))
+    # A pixel of 128 on average differs from its code's by 2 (docs/numerics.md section 1); the logits by twice as much.
+    assert 0 < np.abs(ours - theirs).mean() < 2 * (2 / 128) * np.abs(theirs).mean()
+
+
+def as_nodes(model) -> onnx.ModelProto:
+    """Return a graph with its arrays as Constant nodes, behind an Identity each, and other words for the same."""
+    nodes = []
+    for tensor in model.graph.initializer:
+        nodes.append(
+            onnx.helper.make_node("Constant", [], [f"{tensor.name}_made"], f"make_{tensor.name}", value=tensor)
+        )
+        nodes.append(onnx.helper.make_node("Identity", [f"{tensor.name}_made"], [tensor.name], f"name_{tensor.name}"))
+    nodes += model.graph.node
+    model.graph.ClearField("initializer")
+    model.graph.ClearField("node")
+    model.graph.node.extend(nodes)
+    return model
+
+
+def squeezed(vgg: Vgg) -> onnx.ModelProto:
+    """Return a graph of opset 18: the axes of a mean as an input, a Pad in front of the convolution, a Squeeze."""
+    b = model_files.Builder()
+    w, bias = vgg.convolutions[0]
+    x = b.node("Pad", "image", b.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+    x = b.node("Relu", b.node("Conv", x, b.array(w), b.array(bias), kernel_shape=[3, 3]))
+    x = b.node("ReduceMean", x, b.array([-2, -1], np.int64), keepdims=1)
+    x = b.node("Squeeze", x, b.array([2, 3], np.int64))
+    w, bias = vgg.dense[0]
+    x = b.node("Gemm", x, b.array(w.T / 2), b.array(bias[None] / 3), alpha=2.0, beta=3.0)
+    return b.model(x, ["N", 3, 28, 28], opset=18)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        as_nodes(model_files.torch_style(Vgg())),
+        as_nodes(model_files.keras_style(Vgg(), softmax=False)),
+        squeezed(Vgg(blocks=((16,),), flat=False, hidden=0)),
+    ],
+    ids=["constants", "constants of Keras", "opset 18"],
+)
+def test_other_words_for_the_same(tmp_path, model):
+    found = codes()
+    images = pictures(found)
+    images = (
+        images if model.graph.input[0].type.tensor_type.shape.dim[3].dim_value == 3 else images.transpose(0, 3, 1, 2)
+    )
+    close(imported(tmp_path, model_files.write(model, tmp_path), *PLAIN)(found).numpy(), run_onnx(model, images))
 
 
 def keras_vgg(*, batch_norm, gap=False, nested=False, softmax=True, channels=(12, 32)):
