@@ -109,7 +109,7 @@ def main(words: list[str] | None = None) -> None:
         mean, std = (" ".join(f"{n:g}" for n in numbers) for numbers in (source.mean, source.std))
         order = " ".join(args.input.upper())
         print(f"input: 8-bit {order}, minus {mean}, divided by {std} (in R G B), folded into the first layer")
-    print(f"Next: train.py --net {args.net} --quant_w, from this checkpoint (docs/import.md).")
+    print(f"Next: scripts/ptq.py --net {args.net} (docs/ptq.md), or train.py --net {args.net} --quant_w.")
 
 
 if __name__ == "__main__":
