@@ -1,4 +1,4 @@
-"""HED and some photographs -> a .MODEL for edges, without training: the chip's integers and the head on their codes."""
+"""HED and some photographs -> a .MODEL for edges, without training: the chip's integers, the head on their codes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gti.chip.emulator import arithmetic
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat
 from gti.chip.formats.model_file import compose
@@ -22,10 +23,6 @@ from gti.converter import with_shifts
 from gti.importing.hed import Hed
 from gti.ptq import float_maps, post_training
 from gti.ptq.post_training import Quantized
-
-# Positions of each photograph that the head is fitted to.
-_POSITIONS = 1_000
-_DAMPING = 0.01  # of the head, as of the filters (docs/ptq.md)
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,15 @@ def make(hed: Hed, images: np.ndarray, held_back: Collection[int], *, progress: 
     network = with_shifts(hed.network, [layer.weights.shift for layer in quantized.layers])
     emulator = Emulator(network, quantized.weights)
     scales = [layer.caps / 31.0 for layer in quantized.layers if ends_a_block(layer.convolution, network)]
-    plain = EdgeHead(tuple(side * scale for side, scale in zip(hed.sides, scales, strict=True)), hed.bias)
-    heads = [plain, fitted_head(hed, plain, emulator, np.delete(images, list(held_back), axis=0))]
-    wanted = [float_logits(hed, images[i]) for i in held_back]
-    codes = [emulator.read_out(images[i], "sublast") for i in held_back]
-    found = [
-        tuple(correlation(head.logits(maps), logits) for maps, logits in zip(codes, wanted, strict=True))
-        for head in heads
-    ]
-    best = int(np.argmax([np.mean(one) for one in found]))
+    head = EdgeHead(tuple(side * scale for side, scale in zip(hed.sides, scales, strict=True)), hed.bias)
+    judged = images[list(held_back)]
+    found = tuple(
+        correlation(head.logits(emulator.read_out(image, "sublast")), wanted)
+        for image, wanted in zip(judged, float_logits(hed, judged), strict=True)
+    )
     data = dat.encode(network, quantized.weights)
     answer = known_answer.make(network, quantized.weights, data).to_entry()
-    return Edges(network, data, answer, heads[best], found[best], quantized)
+    return Edges(network, data, answer, head, found, quantized)
 
 
 def correlation(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -104,57 +98,18 @@ def ends_a_block(convolution: Convolution, network: Network) -> bool:
     return convolution.sub == network.layers[convolution.major - 1].sublayer_number
 
 
-def float_logits(hed: Hed, image: np.ndarray) -> np.ndarray:
-    """Return the logits [H,W] of the float network for pixels uint8 [H,W,3], seen in the chip's five bits."""
-    return EdgeHead(hed.sides, hed.bias).logits([maps.transpose(2, 0, 1) for maps in _float_blocks(hed, image)])
-
-
-def fitted_head(hed: Hed, plain: EdgeHead, emulator: Emulator, images: np.ndarray, seed: int = 0) -> EdgeHead:
-    """Return the head whose planes are nearest to the float ones, on some positions of `images`.
-
-    Least squares for each block on its own, held near the weights of `plain` by a damping.
-    """
-    random = np.random.default_rng(seed)
-    inputs: list[list[np.ndarray]] = [[] for _ in hed.sides]
-    targets: list[list[np.ndarray]] = [[] for _ in hed.sides]
-    for image in images:
-        floats = _float_blocks(hed, image)
-        codes = emulator.read_out(image, "sublast")
-        for block, (theirs, ours) in enumerate(zip(floats, codes, strict=True)):
-            flat = ours.reshape(len(ours), -1)
-            some = random.choice(flat.shape[1], min(_POSITIONS, flat.shape[1]), replace=False)
-            inputs[block].append(flat[:, some].T)
-            targets[block].append(theirs.reshape(-1, len(ours))[some] @ hed.sides[block])
-    weights, bias = [], plain.bias
-    for before, rows, values in zip(plain.weights, inputs, targets, strict=True):
-        x, y = np.concatenate(rows).astype(np.float64), np.concatenate(values)
-        mean, rest = x.mean(axis=0), y - x @ before
-        x -= mean
-        moments = x.T @ x / len(x)
-        moments += _DAMPING * np.mean(np.diag(moments)) * np.eye(len(moments)) + 1e-9 * np.eye(len(moments))
-        change = np.linalg.solve(moments, x.T @ rest / len(x))
-        weights.append(before + change)
-        bias += float(rest.mean() - mean @ change)
-    return EdgeHead(tuple(weights), bias)
-
-
-def _float_blocks(hed: Hed, image: np.ndarray) -> list[np.ndarray]:
-    """Return the last map of every block of the float network, float32 [H,W,C]."""
-    from gti.chip.emulator import arithmetic
-
-    maps = arithmetic.five_bit(image[None]).astype(np.float32)
-    result = []
+def float_logits(hed: Hed, images: np.ndarray) -> list[np.ndarray]:
+    """Return the logits [H,W] of the float network for each of `images`, uint8 [N,H,W,3], seen in the chip's 5 bits."""
+    head = EdgeHead(hed.sides, hed.bias)
+    maps = arithmetic.five_bit(images).astype(np.float32)
+    blocks = []
     for convolution, (filters, biases) in zip(hed.network.convolutions, hed.filters, strict=True):
-        size = convolution.size if ends_a_block(convolution, hed.network) else 1
-        rows, columns = (places.ravel() for places in np.indices((size, size)))
+        ends = ends_a_block(convolution, hed.network)
+        shape = (len(images), convolution.size, convolution.size) if ends else (1, 1, 1)
+        image, row, column = (places.ravel() for places in np.indices(shape))
         sums, maps = float_maps.forward(
-            maps,
-            filters,
-            biases,
-            convolution=convolution,
-            network=hed.network,
-            picks=(np.zeros(size * size, int), rows, columns),
+            maps, filters, biases, convolution=convolution, network=hed.network, picks=(image, row, column)
         )
-        if size > 1:
-            result.append(np.maximum(sums, 0).reshape(size, size, -1))
-    return result
+        if ends:
+            blocks.append(np.maximum(sums, 0).reshape(*shape, -1).transpose(0, 3, 1, 2))
+    return [head.logits([block[number] for block in blocks]) for number in range(len(images))]

@@ -35,7 +35,8 @@ class EdgeHead:
         """Return the sum of the blocks' planes, float32 [H,W] of the first map; `maps`: codes [C,H,W] of each block."""
         total: npt.NDArray[np.float32] | None = None
         for weights, codes in zip(self.weights, maps, strict=True):
-            plane = np.tensordot(weights.astype(np.float32), codes.astype(np.float32), 1)
+            # In one layout, so that sums have one order wherever the codes come from.
+            plane = np.tensordot(weights.astype(np.float32), np.ascontiguousarray(codes, np.float32), 1)
             total = plane + np.float32(self.bias) if total is None else total + resize(plane, total.shape)
         assert total is not None
         return total
