@@ -104,6 +104,24 @@ def test_every_rule_of_the_chip(rule: str) -> None:
     fits_the_form(found)
 
 
+def rules_of(examined: Network) -> set[tuple[str, str]]:
+    return {(violation.rule, violation.layer) for violation in violations(examined)}
+
+
+@pytest.mark.parametrize("major", [4, 5, 6])
+def test_late_layers_have_no_room_for_more(major: int) -> None:
+    before = (*LATE, SECOND)[: major - 1]
+    for change, rule in (
+        ({"sublayer_number": 10, "scaling": (6,) * 10}, "sublayer-number"),
+        ({"one_coef": (1,)}, "late-one-coef"),
+        ({"sublayer_number": 3, "scaling": (6,) * 3, "shortcuts": (1,)}, "late-shortcuts"),
+    ):
+        found = rules_of(chain(*before, replace(SECOND, **change)))  # type: ignore[arg-type]
+        assert (rule, f"major {major}") in found
+    full = replace(SECOND, sublayer_number=9, scaling=(6,) * 9)
+    assert not rules_of(chain(*before, full))
+
+
 def test_every_rule_of_the_chip_is_here() -> None:
     source = Path(network_rules.__file__).read_text(encoding="utf-8")
     named = re.findall(r'^\W*(?:@_layer_rule\()?"([a-z0-9]+(?:-[a-z0-9]+)+)"', source, re.MULTILINE)

@@ -99,6 +99,7 @@ def test_a_kernel_that_the_chip_holds_comes_out_unchanged(
     np.testing.assert_array_equal(bias_integers.numpy() * 2.0 ** -int(found), biases)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-7, 1e-3, 0.02, 1.0, 37.0, 1500.0, 9000.0]))
 def test_graph_eager_and_integers_agree(seed: int, scale: float) -> None:

@@ -78,6 +78,7 @@ def test_good_files_are_accepted(target: targets.Target) -> None:
         target.run(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", LIGHT, ids=lambda target: target.name)
 def test_damaged_files(target: targets.Target) -> None:
     refused = []
@@ -93,6 +94,7 @@ def test_damaged_files(target: targets.Target) -> None:
     assert len(refused) > sum(refused) > 0  # some are refused, some are still good
 
 
+@pytest.mark.slow
 @settings(max_examples=300, database=None)
 @given(st.binary(max_size=600))
 @pytest.mark.parametrize("name", ["dat", "model", "json", "npy", "npz", "recording", "fc", "label-data", "driver"])
@@ -252,6 +254,7 @@ def test_memory_of_json(make, tmp_path: Path) -> None:
     assert memory_of(code, path) < 10 * path.stat().st_size + 64 * 2**20
 
 
+@pytest.mark.slow
 def test_memory_of_archives_and_recordings(tmp_path: Path) -> None:
     bomb = tmp_path / "x.npz"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -268,6 +271,7 @@ def test_memory_of_archives_and_recordings(tmp_path: Path) -> None:
         assert memory_of(code, session) < 10 * session.stat().st_size + 64 * 2**20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "side", "options"),
     [
@@ -384,6 +388,7 @@ def test_the_fuzzer_refuses(words: list[str], word: str, monkeypatch) -> None:
         fuzz.main()
 
 
+@pytest.mark.slow
 def test_coverage_guides_the_fuzzer(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="Atheris is not installed; it is no dependency")
     words = ["--targets", "label-data", "--corpus", str(tmp_path / "corpus"), "-runs=300", "-seed=1"]

@@ -21,6 +21,7 @@ print(gc.isenabled(), frozen > 100_000, gc.get_freeze_count() <= frozen)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "collects"), [("", "True"), ("gc.disable()", "False")])
 def test_silent_and_outside_the_reach_of_the_collector(before, collects):
     environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}

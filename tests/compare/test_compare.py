@@ -31,6 +31,7 @@ from gti.training import checkpoint
 from gti.training.metadata import Metadata
 from scripts import compare as script
 
+pytestmark = pytest.mark.slow  # all of them together: each prepares a fault and finds it again
 CONVOLUTIONS = NETWORK.convolutions
 
 

@@ -142,6 +142,7 @@ def light_host(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", nets.own_nets())
 @pytest.mark.usefixtures("light_host")
 def test_every_net_builds_in_every_stage(net: str) -> None:

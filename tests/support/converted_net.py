@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
+import shutil
 import sys
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +57,22 @@ def run_script(script: str, *arguments: object) -> None:
 
 
 def make(folder: Path, stage: Stage) -> Converted:
-    """Return a network with random weights in `stage` (quant_act or fused), not yet converted."""
+    """Return a network with random weights in `stage` (quant_act or fused), not yet converted, in `folder`.
+
+    It is built once in a session and copied, so that every test may write into its own.
+    """
+    made = _made(stage)
+    shutil.copytree(made.folder, folder, dirs_exist_ok=True)
+    return replace(made, folder=folder, checkpoint=folder / made.checkpoint.relative_to(made.folder))
+
+
+_scratch = tempfile.TemporaryDirectory(prefix="gti-tests-")
+
+
+@functools.cache
+def _made(stage: Stage) -> Converted:
+    folder = Path(_scratch.name) / stage.name
+    folder.mkdir()
     quantized = {"quant_w": True, "quant_act": True, "fuse": stage is Stage.FUSED}
     model = build(NETWORK, folder, classes=CLASSES, caps=some_caps(NETWORK), **quantized)
     write_json(NETWORK, folder)
@@ -70,6 +88,8 @@ def make(folder: Path, stage: Stage) -> Converted:
     pixels = random.randint(0, 256, size=(IMAGES, 28, 28, 3)).astype(np.uint8)
     labels = random.randint(1, CLASSES, size=IMAGES)
     _write_data(folder / "data" / "val", pixels, labels)
+    for shared in (pixels, labels):
+        shared.flags.writeable = False
     return Converted(folder, prefix, arrays, pixels, labels)
 
 

@@ -66,6 +66,7 @@ def run(trainer, folder, start=START, **changes):
     return fit(trainer, train_data, val_data(), folder, start)
 
 
+@pytest.mark.slow
 def test_it_learns_and_keeps_the_last_and_the_best(make_trainer, tmp_path):
     lines = []
     trainer = make_trainer(replace(FAST, num_epochs=6, keep=2, learning_rate=3e-3))
@@ -99,6 +100,7 @@ def test_evaluation_within_an_epoch_quantizes_filters_once(make_trainer, monkeyp
         assert found == evaluate(trainer.model, val_data())  # as its filters are now
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(make_trainer, tmp_path):
     results = []
     for number in range(2):
@@ -109,6 +111,7 @@ def test_the_same_seed_gives_the_same_run(make_trainer, tmp_path):
         np.testing.assert_array_equal(value, results[1][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_resumed_run_equals_an_uninterrupted_one(make_trainer, tmp_path, optimizer):
     settings = replace(FAST, optimizer=optimizer)
@@ -228,6 +231,7 @@ def test_a_stage_that_begins_is_evaluated_and_saved_first(make_trainer, tmp_path
     assert checkpoint.read_metadata(result.best) == result.metadata
 
 
+@pytest.mark.slow
 def test_an_earlier_run_under_the_same_names_is_set_aside(make_trainer, tmp_path):
     run(make_trainer(), tmp_path)
     lines = []
@@ -253,6 +257,7 @@ def test_a_run_from_an_earlier_epoch_has_a_best_one(make_trainer, tmp_path, fold
     assert written.accuracy == max(kept)
 
 
+@pytest.mark.slow
 def test_quantized_stages_train(make_trainer, tmp_path):
     caps = small_nets.some_caps(NETWORK)
     options = {"quant_w": True, "quant_act": True, "caps": caps, "train_caps": True, "clip_bias": True}

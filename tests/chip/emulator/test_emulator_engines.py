@@ -49,6 +49,7 @@ def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> i
     return request.param
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vector_width", "window")
 @pytest.mark.parametrize("inputs", [1, 2, 3, 4, 8, 12, 16, 32, 64])
 @pytest.mark.parametrize("outputs", [16, 32, 64, 128])
@@ -335,6 +336,7 @@ def small_networks(draw: st.DrawFn) -> tuple[Network, int, int]:
     return network, draw(st.integers(1, 4)), draw(st.integers(0, 2**31))
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(small_networks())
 def test_random_networks(case: tuple[Network, int, int]) -> None:

@@ -104,6 +104,7 @@ NETWORKS = st.builds(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=400)
 @given(NETWORKS)
 def test_the_nearest_network_is_legal_and_changes_explain_it(network):

@@ -29,6 +29,7 @@ def expected(images: np.ndarray) -> np.ndarray:
     return np.array([probabilities(one) for one in codes])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [["virtual"], ["virtual:ft600"], ["virtual", "virtual"]])
 def test_labels_and_probabilities(path: Path, devices: list[str]):
     with Classifier(path, devices) as model:
