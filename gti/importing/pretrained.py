@@ -145,8 +145,15 @@ def hdf5_of_archive(name: str) -> Weights:
 
 def hdf5_config(name: str) -> bytes | None:
     """Return the model's configuration in a `.h5` file, None where it holds weights alone. Raises FormatError."""
-    text = _opened(name, None).attrs.get("model_config")
-    return text.encode() if isinstance(text, str) else text if isinstance(text, bytes) else None
+    file = _opened(name, None)
+    try:
+        text = file.attrs.get("model_config")
+    except Exception as problem:  # a damaged file fails in many ways
+        raise _not_hdf5(name, problem) from None
+    # What is no UTF-8 h5py gives as surrogates: back to the bytes, which are refused as such.
+    return (
+        text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text if isinstance(text, bytes) else None
+    )
 
 
 def hdf5(name: str, data: bytes | None = None) -> Weights:

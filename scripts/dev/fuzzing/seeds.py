@@ -165,6 +165,22 @@ def keras_archive() -> bytes:
     return archive({"config.json": json.dumps(value).encode()})
 
 
+def keras_hdf5() -> bytes:
+    """Return a .h5 file of the same architecture with arrays of zeros."""
+    import h5py
+
+    with zipfile.ZipFile(io.BytesIO(keras_archive())) as opened:
+        config = opened.read("config.json").decode()
+    shapes = {"conv1": (3, 3, 3, 16), "conv2": (3, 3, 16, 32), "dense": (7 * 7 * 64 * 2, 10)}
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.attrs["model_config"] = config
+        for name, shape in shapes.items():
+            file[f"model_weights/{name}/{name}/kernel"] = np.zeros(shape, np.float32)
+            file[f"model_weights/{name}/{name}/bias"] = np.zeros(shape[-1:], np.float32)
+    return buffer.getvalue()
+
+
 def onnx_models() -> list[bytes]:
     """Return .onnx files in the shapes that PyTorch and Keras export."""
     from scripts.dev import sample_models

@@ -331,6 +331,7 @@ TARGETS = {
                damage.named(damage.of_bytes)),
         Target("metadata", _metadata, lambda: [seeds.metadata()], damage.of_json),
         Target("keras", _keras, lambda: [seeds.keras_archive()], damage.of_zip),
+        Target("h5", _model_file(".h5"), lambda: [seeds.keras_hdf5()]),
         Target("onnx", _model_file(".onnx"), seeds.onnx_models),
         Target("pth", _model_file(".pth"), seeds.torch_models, damage.of_zip),
         Target("safetensors", _model_file(".safetensors"), seeds.safetensors_models),
