@@ -31,17 +31,18 @@ BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 MAX_DOCUMENT_BYTES = 1 << 20
 # What a worker would miss in the middle of the work, and the parts that use it.
 NEEDS = {
-    "numba": ("emulator", "conversion"),
+    "numba": ("emulator", "peers", "conversion"),
     "tensorflow": ("emulator", "qat", "calibration", "conversion", "pipeline"),
 }
 
 
 def part(name: str) -> Callable[[Scale], Iterator[Figure]]:
     """Return what measures a part."""
-    from scripts.benchmarks import conversion, emulator, training, usb
+    from scripts.benchmarks import conversion, emulator, peers, training, usb
 
     return {
         "emulator": emulator.measure,
+        "peers": peers.measure,
         "qat": training.measure_steps,
         "calibration": training.measure_calibration,
         "conversion": conversion.measure,

@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 from scripts.benchmarks.measure import Paired, Side, Spread, paired
 
-PARTS = ("emulator", "qat", "calibration", "conversion", "usb", "pipeline")
+PARTS = ("emulator", "peers", "qat", "calibration", "conversion", "usb", "pipeline")
 # What a figure's goal is about: how many times faster than the yardstick, how many times its cost, seconds, megabytes.
 Kind = Literal["speed", "cost", "seconds", "megabytes"]
-PACKAGES = ("numpy", "numba", "tensorflow", "keras")
+PACKAGES = ("numpy", "numba", "tensorflow", "keras", "onnxruntime", "ai-edge-litert", "openvino")
 
 
 @dataclass(frozen=True)

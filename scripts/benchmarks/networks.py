@@ -13,6 +13,13 @@ from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 
 NETS = Path(__file__).resolve().parents[2] / "nets"
 SHIFT = 12
+# Of random weights, in codes 0..31: the deviation of the sums of products, and the largest bias.
+DEVIATION, BIAS = 8, 10
+# Mean squares of codes: of uniformly random pixels, and about those that keep their size from layer to layer, by
+# coef_bits (biases of 1-bit layers are at most half a code).
+_PIXELS, _CODES = 328, {1: 30, 3: 60}
+_SHAPE = 5  # of the gamma distribution of scales
+_LEVELS, _SIGNS = np.array([-4, -2, -1, 0, 1, 2, 4], np.int16), np.array([-1, 1], np.int16)
 
 
 def of_net(net: str) -> Network:
@@ -45,17 +52,28 @@ def one_convolution(image_size: int, inputs: int, outputs: int) -> Network:
 
 
 def random_weights(network: Network, seed: int = 0) -> list[ConvolutionWeights]:
-    """Return weights as conversion writes them: one scale per kernel, whose size is that of trained networks."""
+    """Return weights as conversion writes them, one scale per kernel, which keep activations alive in every layer.
+
+    As in trained networks, scales of a sublayer lie close together, but one kernel in 10,000 has the largest one.
+    """
     random = np.random.RandomState(seed)
     result = []
     for conv in network.convolutions:
-        levels = np.array([-4, -2, -1, 0, 1, 2, 4] if conv.coef_bits == 3 else [-1, 1], np.int16)
+        shift = network.layers[conv.major - 1].scaling[conv.sub - 1]
+        levels, most = (_LEVELS, spec.MAX_STEP_3BIT) if conv.coef_bits == 3 else (_SIGNS, spec.MAX_ALPHA_1BIT)
         kernels = (conv.output_channels, conv.input_channels)
         pattern = levels[random.randint(0, len(levels), (*kernels, 3, 3))]
-        scales = random.randint(1, 64, kernels).astype(np.int16)
-        biases = random.randint(-spec.MAX_WEIGHT, spec.MAX_WEIGHT + 1, conv.output_channels).astype(np.int32)
-        layer = network.layers[conv.major - 1]
-        result.append(ConvolutionWeights(pattern * scales[:, :, None, None], biases, layer.scaling[conv.sub - 1]))
+        pattern[..., 1, 1] = _SIGNS[
+            random.randint(0, 2, kernels)
+        ]  # one step in every kernel: it is read back from that
+        square = _CODES[conv.coef_bits] if conv.index else _PIXELS
+        weight = DEVIATION * 2**shift / np.sqrt(9 * conv.input_channels * square)
+        mean = weight / np.sqrt((1 + 1 / _SHAPE) * np.mean(levels.astype(float) ** 2))
+        scales = np.clip(random.gamma(_SHAPE, mean / _SHAPE, kernels), 1, most)
+        scales[random.random_sample(kernels) < 1e-4] = most
+        bias = min(BIAS << shift, 2 ** (spec.BIAS_BITS[conv.coef_bits] - 1) - 1)
+        biases = random.randint(-bias, bias + 1, conv.output_channels).astype(np.int32)
+        result.append(ConvolutionWeights(pattern * scales.astype(np.int16)[:, :, None, None], biases, shift))
     return result
 
 

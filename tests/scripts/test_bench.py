@@ -16,7 +16,7 @@ from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat
 from gti.errors import FormatError, UsageError
 from scripts import bench
-from scripts.benchmarks import emulator, figures, measure, networks, usb
+from scripts.benchmarks import emulator, figures, measure, networks, peers, usb
 from scripts.benchmarks.figures import Figure, Scale
 from scripts.benchmarks.measure import Paired, Sample, Spread, Worker
 
@@ -147,9 +147,25 @@ def test_benchmark_weights_are_what_the_chip_holds():
     back = dat.decode(dat.encode(network, weights))
     for one, other in zip(weights, back.weights, strict=True):
         np.testing.assert_array_equal(one.filters, other.filters)
-    codes = Emulator(network, weights, engine="numpy").output(networks.random_images(network, 1))
-    assert codes.shape == (1, 128, 7, 7)
-    assert len(np.unique(codes)) > 1
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        networks.of_net("vgg16"),
+        networks.of_net("digits"),
+        networks.six_convolutions(),
+        networks.one_convolution(28, 16, 16),
+        networks.one_convolution(28, 512, 512),
+    ],
+    ids=["vgg16", "digits", "six", "16 -> 16", "512 -> 512"],
+)
+def test_every_layer_of_a_benchmark_network_is_alive(network):
+    """A yardstick with information: activations neither die nor saturate on the way."""
+    emulator = Emulator(network, networks.random_weights(network))
+    for conv, codes in emulator.sublayers(networks.random_images(network, 1)):
+        assert len(np.unique(codes)) >= 20, conv.path
+        assert np.mean(codes == 31) < 0.2, conv.path
 
 
 @pytest.mark.slow
@@ -198,3 +214,24 @@ def test_what_cannot_be_measured_is_said_first(words, missing, text, monkeypatch
     with pytest.raises(UsageError) as caught:
         bench.main()
     assert str(caught.value) == text
+
+
+CASES = {"digits 28, batch 2": (networks.of_net("digits"), 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "side"), [(name, side) for name, _, side in peers.PEERS])
+def test_peers_run_the_same_shapes(name, side):
+    if (name, side) not in peers.installed():
+        pytest.skip(f"{name}: not installed")
+    network, batch = CASES["digits 28, batch 2"]
+    with Worker(side, CASES) as worker:
+        (result,) = worker.value("digits 28, batch 2")
+    assert np.prod(result.shape) == batch * np.prod(network.output_shape)
+    assert result.dtype == np.uint8
+    assert len(np.unique(result)) > 5
+
+
+def test_peers_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert all("OpenVINO" not in name for name, _ in peers.installed())

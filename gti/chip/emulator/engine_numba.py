@@ -116,7 +116,7 @@ class NumbaEngine:
         _frame(target, size // 2 if pooled else size)
 
     def _convolve_tiles(self, layer: Layer, source: np.ndarray, target: np.ndarray, pooled: bool) -> None:
-        blocks, positions, _, width, _ = layer.filters.shape
+        blocks, _, _, width, _ = layer.filters.shape
         register_tiles = kernels_numba.REGISTER_TILES[width]
         total = len(source) * (-(-layer.conv.size // layer.window)) ** 2
         many = layer.window > 2 and layer.stored_inputs > _MANY_CHANNELS
@@ -126,14 +126,15 @@ class NumbaEngine:
         pooling = (pooled, self._network.sampling_method == arithmetic.TOP_LEFT)
 
         def part(tiles: tuple[int, int], blocks: tuple[int, int]) -> None:
-            scratch = self._thread_scratch(positions, step + register_tiles, source.shape[3], width)
+            scratch = self._scratch.memory(layer, step + register_tiles)
             known = self._scratch.holds == (call, tiles)
             self._scratch.holds = (call, tiles) if tiles[1] - tiles[0] <= step else None
             kernels_numba.convolve_tiles[layer.window](
                 source,
                 layer.filters,
-                layer.lows,
-                layer.split,
+                layer.further,
+                layer.owners,
+                layer.starts,
                 layer.biases,
                 target,
                 layer.numbers,
@@ -213,20 +214,23 @@ class NumbaEngine:
                 self._pool_owner = os.getpid()
             return self._pool
 
-    def _thread_scratch(self, positions: int, tiles: int, channels: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        apart = kernels_numba.APART_BYTES
-        mine = self._scratch
-        mine.values = _grown(mine.values, positions * (tiles * channels + apart // 2))
-        mine.sums = _grown(mine.sums, (positions + 1) * (tiles * width + apart // 4))
-        return mine.values, mine.sums
-
 
 class _Scratch(threading.local):
     """What a thread keeps: memory for the values and sums of a step, and which tiles the values belong to."""
 
     values = np.empty(0, np.int16)
+    further = np.empty(0, np.int16)  # values of the further channel pairs of one block and position
     sums = np.empty(0, np.int32)
     holds: tuple[object, tuple[int, int]] | None = None
+
+    def memory(self, layer: Layer, tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the arrays that `convolve_tiles` takes for this layer and so many tiles."""
+        _, positions, _, width, _ = layer.filters.shape
+        apart = kernels_numba.APART_BYTES
+        self.values = _grown(self.values, positions * (tiles * layer.stored_inputs + apart // 2))
+        self.further = _grown(self.further, tiles * 2 * layer.most_further)
+        self.sums = _grown(self.sums, (positions + 1) * (tiles * width + apart // 4))
+        return self.values, self.further, self.sums
 
 
 def _grown(array: np.ndarray, size: int) -> np.ndarray:

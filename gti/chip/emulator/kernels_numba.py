@@ -108,22 +108,22 @@ def _build(digest: str) -> tuple[dict[int, Callable[..., Any]], dict[int, Callab
     def convolution(window):
         @_kernel
         def convolve_tiles(
-            source, filters, lows, split, biases, target, numbers, pooling, tiles, size, span, blocks, step, scratch,
-            known
+            source, filters, further, owners, starts, biases, target, numbers, pooling, tiles, size, span, blocks, step,
+            scratch, known
         ):  # fmt: skip
             """Compute one sublayer for tiles span[0]..span[1]-1 and output blocks blocks[0]..blocks[1]-1.
 
             source: uint8 [N, H + 2, W + 2, in], codes in a frame of zeros; target: uint8 or uint16, the same with this
             layer's outputs, H and W halved where pooled. H and W are `size`, or more, to hold whole tiles: results
             beyond `size` are stored too. A tile is a window of results; they are counted along rows over all images.
-            filters: as transform_filters writes them; where split[block, position] is not negative, they are a quarter,
-            rounded down, and lows[split[block, position]] is the rest.
-            numbers: int32, a Requantization; pooling: (pooled, top left).
-            tiles: rows of a register tile; step: tiles computed together. scratch: (int16 values, int32 sums); known:
-            the values are there already, as the last call with the same tiles left them, all in one step.
+            filters: as transform_filters writes them; further, owners, starts: filters of further channel pairs, as
+            `layers_numba.Layer` describes them; numbers: int32, a Requantization; pooling: (pooled, top left).
+            tiles: rows of a register tile; step: tiles computed together. scratch: (int16 values, int16 values of
+            further pairs, int32 sums); known: the values are there already, as the last call with the same tiles left
+            them, all in one step.
             """
             _ = digest
-            values, sums = scratch
+            values, gathered, sums = scratch
             pooled, take_top_left = pooling
             pixels = window // 2 if pooled else window  # of the target along a side of a window
             left = numbers[2] if target.itemsize > 1 else 0  # five bits shift nothing in, and a constant costs nothing
@@ -161,34 +161,43 @@ def _build(digest: str) -> tuple[dict[int, Callable[..., Any]], dict[int, Callab
                 apart = rows * width * 4 + APART_BYTES
                 for block in range(blocks[0], blocks[1]):
                     for position in range(positions):
-                        parts = 2 if split[block, position] >= 0 else 1
-                        for part in range(parts):
-                            u = (filters[block, position] if part == 0 else lows[split[block, position]]).ctypes.data
-                            v = values.ctypes.data + position * position_bytes
-                            m = sums.ctypes.data + (position if part == 0 else positions) * apart
+                        begin, end = starts[block * positions + position], starts[block * positions + position + 1]
+                        for part in range(2 if end > begin else 1):
+                            if part == 0:
+                                u, v = filters[block, position].ctypes.data, values.ctypes.data
+                                v += position * position_bytes
+                                m, length, stride = sums.ctypes.data + position * apart, pairs, value_bytes
+                            else:
+                                u, v = further[begin].ctypes.data, gathered.ctypes.data
+                                m, length, stride = sums.ctypes.data + positions * apart, end - begin, 4 * (end - begin)
+                                for tile in range(count):
+                                    line = position * position_bytes // 2 + tile * channels
+                                    for k in range(2 * length):
+                                        owner = owners[begin + k // 2, k % 2]
+                                        gathered[tile * 2 * length + k] = values[line + owner]
                             for panel in range(panels):
                                 if panel < panels - shorter:
                                     if width == 4 * LANES:
-                                        multiply_panel(6, 4, v, value_bytes, u, pairs, m)
+                                        multiply_panel(6, 4, v, stride, u, length, m)
                                     elif width == 2 * LANES:
-                                        multiply_panel(8, 2, v, value_bytes, u, pairs, m)
+                                        multiply_panel(8, 2, v, stride, u, length, m)
                                     else:
-                                        multiply_panel(6, 1, v, value_bytes, u, pairs, m)
-                                    v += tiles * value_bytes
+                                        multiply_panel(6, 1, v, stride, u, length, m)
+                                    v += tiles * stride
                                     m += tiles * width * 4
                                 else:
                                     if width == 4 * LANES:
-                                        multiply_panel(5, 4, v, value_bytes, u, pairs, m)
+                                        multiply_panel(5, 4, v, stride, u, length, m)
                                     elif width == 2 * LANES:
-                                        multiply_panel(7, 2, v, value_bytes, u, pairs, m)
+                                        multiply_panel(7, 2, v, stride, u, length, m)
                                     else:
-                                        multiply_panel(5, 1, v, value_bytes, u, pairs, m)
-                                    v += (tiles - 1) * value_bytes
+                                        multiply_panel(5, 1, v, stride, u, length, m)
+                                    v += (tiles - 1) * stride
                                     m += (tiles - 1) * width * 4
-                        if parts == 2:
-                            quarters, rest = position * apart // 4, positions * apart // 4
+                        if end > begin:
+                            whole, more = position * apart // 4, positions * apart // 4
                             for k in range(rows * width):
-                                sums[quarters + k] = 4 * sums[quarters + k] + sums[rest + k]
+                                sums[whole + k] += sums[more + k]
                     for tile in range(count):
                         index = first + tile
                         n, y, x = index // (columns * columns), index // columns % columns, index % columns

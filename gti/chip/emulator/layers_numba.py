@@ -7,6 +7,7 @@ F(4x4, 3x3) takes F(2x2, 3x3), and 64-bit integers where they are too large for 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,9 @@ from gti.chip.network.types import Convolution, ConvolutionWeights
 _INT32_MAX = 2**31 - 1
 # What the largest results are multiplied by before the exact division at the end, by window.
 _SCALES = {2: 4, 4: 64}
-# Largest transformed filters: of 16 bits, and of 18 bits, which are multiplied in two parts.
 _INT16_MAX = 2**15 - 1
-_SPLIT_MAX = 2**17 - 1
+# Transformed filters beyond 16 bits are sums of values within: of so many at most.
+_MOST_PARTS = 4
 
 # Runs functions in threads and returns their results in order.
 Share = Callable[[list[Callable[..., Any]]], list[Any]]
@@ -41,8 +42,14 @@ class Layer:
     filters: np.ndarray  # fast: [blocks, positions, pairs, width, 2], else [out, 3, 3, stored in]; int16
     biases: np.ndarray  # fast: int32 [stored out], else int64 [out]
     numbers: np.ndarray  # Requantization; fast: int32, else int64
-    lows: np.ndarray  # fast: int16 [split, pairs, width, 2], the rests of filters that 16 bits do not hold
-    split: np.ndarray  # fast: [blocks, positions], which of them belongs there, -1 where none does
+    # Fast: what 16 bits do not hold of the filters, as further channel pairs of a block and position.
+    further: np.ndarray  # int16 [further pairs, width, 2]
+    owners: np.ndarray  # [further pairs, 2], their input channels
+    starts: np.ndarray  # [blocks * positions + 1], where the pairs of a block and position begin
+
+    @functools.cached_property
+    def most_further(self) -> int:
+        return int(np.diff(self.starts).max())
 
     @property
     def stored_inputs(self) -> int:
@@ -111,15 +118,16 @@ def prepare(conv: Convolution, weights: ConvolutionWeights, fill: str, share: Sh
     for window in _windows(conv.size):
         if fits(weights, numbers.half, window):
             filters, largest = _transformed(weights.filters, window, inputs, outputs, share)
-            if largest.max() <= _SPLIT_MAX:
-                lows, split = _split(filters, largest, weights.filters, window)
+            if largest.max() <= _MOST_PARTS * _INT16_MAX:
+                further, owners, starts = _further(filters, largest, weights.filters, window)
                 biases = np.zeros(outputs, np.int32)
                 biases[: conv.output_channels] = weights.biases
-                return Layer(conv, fill, window, filters, biases, np.array(numbers, np.int32), lows, split)
+                narrow = np.array(numbers, np.int32)
+                return Layer(conv, fill, window, filters, biases, narrow, further, owners, starts)
     wide = np.zeros((conv.output_channels, 3, 3, inputs), np.int16)
     wide[..., : conv.input_channels] = weights.filters.transpose(0, 2, 3, 1)
     biases, none = weights.biases.astype(np.int64), np.zeros(0, np.int16)
-    return Layer(conv, fill, 0, wide, biases, np.array(numbers, np.int64), none, none)
+    return Layer(conv, fill, 0, wide, biases, np.array(numbers, np.int64), none, none, none)
 
 
 def _transformed(
@@ -135,21 +143,34 @@ def _transformed(
     return filters, largest
 
 
-def _split(filters: np.ndarray, largest: np.ndarray, weights: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """Replace transformed filters U that 16 bits do not hold by U >> 2; return U & 3, and where these belong.
-
-    All filters of a block and position are replaced together. Results: see `Layer.lows` and `Layer.split`.
-    """
-    split = np.full(largest.shape, -1)
-    places = np.argwhere(largest > _INT16_MAX)
-    width, matrix = filters.shape[3], FILTERS[window]
-    lows = np.zeros((len(places), *filters.shape[2:]), np.int16)
-    for index, (block, position) in enumerate(places):
-        split[block, position] = index
+def _further(
+    filters: np.ndarray, largest: np.ndarray, weights: np.ndarray, window: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Limit the transformed filters to 16 bits and return what is beyond, see `Layer`."""
+    width, matrix = filters.shape[3], FILTERS[window].astype(np.float32)
+    found: list[np.ndarray] = [np.zeros((0, width, 2), np.int16)]
+    owners: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
+    pairs = np.zeros(largest.shape, np.int64)
+    for block, position in np.argwhere(largest > _INT16_MAX):
+        kernels = weights[block * width : (block + 1) * width]
         y, x = divmod(position, window + 2)
-        kernels = weights[block * width : (block + 1) * width].astype(np.int32)
-        values = np.einsum("j,k,oijk->io", matrix[y], matrix[x], kernels)
-        for channel, row in enumerate(values):
-            filters[block, position, channel // 2, : len(kernels), channel % 2] = row >> 2
-            lows[index, channel // 2, : len(kernels), channel % 2] = row & 3
-    return lows, split
+        coefficients = np.outer(matrix[y], matrix[x]).ravel()
+        rest = np.zeros((filters.shape[2] * 2, width), np.int64)  # [stored channels, lanes]
+        # Integers far below 2**24: exact in float32.
+        rest[: weights.shape[1], : len(kernels)] = (kernels.reshape(*kernels.shape[:2], 9) @ coefficients).T
+        held = np.clip(rest, -_INT16_MAX, _INT16_MAX)
+        filters[block, position] = held.reshape(-1, 2, width).transpose(0, 2, 1)
+        parts, channels = [], []
+        while np.any(rest := rest - held):
+            held = np.clip(rest, -_INT16_MAX, _INT16_MAX)
+            (beyond,) = np.nonzero(np.any(held, axis=1))
+            parts.append(held[beyond])
+            channels.append(beyond)
+        if sum(map(len, channels)) % 2:
+            parts.append(np.zeros((1, width), np.int64))
+            channels.append(np.zeros(1, np.int64))
+        found.append(np.concatenate(parts).reshape(-1, 2, width).transpose(0, 2, 1).astype(np.int16))
+        owners.append(np.concatenate(channels).reshape(-1, 2))
+        pairs[block, position] = len(owners[-1])
+    starts = np.concatenate([[0], np.cumsum(pairs)])
+    return np.concatenate(found), np.concatenate(owners), starts

@@ -18,8 +18,8 @@ COUNT = int(os.environ.get("GTI_NETWORKS", "40"))
 INT32_MAX = 2**31 - 1
 # What must stay at or below its limit, by the largest sum of one-sided weights without a bias (docs/emulator.md).
 SUMS = {"F(4x4)": INT32_MAX // (64 * 31), "F(2x2)": INT32_MAX // (4 * 31), "float32": 2**24 // 31}
-# Largest |w| of nine equal weights by the coefficients 49 and 9 of the transforms, in 16 bits and in two parts of 18.
-MAGNITUDES = [(2**15 - 1) // 49, (2**17 - 1) // 49, (2**15 - 1) // 9, (2**17 - 1) // 9]
+# Largest |w| of nine equal weights whose transforms, 49 or 9 times as large, take one to four parts of 16 bits.
+MAGNITUDES = [parts * (2**15 - 1) // times for times in (49, 9) for parts in (1, 2, 3, 4)]
 
 
 def assert_exact(network: Network, weights: list[ConvolutionWeights], pixels: np.ndarray, threads: int) -> None:
@@ -151,12 +151,12 @@ def test_networks_at_the_bounds(tenth: int) -> None:
 
 
 def test_networks_at_the_bounds_take_every_path() -> None:
-    """The cases are on both sides of the bounds: each path is taken, some filters stand in two parts."""
-    found, split = set(), 0
+    """The cases are on both sides of the bounds: each path is taken, some filters need further channels."""
+    found, further = set(), 0
     for seed in range(60):
         network, weights, _ = network_at_a_bound(np.random.RandomState(10**6 + seed))
         (prepared,) = Emulator(network, weights, engine="numba", threads=1)._engine._layers
         found.add(prepared.window)
-        split += len(prepared.lows) > 0
+        further += len(prepared.further) > 0
     assert found == {0, 2, 4}
-    assert split > 3
+    assert further > 3

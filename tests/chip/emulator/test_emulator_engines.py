@@ -228,36 +228,39 @@ def test_accumulator_at_the_bound(excess: int, fast: bool, shift: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("magnitude", "path", "split"),
-    [  # nine equal weights count 49 times in a filter of F(4x4), 9 times in one of F(2x2); two parts hold 18 bits
-        (668, 4, False),  # 49 * 668 = 32732 < 2**15
-        (669, 4, True),  # 49 * 669 = 32781
-        (2047, 4, True),
-        (2674, 4, True),  # 49 * 2674 = 131026 < 2**17
-        (2675, 2, False),  # 49 * 2675 = 131075
-        (3640, 2, False),  # 9 * 3640 = 32760 < 2**15
-        (3641, 2, True),
-        (14563, 2, True),  # 9 * 14563 = 131067 < 2**17
-        (14564, 0, False),
-        (32767, 0, False),
+    ("magnitude", "path", "parts"),
+    [  # nine equal weights count 49 times in a filter of F(4x4), 9 times in one of F(2x2); parts of 32767 = 2**15 - 1
+        (668, 4, 1),  # 49 * 668 = 32732
+        (669, 4, 2),  # 49 * 669 = 32781
+        (1337, 4, 2),  # 49 * 1337 = 65513 <= 2 * 32767
+        (1338, 4, 3),
+        (2047, 4, 4),  # 49 * 2047 = 100303 > 3 * 32767
+        (2674, 4, 4),  # 49 * 2674 = 131026 <= 4 * 32767
+        (2675, 2, 1),  # 49 * 2675 = 131075
+        (3640, 2, 1),  # 9 * 3640 = 32760
+        (3641, 2, 2),
+        (14563, 2, 4),  # 9 * 14563 = 131067
+        (14564, 0, 1),
+        (32767, 0, 1),
     ],
 )
 @pytest.mark.parametrize("signs", [[1, 1, 1], [-1, -1, -1], [1, -1, 1]])
-def test_transformed_filters_at_the_bound(magnitude: int, path: int, split: bool, signs: list[int]) -> None:
+def test_transformed_filters_at_the_bound(magnitude: int, path: int, parts: int, signs: list[int]) -> None:
     network = Network((layer(16, 2, 16, (12,)),))
     filters = np.full((16, 2, 3, 3), magnitude, np.int16) * np.array(signs, np.int16)
     filters[1::2, 1] *= -1
     weights = [ConvolutionWeights(filters, np.arange(-8, 8, dtype=np.int32) * 4096, 12)]
     (prepared,) = Emulator(network, weights, engine="numba")._engine._layers
     assert prepared.window == path
-    assert (len(prepared.lows) > 0) == split
+    if path:
+        assert prepared.most_further == parts - 1  # both channels, as one pair a part
     assert_engines_equal(network, weights, images(network, 2, 1))
 
 
 @pytest.mark.usefixtures("vector_width", "window")
 @pytest.mark.parametrize("outputs", [16, 17, 64, 192])
-def test_two_parts_stand_where_they_belong(outputs: int) -> None:
-    """One kernel beyond 16 bits among small ones: its position of its block alone is multiplied in two parts."""
+def test_further_channels_stand_where_they_belong(outputs: int) -> None:
+    """Kernels beyond 16 bits among small ones, also in padding of blocks and pairs, at any activations."""
     network = Network((layer(14, 5, outputs, (9, 12)),))
     weights = lively_weights(network, 5)
     weights[1].filters[outputs - 1, 3] = 2047
@@ -265,16 +268,26 @@ def test_two_parts_stand_where_they_belong(outputs: int) -> None:
     assert_engines_equal(network, weights, images(network, 3, 1))
 
 
-def test_few_filters_are_multiplied_in_two_parts() -> None:
+def test_further_channels_of_one_kernel() -> None:
     network = Network((layer(14, 5, 128, (12,)),))
     filters = np.full((128, 5, 3, 3), 7, np.int16)
-    filters[70, 3] = 2047  # 49 * 2047 at one position, (3, 3), and less than 2**15 at all but that: 21 * 2047 > 2**15
+    filters[70, 3] = 2047
     (prepared,) = Emulator(network, [ConvolutionWeights(filters, np.zeros(128, np.int32), 12)])._engine._layers
-    block = 70 // prepared.filters.shape[3]
+    width = prepared.filters.shape[3]
+    block, lane = divmod(70, width)
     sums = np.array([1, 3, 1, 7, 3, 1])  # of the rows of G, for nine equal weights
-    expected = np.zeros(prepared.split.shape, bool)
-    expected[block] = (np.outer(sums, sums) * 2047 >= 2**15).ravel()
-    np.testing.assert_array_equal(prepared.split >= 0, expected)
+    values = np.outer(sums, sums).ravel() * 2047
+    starts = prepared.starts
+    for place in range(len(starts) - 1):
+        beyond = values[place % 36] if place // 36 == block else 0
+        parts = -(-beyond // 32767)  # the first stands among the filters themselves
+        owners = prepared.owners[starts[place] : starts[place + 1]].ravel()
+        further = prepared.further[starts[place] : starts[place + 1]].transpose(0, 2, 1).reshape(-1, width)
+        assert owners.tolist() == ([3] * (parts - 1) + [0] * ((parts - 1) % 2) if parts > 1 else [])
+        if parts > 1:
+            held = prepared.filters[block, place % 36].transpose(0, 2, 1).reshape(-1, width)[3, lane]
+            assert int(held) + further[:, lane].sum(dtype=np.int64) == beyond
+            assert not np.any(np.delete(further, lane, axis=1))
 
 
 @pytest.mark.usefixtures("vector_width", "window")
@@ -366,10 +379,14 @@ def test_transformed_filters_are_the_transform(window: int) -> None:
     (prepared,) = Emulator(network, [ConvolutionWeights(weights, np.zeros(32, np.int32), 12)])._engine._layers
     expected = np.zeros((32, 4, window + 2, window + 2))  # [out, in (one of padding), side, side]
     expected[:, :3] = np.rint(np.einsum("yi,ocij,xj->ocyx", matrix, weights, matrix))
-    values = prepared.filters.astype(np.int64)
-    for block, position in np.argwhere(prepared.split >= 0):
-        values[block, position] = 4 * values[block, position] + prepared.lows[prepared.split[block, position]]
-    got = values.transpose(0, 3, 2, 4, 1).reshape(32, 4, window + 2, window + 2)
+    blocks, positions, pairs, width, _ = prepared.filters.shape
+    values = prepared.filters.astype(np.int64).transpose(0, 1, 2, 4, 3).reshape(blocks * positions, 2 * pairs, width)
+    for place in range(blocks * positions):
+        for pair in range(prepared.starts[place], prepared.starts[place + 1]):
+            for half, channel in enumerate(prepared.owners[pair]):
+                values[place, channel] += prepared.further[pair, :, half]
+    values = values.reshape(blocks, positions, 2 * pairs, width).transpose(0, 3, 2, 1)
+    got = values.reshape(32, 4, window + 2, window + 2)
     np.testing.assert_array_equal(got, expected)
 
 
