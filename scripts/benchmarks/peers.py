@@ -64,7 +64,10 @@ def litert_side(cases: Cases) -> Actions:
     """Return a forward pass of LiteRT for every case, of a model that TensorFlow's converter quantizes to int8."""
     start_tensorflow()
     import tensorflow as tf
+    from absl import logging
     from ai_edge_litert.interpreter import Interpreter
+
+    logging.set_verbosity(logging.ERROR)
 
     def run(interpreter: Any, images: np.ndarray) -> list[np.ndarray]:
         interpreter.set_tensor(interpreter.get_input_details()[0]["index"], images)
@@ -75,8 +78,9 @@ def litert_side(cases: Cases) -> Actions:
     for name, (network, batch) in cases.items():
         images = networks.random_images(network, batch)
         example = tf.constant(images / 255, tf.float32)
-        forward = plain_forward(network).get_concrete_function(tf.TensorSpec(example.shape, tf.float32))
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([forward])
+        forward = plain_forward(network)  # kept: it holds the variables
+        traced = forward.get_concrete_function(tf.TensorSpec(example.shape, tf.float32))
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([traced])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.representative_dataset = lambda example=example: iter([[example]])
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
@@ -175,6 +179,6 @@ def measure(scale: Scale) -> Iterator[Figure]:
             with Worker(side, cases) as theirs:
                 for name in cases:
                     yield compare(
-                        PART, name, "speed", ((ours, name), (theirs, name)), peer,
+                        PART, f"{name}, and {peer}", "speed", ((ours, name), (theirs, name)), peer,
                         rounds=scale.rounds, min_seconds=scale.min_seconds, goal=GOAL,
                     )  # fmt: skip
