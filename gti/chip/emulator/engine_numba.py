@@ -126,7 +126,7 @@ class NumbaEngine:
         pooling = (pooled, self._network.sampling_method == arithmetic.TOP_LEFT)
 
         def part(tiles: tuple[int, int], blocks: tuple[int, int]) -> None:
-            scratch = self._scratch.memory(layer, step + register_tiles)
+            scratch = self._scratch.memory(layer, source.shape[3], step + register_tiles)
             known = self._scratch.holds == (call, tiles)
             self._scratch.holds = (call, tiles) if tiles[1] - tiles[0] <= step else None
             kernels_numba.convolve_tiles[layer.window](
@@ -223,11 +223,14 @@ class _Scratch(threading.local):
     sums = np.empty(0, np.int32)
     holds: tuple[object, tuple[int, int]] | None = None
 
-    def memory(self, layer: Layer, tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the arrays that `convolve_tiles` takes for this layer and so many tiles."""
+    def memory(self, layer: Layer, channels: int, tiles: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the arrays that `convolve_tiles` takes for this layer and so many tiles.
+
+        `channels` are those of its source, which are more than its own after a layer of few outputs.
+        """
         _, positions, _, width, _ = layer.filters.shape
         apart = kernels_numba.APART_BYTES
-        self.values = _grown(self.values, positions * (tiles * layer.stored_inputs + apart // 2))
+        self.values = _grown(self.values, positions * (tiles * channels + apart // 2))
         self.further = _grown(self.further, tiles * 2 * layer.most_further)
         self.sums = _grown(self.sums, (positions + 1) * (tiles * width + apart // 4))
         return self.values, self.further, self.sums

@@ -160,6 +160,29 @@ def test_one_emulator_in_several_threads() -> None:
         np.testing.assert_array_equal(results[n], want)
 
 
+@pytest.mark.usefixtures("vector_width", "window")
+@pytest.mark.parametrize("outputs", [1, 4, 17, 64])
+@pytest.mark.parametrize("size", [2, 7, 14, 30])
+def test_kernels_stay_within_their_memory(size: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written behind the memory of a thread, also where a layer has more stored channels than it needs."""
+    made = []
+
+    def guarded(array: np.ndarray, needed: int) -> np.ndarray:
+        if array.size >= needed:
+            return array
+        whole = np.full(needed + 4096, 77, array.dtype)
+        made.append(whole[needed:])
+        return whole[:needed]
+
+    monkeypatch.setattr(engine_numba, "_grown", guarded)
+    network = Network((layer(size, 2, outputs, (9, 9)), layer(size, outputs, 40, (9,))))
+    weights = lively_weights(network, 5)
+    weights[1].filters[0] = 2047  # further channels
+    assert_engines_equal(network, weights, images(network, 3, 1))
+    assert len(made) > 3
+    assert all(np.all(behind == 77) for behind in made)
+
+
 def test_codes_of_sublayers_stay_valid_and_cannot_be_damaged() -> None:
     network = Network((layer(14, 3, 16, (8, 8)),))
     emulator = Emulator(network, lively_weights(network, 8), engine="numba")
