@@ -179,7 +179,7 @@ def test_kernels_stay_within_their_memory(size: int, outputs: int, monkeypatch: 
     weights = lively_weights(network, 5)
     weights[1].filters[0] = 2047  # further channels
     assert_engines_equal(network, weights, images(network, 3, 1))
-    assert len(made) > 3
+    assert len(made) >= 3
     assert all(np.all(behind == 77) for behind in made)
 
 
