@@ -63,22 +63,22 @@ def test_flags_name_a_stage(flags, stage):
         (["--quant_act"], "quantized activations need quantized weights.*add --quant_w"),
         (["--fuse"], "expected --quant_w --quant_act --fuse, received --fuse"),
         (["--quant_w", "--fuse"], "received --quant_w --fuse"),
-        (["--train_caps"], "caps are trained while activations are quantized"),
-        (["--quant_w", "--quant_act", "--fuse", "--train_caps"], "trained"),
-        (["--learning_rate", "0"], "--learning_rate: expected a number above 0, received '0'"),
+        (["--train_caps"], "--train_caps"),
+        (["--quant_w", "--quant_act", "--fuse", "--train_caps"], "--train_caps"),
+        (["--learning_rate", "0"], "--learning_rate: .*'0'"),
         (["--learning_rate", "nan"], "--learning_rate"),
         (["--learning_rate", "inf"], "--learning_rate"),
         (["--learning_rate", "fast"], "'fast'"),
         (["--weight_decay", "-1"], "--weight_decay"),
-        (["--momentum", "1.5"], "at least 0 and at most 1, received '1.5'"),
-        (["--num_epochs", "-1"], "number"),
-        (["--num_epochs", "2.5"], "number"),
-        (["--train_batch_size", "0"], "number"),
-        (["--num_epochs", "9" * 30], "number"),
-        (["--classes", "1"], "--classes: expected a whole number of at least 2"),
+        (["--momentum", "1.5"], r"--momentum: .*'1\.5'"),
+        (["--num_epochs", "-1"], "--num_epochs: .*'-1'"),
+        (["--num_epochs", "2.5"], r"--num_epochs: .*'2\.5'"),
+        (["--train_batch_size", "0"], "--train_batch_size: .*'0'"),
+        (["--num_epochs", "9" * 30], "--num_epochs: .*9999"),
+        (["--classes", "1"], "--classes: .*'1'"),
         (["--image_size", "449"], "448"),
         (["--optimizer", "lion"], "invalid choice"),
-        (["--chip", "2803"], "expected 2801, the chip of this kit, received '2803'"),
+        (["--chip", "2803"], "2801.*'2803'"),
         (["--net", "../../etc"], "letters"),
         (["--quantw"], "unrecognized arguments: --quantw"),
         (["--quant"], "unrecognized arguments: --quant"),  # no abbreviations: they would change with new flags
@@ -95,7 +95,7 @@ def test_an_empty_path_is_never_taken_for_no_path(script):
     paths = [action for action in PARSERS[script]()._actions if action.metavar in ("DIR", "FILE", "PREFIX")]
     assert len(paths) >= 5
     for action in paths:
-        with pytest.raises(UsageError, match=rf"{action.option_strings[0]}: expected a path, received ''"):
+        with pytest.raises(UsageError, match=rf"{action.option_strings[0]}: .*''"):
             param_parser.parse(PARSERS[script](), [*NET, action.option_strings[0], ""])
 
 
