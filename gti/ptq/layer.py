@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.linalg import cholesky, lapack
 
 from gti import quantize
 from gti.chip import spec
@@ -27,6 +26,9 @@ CHUNK = 2048
 # Rounds of: which outputs are hidden with these filters, then the best filters for the others.
 MATCHES = 2
 DESCENTS = 2
+# The first layers have few columns, and everything behind suffers from their errors: they are searched longer.
+WALKS_TIMES_COLUMNS = 4_000
+MOST_WALKS = 64
 CORRECTIONS = 4
 # A 1-bit kernel's alpha is kept at this many units at least, in the median, whatever range biases then lose.
 FEWEST_UNITS = 2.0
@@ -100,11 +102,8 @@ class Moments:
         matrix = self.matrix if centred else self.matrix + np.outer(self.mean, self.mean)
         own = matrix.copy()
         own[np.diag_indices_from(own)] += damping * self.level
-        # With the columns turned round, own = L L'; turned back L is an upper factor R, own = R R', and U = R^-1.
-        lower = cholesky(own[::-1, ::-1], lower=True, check_finite=False)
-        upper, failed = lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
-        assert not failed
-        return Factors(own, np.ascontiguousarray(upper), matrix, np.zeros_like(self.mean) if not centred else self.mean)
+        mean = self.mean if centred else np.zeros_like(self.mean)
+        return Factors(own, rounding.upper_factor(own), matrix, mean)
 
 
 @dataclass(frozen=True)
@@ -256,10 +255,13 @@ def fit(
         fixed = np.clip(biases, -limit, limit)
         factors = [(free, ~tight), (moments.damped(damping, centred=False), tight)]
         weights = solved(wanted)
+    walks = int(np.clip(WALKS_TIMES_COLUMNS // weights.shape[1], 1, MOST_WALKS))
     levels = np.empty(weights.shape, np.int8)
     scales = np.empty((len(weights), weights.shape[1] // TAPS), np.int32)
     for own, rows in factors:
-        levels[rows], scales[rows] = rounding.compensated(weights[rows], own.upper, shift, bits, pool)
+        levels[rows], scales[rows] = rounding.searched(
+            weights[rows], own.damped, own.upper, shift, bits, walks=walks, pool=pool
+        )
     result = Fitted(levels, scales, np.zeros(len(weights), np.int64), shift, damping, steps)
     biases = offsets(wanted, result.weights)
     steps["compensated"] = agree(held, result.weights, biases)
@@ -268,9 +270,8 @@ def fit(
         target = solved(wanted)
         for own, rows in factors:
             if rows.any():
-                gradient = (result.weights[rows] - target[rows]) @ own.damped
                 some_levels, some_scales = levels[rows], scales[rows]
-                rounding.descended(own.damped, gradient, some_levels, some_scales, shift, bits, pool)
+                rounding.settled(target[rows], own.damped, some_levels, some_scales, shift, bits, pool)
                 levels[rows], scales[rows] = some_levels, some_scales
         biases = offsets(wanted, result.weights)
     steps["refined"] = agree(held, result.weights, biases)

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import njit
+from scipy.linalg import cholesky, lapack
 
 from gti.chip import spec
 from gti.chip.emulator.emulator import usable_cores
@@ -24,6 +25,9 @@ from gti.chip.emulator.emulator import usable_cores
 TAPS = 9
 # Kernels whose errors are spread over the columns behind them together, by one matrix product.
 KERNELS_TOGETHER = 16
+# Passes of a descent over all kernels, at most; fewer where a smaller share of them moves.
+PASSES = 10
+STILL = 0.002
 # Integer steps that are tried for a kernel, around the one of least squared error, as factors.
 FACTORS = (1.0, 0.8, 0.87, 0.94, 1.06, 1.13, 1.2, 1.3)
 # Levels of a tap by coef_bits, in units of the kernel's step.
@@ -175,6 +179,66 @@ def compensated(
         shared(rows, walk, pool)
         weights[:, TAPS * end :] -= errors @ upper[TAPS * begin : TAPS * end, TAPS * end :]
     return levels.astype(np.int8), steps.astype(np.int32)
+
+
+def upper_factor(moments: np.ndarray) -> np.ndarray:
+    """Return the upper U with U'U = H^-1 of the moments H [columns, columns], which are positive definite."""
+    # With the columns turned round, H = L L'; turned back L is an upper factor R, H = R R', and U = R^-1.
+    lower = cholesky(moments[::-1, ::-1], lower=True, check_finite=False)
+    upper, failed = lapack.dtrtri(np.asfortranarray(lower[::-1, ::-1]), lower=0)
+    assert not failed
+    return np.ascontiguousarray(upper)
+
+
+def settled(
+    target: np.ndarray, moments: np.ndarray, levels: np.ndarray, steps: np.ndarray, shift: int, coef_bits: int,
+    pool: ThreadPoolExecutor | None = None,
+) -> None:  # fmt: skip
+    """Improve `levels` and `steps` in place towards `target` until hardly a kernel moves, `PASSES` times at most."""
+    gradient = (levels * np.repeat(steps, TAPS, axis=1) * 2.0**-shift - target) @ moments
+    for _ in range(PASSES):
+        if descended(moments, gradient, levels, steps, shift, coef_bits, pool) < STILL * steps.size:
+            break
+
+
+def searched(
+    target: np.ndarray,
+    moments: np.ndarray,
+    upper: np.ndarray,
+    shift: int,
+    coef_bits: int,
+    *,
+    walks: int,
+    seed: int = 0,
+    pool: ThreadPoolExecutor | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (levels, steps) as `compensated` does: each row the best of several walks in different orders.
+
+    Every walk ends with a descent. The first one takes the columns in their own order.
+    """
+    random = np.random.default_rng(seed)
+    rows, columns = target.shape
+    best: tuple[np.ndarray, np.ndarray] | None = None
+    least = np.full(rows, np.inf)
+    for walk in range(walks):
+        kernels = random.permutation(columns // TAPS) if walk else np.arange(columns // TAPS)
+        taps = random.permutation(TAPS) if walk else np.arange(TAPS)
+        order = (TAPS * kernels[:, None] + taps).ravel()
+        own = upper_factor(moments[np.ix_(order, order)]) if walk else upper
+        turned, turned_steps = compensated(target[:, order], own, shift, coef_bits, pool)
+        levels, steps = np.empty_like(turned), np.empty_like(turned_steps)
+        levels[:, order], steps[:, kernels] = turned, turned_steps
+        settled(target, moments, levels, steps, shift, coef_bits, pool)
+        miss = levels * np.repeat(steps, TAPS, axis=1) * 2.0**-shift - target
+        loss = np.einsum("rc,rc->r", miss @ moments, miss)
+        better = loss < least
+        least = np.minimum(loss, least)
+        if best is None:
+            best = levels, steps
+        else:
+            best[0][better], best[1][better] = levels[better], steps[better]
+    assert best is not None
+    return best
 
 
 @_kernel

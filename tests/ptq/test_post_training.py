@@ -10,7 +10,15 @@ from gti import converter
 from gti.chip.emulator.emulator import Emulator
 from gti.errors import QuantizationError
 from gti.ptq import float_maps, post_training
+from gti.ptq import layer as layer_module
 from gti.stage import MSE
+
+
+@pytest.fixture(autouse=True)
+def little_work(monkeypatch):
+    """Small networks need few positions and no long search."""
+    monkeypatch.setattr(post_training, "POSITIONS", 3000)
+    monkeypatch.setattr(layer_module, "MOST_WALKS", 3)
 
 
 def photographs(count: int, size: int, channels: int = 3, seed: int = 0) -> np.ndarray:

@@ -102,6 +102,21 @@ def test_compensated_rows_lose_less_and_descent_never_adds(bits: int) -> None:
     assert set(np.unique(levels)) <= set(LEVELS[bits])
 
 
+@pytest.mark.parametrize("bits", [1, 3])
+def test_a_longer_search_never_loses_more(bits: int) -> None:
+    target, factors = problem(27, 30, seed=6)
+    losses = []
+    for walks in (1, 4, 16):
+        levels, steps = rounding.searched(target, factors.damped, factors.upper, 6, bits, walks=walks)
+        assert set(np.unique(levels)) <= set(LEVELS[bits])
+        losses.append(loss(real(levels, steps, 6), target, factors.damped))
+    own_order = rounding.compensated(target, factors.upper, 6, bits)
+    assert np.all(losses[0] <= loss(real(*own_order, 6), target, factors.damped))
+    assert np.all(losses[1] <= losses[0])
+    assert np.all(losses[2] <= losses[1])  # the walks of a short search are the first ones of a long one
+    assert losses[2].sum() < 0.95 * losses[0].sum()
+
+
 def test_no_single_change_of_a_descended_kernel_is_better() -> None:
     target, factors = problem(18, 3, seed=4)
     shift = 5
