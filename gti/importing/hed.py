@@ -95,53 +95,52 @@ def _arrays(path: str | os.PathLike[str]) -> dict[str, tuple[np.ndarray, np.ndar
     if not Path(path).is_file():
         raise FormatError(name, "no such file", fix="check the path")
     try:
-        file = h5py.File(path, "r")
-    except Exception as problem:  # a damaged file fails in many ways
+        with h5py.File(path, "r") as file:
+            found, problems = _layers(file, name)
+    except Exception as problem:  # a damaged file fails in many ways, at any place
         reason = str(problem).split("\n")[0][:120]
-        raise FormatError(name, f"is not an HDF5 file ({reason})", fix="copy the file again") from None
-    with file:
-        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        problems: list[str] = []
-
-        def take(key: str, group: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-            """Read one layer; 0 in `shape` stands for any length. Return the shape found, or `shape`."""
-            pair = [_dataset(file, f"{group}/vars/{number}") for number in (0, 1)]
-            if any(one is None for one in pair):
-                problems.append(sentence(f"{name}, {group}", "is missing", expected="weights and biases", fix=_FIX))
-                return shape
-            wanted = tuple(want or have for want, have in zip(shape, pair[0].shape, strict=False))
-            if pair[0].shape != wanted or pair[1].shape != wanted[-1:] or max(wanted, default=0) > _MOST_CHANNELS:
-                expected = [want or "any" for want in shape]
-                received = f"{list(pair[0].shape)} and {list(pair[1].shape)}"
-                problems.append(
-                    sentence(f"{name}, {group}", "has the wrong shape", expected=expected, received=received)
-                )
-                return shape
-            try:
-                weights, biases = (np.asarray(one[()], np.float32) for one in pair)
-            except Exception as problem:  # damaged chunks fail in many ways
-                problems.append(sentence(f"{name}, {group}", f"cannot be read ({problem})", fix="copy the file again"))
-                return shape
-            if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
-                problems.append(sentence(f"{name}, {group}", "holds values that are not finite", fix=_FIX))
-            found[key] = weights, biases
-            return wanted
-
-        blocks = 0
-        channels = 3
-        while blocks < MAX_BLOCKS and (not blocks or f"block{blocks + 1}" in file):
-            blocks += 1
-            for number in range(MAX_CONVOLUTIONS):
-                layer = "conv2d" + (f"_{number}" if number else "")
-                group = f"block{blocks}/layers/{layer}"
-                if number and _dataset(file, f"{group}/vars/0") is None:
-                    break
-                channels = take(f"block{blocks}/{number}", group, (3, 3, channels, 0))[-1]
-            take(f"dsn{blocks}", f"dsn{blocks}", (1, 1, channels, 1))
-        take("fuse", "fuse", (1, 1, blocks, 1))
+        raise FormatError(name, f"is not an HDF5 file, or damaged ({reason})", fix="copy the file again") from None
     if problems:
         raise FormatError(listing(name, problems))
     return found
+
+
+def _layers(file: Any, name: str) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[str]]:
+    """Return the layers of an open file and a sentence for each that is missing or wrong."""
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    problems: list[str] = []
+
+    def take(key: str, group: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Read one layer; 0 in `shape` stands for any length. Return the shape found, or `shape`."""
+        pair = [_dataset(file, f"{group}/vars/{number}") for number in (0, 1)]
+        if any(one is None for one in pair):
+            problems.append(sentence(f"{name}, {group}", "is missing", expected="weights and biases", fix=_FIX))
+            return shape
+        wanted = tuple(want or have for want, have in zip(shape, pair[0].shape, strict=False))
+        if pair[0].shape != wanted or pair[1].shape != wanted[-1:] or max(wanted, default=0) > _MOST_CHANNELS:
+            expected = [want or "any" for want in shape]
+            received = f"{list(pair[0].shape)} and {list(pair[1].shape)}"
+            problems.append(sentence(f"{name}, {group}", "has the wrong shape", expected=expected, received=received))
+            return shape
+        weights, biases = (np.asarray(one[()], np.float32) for one in pair)
+        if not (np.isfinite(weights).all() and np.isfinite(biases).all()):
+            problems.append(sentence(f"{name}, {group}", "holds values that are not finite", fix=_FIX))
+        found[key] = weights, biases
+        return wanted
+
+    blocks = 0
+    channels = 3
+    while blocks < MAX_BLOCKS and (not blocks or f"block{blocks + 1}" in file):
+        blocks += 1
+        for number in range(MAX_CONVOLUTIONS):
+            layer = "conv2d" + (f"_{number}" if number else "")
+            group = f"block{blocks}/layers/{layer}"
+            if number and _dataset(file, f"{group}/vars/0") is None:
+                break
+            channels = take(f"block{blocks}/{number}", group, (3, 3, channels, 0))[-1]
+        take(f"dsn{blocks}", f"dsn{blocks}", (1, 1, channels, 1))
+    take("fuse", "fuse", (1, 1, blocks, 1))
+    return found, problems
 
 
 _MOST_CHANNELS = 1024

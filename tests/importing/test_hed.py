@@ -98,6 +98,20 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes, word: str):
         hed.read(tmp_path / "none.h5")
 
 
+def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path):
+    """Zeros, then ones, over 96 bytes of the file's structure, at one place after the other."""
+    good = hed_files.weights_file(hed_files.arrays())
+    refused = 0
+    for at in range(0, min(len(good), 8192), 96):
+        for byte in (b"\0", b"\xff"):
+            (tmp_path / "w.h5").write_bytes(good[:at] + byte * 96 + good[at + 96 :])
+            try:
+                hed.read(tmp_path / "w.h5")
+            except FormatError:
+                refused += 1
+    assert refused > 10
+
+
 def test_links_out_of_the_file_are_not_followed(tmp_path: Path):
     hed_files.write(tmp_path / "other.h5")
     path = hed_files.write(tmp_path / "w.h5", changed(FIRST, None))

@@ -15,6 +15,7 @@ import numpy as np
 from gti import files
 from gti.chip.formats import dat, model_file, npy
 from gti.chip.formats.blobs import encode_fc
+from gti.chip.host import edge_head, unknown
 from gti.chip.host.preprocessing import Preprocessing
 from gti.chip.network import file_size
 from gti.chip.network import json_form as network
@@ -104,6 +105,25 @@ def _known_answer(sublayers: int) -> KnownAnswer:
 def model(net: Network) -> bytes:
     text, data = full_model(net)
     return model_file.compose(text, data)
+
+
+def header() -> bytes:
+    """Return the keys of a header that add to the host's part."""
+    rule = unknown.Unknown(np.eye(2, 3), 0.5)
+    head = edge_head.EdgeHead((np.ones(2), np.ones(3)), -0.5)
+    return json.dumps({unknown.KEY: rule.entry(), edge_head.KEY: head.entry()}).encode()
+
+
+def hed_weights() -> bytes:
+    """Return a weights file like HED's, of one block."""
+    import h5py
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, shape in (("block1/layers/conv2d", (3, 3, 3, 16)), ("dsn1", (1, 1, 16, 1)), ("fuse", (1, 1, 1, 1))):
+            file[f"{name}/vars/0"] = np.ones(shape, np.float32)
+            file[f"{name}/vars/1"] = np.ones(shape[-1:], np.float32)
+    return buffer.getvalue()
 
 
 def recording() -> bytes:

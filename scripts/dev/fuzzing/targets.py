@@ -18,7 +18,7 @@ from hypothesis.strategies import SearchStrategy
 from gti.chip.formats import dat, model_file, model_folder, npy
 from gti.chip.formats.blobs import decode_fc, parse_labels
 from gti.chip.network import json_form as network
-from gti.chip.network.types import Network
+from gti.chip.network.types import MajorLayer, Network
 from gti.errors import GtiError
 from gti.files import parse_json
 from scripts.dev.fuzzing import damage, seeds
@@ -103,6 +103,51 @@ def _model(data: bytes) -> None:
     ):
         with contextlib.suppress(GtiError):
             check()
+
+
+def _header(data: bytes) -> None:
+    """What a header says of host layers that the vendor's runtime does not know; each key on its own."""
+    from gti.chip.host import edge_head, unknown
+
+    header = parse_json(data, "x.model")
+    header = header if isinstance(header, dict) else {}
+    with contextlib.suppress(GtiError):
+        head = edge_head.from_header(header, [2, 3], "x.model")
+        maps = [np.full((2, 4, 4), 31, np.uint8), np.full((3, 2, 2), 31, np.uint8)]
+        assert np.isfinite(edge_head.probabilities(head.logits(maps), (3, 5))).all()
+    rule = unknown.from_header(header, "x.model")
+    if rule is not None:
+        rule.says(np.ones(rule.centres.shape[1]))
+
+
+def _features(data: bytes) -> None:
+    """Features that are kept beside a model which was taught."""
+    from gti.chip.runtime import features
+
+    backbone = features.load_backbone(_backbone())
+    known = features.read_cache(_file(data, "x.npz"), backbone)
+    assert all(values.shape == (backbone.channels,) for values in known.values())
+
+
+@functools.cache
+def _backbone() -> Path:
+    layer = MajorLayer(14, 3, 16, 1, 3, (4,), pooling=True)  # ends in 7x7
+    return _file(seeds.dat_file(Network((layer,))), "backbone.dat")
+
+
+def _features_seeds() -> list[bytes]:
+    from gti.chip.runtime import features
+
+    backbone, path = features.load_backbone(_backbone()), Path(_scratch().name) / "good.npz"
+    features.write_cache(path, backbone, {bytes([i]) * 32: np.ones(backbone.channels, np.float32) for i in range(2)})
+    return [path.read_bytes()]
+
+
+def _hed(data: bytes) -> None:
+    from gti.importing import hed
+
+    found = hed.read(_file(data, "x.h5"))
+    assert len(found.filters) == len(found.network.convolutions)
 
 
 def _zeros(image: np.ndarray) -> list[np.ndarray]:
@@ -315,6 +360,9 @@ TARGETS = {
         Target("dat-folder", lambda data: _apart_and_built(data, "dat"), _of_networks(seeds.dat_file)),
         Target("model", _model, _models, damage.of_model),
         Target("model-folder", lambda data: _apart_and_built(data, "model"), _models, damage.of_model),
+        Target("header", _header, lambda: [seeds.header()], damage.of_json),
+        Target("features", _features, _features_seeds, damage.of_zip),
+        Target("hed", _hed, lambda: [seeds.hed_weights()]),
         Target("driver", _loaded, lambda: _models() + _of_networks(seeds.dat_file)()),
         Target("dat.json", _dat_json, _of_networks(seeds.dat_json), damage.of_json),
         Target("network.json", _compose, lambda: [_full_model()[0]], damage.of_json),
