@@ -15,7 +15,7 @@ from typing import Any
 
 from gti import files, names, nets
 from gti.chip import spec
-from gti.chip.formats import model_file, splitting
+from gti.chip.formats import model_file, splitting, upsampling
 from gti.chip.host import preprocessing
 from gti.chip.host.preprocessing import Preprocessing
 from gti.chip.network.types import Network
@@ -74,6 +74,9 @@ def write_files(
     for entry, part, name in zip(entries, parts, dat_names, strict=True):
         answer = known_answer.make(part.network, part.weights, data[name], stage=stage, parent=parent)
         entry[known_answer.KEY] = answer.to_entry()
+        upsampling.put(part.network, entry)
+    if upsampling.lost(conversion.network):
+        log.warning("%s: %s", ", ".join(dat_names), upsampling.lost(conversion.network))
     if preparation is not None:
         model_json[preprocessing.KEY] = preparation.entry()
     written = dict(data)
@@ -159,7 +162,7 @@ def read_templates(network: Network, *, net: str, nets_dir: str | Path) -> tuple
     for entry in model_json["layer"]:
         for key in ("output width", "output height"):
             if entry.get("operation") in {"IMAGEREADER", "GTICNN"} and isinstance(entry.get(key), int):
-                entry[key] = entry[key] * network.layers[0].image_size // made_for
+                entry[key] = entry[key] * network.layers[0].image_size // int(made_for)
     return model_json, on_chip
 
 

@@ -9,9 +9,11 @@
     python scripts/model_tool.py verify nets/2801_digits.model --device auto
 
 The content tells .DAT and .MODEL apart, not the name. extract writes dat.json and weights.npz, for a .MODEL also
-network.json and the layers' data; build reads the same folder and gives the same file, byte for byte. run computes
-the codes in the emulator, without a stick. verify checks the known answer that a .MODEL carries, in the emulator or
-on a stick (docs/compare.md); exit status 1 where it is wrong. Formats: docs/dat_format.md and docs/model_format.md.
+network.json and the layers' data; build reads the same folder, gives the same file, byte for byte, and reads back
+what it wrote. What a file does not tell and is concluded (ten-bit codes, planes) is said; --ten_bit overrides it. run
+computes the codes in the emulator, without a stick. verify checks the known answer that a .MODEL carries, in the
+emulator or on a stick (docs/compare.md); exit status 1 where it is wrong. Formats: docs/dat_format.md and
+docs/model_format.md.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti.chip.wire.registers import MODE_NAMES
 from gti.cli import run
-from gti.errors import UsageError
+from gti.errors import FormatError, UsageError
 from gti.files import read_bytes, write_atomic
 
 if TYPE_CHECKING:
@@ -89,7 +91,19 @@ def parser() -> argparse.ArgumentParser:
         help="emulator | auto | virtual | usb | usb:<serial or index> (default: emulator)",
     )
     verify.add_argument("--engine", choices=ENGINES, default="auto", help="of the emulator (default: auto)")
+    for verb in (info, extract, diff, run_parser):
+        verb.add_argument(
+            "--ten_bit",
+            choices=("auto", "0", "1"),
+            default="auto",
+            help="whether the last layer gives ten-bit codes, which a file does not always tell (default: auto)",
+        )
     return result
+
+
+def bit_mode(arguments: argparse.Namespace) -> int | None:
+    """Return what --ten_bit says, None for auto."""
+    return None if arguments.ten_bit == "auto" else int(arguments.ten_bit)
 
 
 def info_verb(arguments: argparse.Namespace) -> int:
@@ -99,7 +113,7 @@ def info_verb(arguments: argparse.Namespace) -> int:
 
     data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
     container = is_container(data, arguments.file)
-    lines = (describe.describe_model if container else describe.describe_dat)(data, arguments.file)
+    lines = (describe.describe_model if container else describe.describe_dat)(data, arguments.file, bit_mode(arguments))
     print("\n".join(lines))
     return 0
 
@@ -109,7 +123,7 @@ def extract_verb(arguments: argparse.Namespace) -> int:
     from gti.chip.formats import model_folder
 
     data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
-    for remark in model_folder.extract(data, arguments.folder, arguments.file):
+    for remark in model_folder.extract(data, arguments.folder, arguments.file, bit_mode(arguments)):
         print(f"note: {remark}", file=sys.stderr)
     for path in sorted(Path(arguments.folder).rglob("*")):
         if path.is_file():
@@ -123,6 +137,8 @@ def build_verb(arguments: argparse.Namespace) -> int:
 
     data = model_folder.build(arguments.folder, arguments.file)
     write_atomic(arguments.file, data)
+    if Path(arguments.file).is_file() and read_bytes(arguments.file, limit=MAX_FILE_BYTES) != data:
+        raise FormatError(arguments.file, "does not hold what was written", fix="check the disk and build it again")
     print(f"{arguments.file} {len(data)} bytes")
     return 0
 
@@ -137,7 +153,7 @@ def diff_verb(arguments: argparse.Namespace) -> int:
     kinds = [is_container(data, name) for data, name in ((first, names[0]), (second, names[1]))]
     if kinds[0] != kinds[1]:
         raise UsageError(f"{names[0]} and {names[1]}", "are a .MODEL and a .DAT", fix="compare files of one kind")
-    lines = (file_diff.diff_model if kinds[0] else file_diff.diff_dat)(first, second, names)
+    lines = (file_diff.diff_model if kinds[0] else file_diff.diff_dat)(first, second, names, bit_mode(arguments))
     print("\n".join(lines) if lines else "equal")
     return 1 if lines else 0
 
@@ -146,12 +162,13 @@ def run_verb(arguments: argparse.Namespace) -> int:
     """Compute the maps that a read-out mode delivers."""
     from gti.chip.emulator.emulator import Emulator
     from gti.chip.formats import npy
-    from gti.chip.formats.dat import decode
-    from gti.chip.formats.model_folder import chip_data
+    from gti.chip.formats.model_folder import chip_network
     from gti.chip.host.image import load_image
 
-    data, name = chip_data(read_bytes(arguments.file, limit=MAX_FILE_BYTES), arguments.file)
-    decoded = decode(data, name=name)
+    data = read_bytes(arguments.file, limit=MAX_FILE_BYTES)
+    decoded, guesses = chip_network(data, arguments.file, bit_mode(arguments))
+    for guess in guesses:
+        print(f"note: {guess}", file=sys.stderr)
     size, _, channels = decoded.network.input_shape
     image = load_image(arguments.image, size, channels)
     if arguments.record is not None and arguments.device is None:
@@ -159,8 +176,11 @@ def run_verb(arguments: argparse.Namespace) -> int:
     if arguments.device is not None:
         refuse_engine(arguments)
         from gti.chip.driver import GtiModel
+        from gti.chip.loaded_model import load_model
 
-        with GtiModel(arguments.file, arguments.device, mode=arguments.mode, record=arguments.record) as model:
+        loaded = load_model(Path(arguments.file))
+        loaded.activation_bit_mode = bit_mode(arguments)
+        with GtiModel(loaded, arguments.device, mode=arguments.mode, record=arguments.record) as model:
             print(model.device_description)
             maps = model.layer_outputs(image, arguments.mode)
     else:

@@ -40,7 +40,8 @@ class GtiModel:
     `transport`: one that is already made, in place of `device`; `backend`: a pyusb backend in place of libusb.
     `record`: a file for every USB transfer of the session; the device `replay:FILE` plays it back.
 
-    Raises FormatError for the file, UsageError for wrong arguments, DeviceError when there is no stick.
+    Raises FormatError for the file, NetworkError where its sizes do not chain and nobody knows what a chip computes,
+    UsageError for wrong arguments, DeviceError when there is no stick.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class GtiModel:
         self._link: Link | None = None
         self._model = path if isinstance(path, LoadedModel) else load_model(Path(path))
         self.mode = protocol.parse_mode(self._model.mode if mode is None else mode)
+        self._model.refuse_broken_chain()
         if transport is not None:
             self._stick = Stick(transport, settings or Settings(), transport.description)
             self._link = self._start(self._stick, False)
         else:
-            request = Request(settings, backend, record, self._model.device)
+            request = Request(settings, backend, record, self._model.device, self._model.upsample_modes)
             self._stick, self._link = devices.connect(device, request, self._start)
         self.device_description = self._stick.description
 
@@ -96,7 +98,8 @@ class GtiModel:
 
             if not twin:
                 layout = settings.ten_bit_layout or "halves"
-                twin.append(ExpectedResults(self._model.dat, self._model.header, self._model.name, layout))
+                model = self._model
+                twin.append(ExpectedResults(model.dat, model.header, model.name, layout, model.upsample_modes))
             return twin[0].result(frame.planes, frame.mode)
 
         return emulate

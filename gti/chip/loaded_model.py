@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gti.chip.wire import protocol
 from gti.chip.wire.image_arrays import check_image_array
-from gti.errors import FormatError, ModelFileError
+from gti.errors import FormatError, ModelFileError, NetworkError
 from gti.files import read_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +37,8 @@ class LoadedModel:
     mode: int = 0
     device: dict[str, Any] = field(default_factory=dict)  # the "device" object of the GTICNN layer
     container: ModelFile | None = None  # where the file is one
+    upsample_modes: tuple[str, ...] = ()  # of the major layers, where the container tells
+    activation_bit_mode: int | None = None  # 1 = ten-bit, 0 = not, None: as the decoder concludes
     _host: HostLayers | None = None  # once they are needed
 
     @property
@@ -57,6 +59,8 @@ class LoadedModel:
     @cached_property
     def ten_bit(self) -> bool:
         """Whether the last layer has ten-bit activations: its register then counts every channel twice."""
+        if self.activation_bit_mode is not None:
+            return self.activation_bit_mode == 1
         if not self.header.last_reads_as(ten_bit=True):
             return False
         from gti.chip.formats import dat
@@ -65,6 +69,19 @@ class LoadedModel:
             return dat.read_network(self.dat).activation_bit_mode == 1
         except FormatError:
             return False
+
+    def refuse_broken_chain(self) -> None:
+        """Raise NetworkError where a major layer does not get images of its size: a file holds that all the same."""
+        broken = self.header.broken_chain()
+        if broken:
+            i, size = broken
+            raise NetworkError(
+                f"{self.name}, major {i + 1}",
+                "its image size is not what the major layer before delivers, and what a chip computes then is unknown",
+                expected=size,
+                received=self.header.layers[i].image_size,
+                fix="correct image_size, pooling or upsample_enable in the dat.json and convert it again",
+            )
 
     def to_planes(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return `image`, uint8 [H,W,C], as planes [C,H,W]; raises ImageError that says what is wrong with it."""
@@ -139,7 +156,7 @@ def load_chips(path: Path) -> list[LoadedModel]:
 
 
 def _from_container(data: bytes, name: str) -> list[LoadedModel]:
-    from gti.chip.formats import model_file
+    from gti.chip.formats import model_file, upsampling
 
     container = model_file.parse(data, name)
     chips = [layer for layer in container.layers if layer.operation == "GTICNN"]
@@ -155,5 +172,6 @@ def _from_container(data: bytes, name: str) -> list[LoadedModel]:
         dat = bytes(chip.blob or b"")
         layer = f"{name}, layer GTICNN" + (f" of chip {number}" if len(chips) > 1 else "")
         header = protocol.Header.parse(dat, layer)
-        result.append(LoadedModel(name, dat, header, mode, device if isinstance(device, dict) else {}, container))
+        wishes, modes = device if isinstance(device, dict) else {}, upsampling.modes_in(chip.entry)
+        result.append(LoadedModel(name, dat, header, mode, wishes, container, modes))
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from gti.chip.network.types import Network
 from gti.errors import FormatError, NetworkError, printable
 from gti.importing import advice, architecture, templates
 from gti.importing.architecture import Architecture
+
+log = logging.getLogger(__name__)
 
 WORD_BYTES = {"FT601": 4, "FT600": 2}
 IMAGENET_CLASSES = 1001  # with background
@@ -54,6 +57,8 @@ def of_json(path: str | os.PathLike[str], *, units: Sequence[int] | None = None)
     if not network.layers or any(violation.rule.startswith(("json-", "model-entries")) for violation in violations):
         networks.from_json(value, name)
         raise NetworkError(f"{printable(name)}: holds no layers.")
+    for note in network.notes:
+        log.warning("%s: %s", name, note)
     return study(network, name, violations=violations, units=units)
 
 

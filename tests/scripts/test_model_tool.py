@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from golden import generators
 from places import ROOT
 
 from gti.chip.emulator.emulator import Emulator
-from gti.chip.formats import blobs, dat, model_file, npy
+from gti.chip.formats import blobs, dat, model_file, npy, upsampling
+from gti.chip.network import json_form
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.runtime import known_answer
-from gti.errors import GtiError
+from gti.errors import GtiError, NetworkError
 from scripts import model_tool
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "model_cases.json").read_text())
@@ -341,3 +343,92 @@ def test_command_line_is_light_and_mistakes_leave_with_2(tmp_path: Path) -> None
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ")
     assert "Traceback" not in failed.stderr
+
+
+def unchained() -> bytes:
+    """Return a .DAT whose second major layer takes 28x28 where it gets 14x14: the vendor's converter writes such."""
+    network = Network((NETWORK.layers[0], replace(NETWORK.layers[1], image_size=28)))
+    return dat.encode(network, weights())
+
+
+def test_sizes_that_do_not_chain_are_held_but_not_run(monkeypatch, tmp_path, capsys) -> None:
+    data = unchained()
+    round_trip(monkeypatch, tmp_path, data, ".dat")
+    plain = tmp_path / "plain.dat"
+    plain.write_bytes(dat.encode(NETWORK, weights()))
+    assert call(monkeypatch, "info", tmp_path / "in.dat") == 0
+    assert "unknown: major 2: image_size" in capsys.readouterr().out
+    assert call(monkeypatch, "diff", tmp_path / "in.dat", plain) == 1
+    assert "image_size 28 and 14" in capsys.readouterr().out
+    np.save(tmp_path / "image.npy", np.zeros((28, 28, 3), np.uint8))
+    for device in ([], ["--device", "virtual"]):
+        flags = ["--image", tmp_path / "image.npy", "--mode", "single", "--out", tmp_path / "o.npz", *device]
+        with pytest.raises(NetworkError, match="major 2"):
+            call(monkeypatch, "run", tmp_path / "in.dat", *flags)
+
+
+def test_ten_bit_overrides_the_guess(monkeypatch, tmp_path, capsys) -> None:
+    network = Network((MajorLayer(56, 16, 32, 1, 3, (4,)),))
+    zeros = [ConvolutionWeights(np.zeros((32, 16, 3, 3), np.int16), np.zeros(32, np.int32), 4)]
+    path = tmp_path / "a.dat"
+    path.write_bytes(dat.encode(network, zeros))
+    shown = {}
+    for flag in ("auto", "0", "1"):
+        assert call(monkeypatch, "info", path, "--ten_bit", flag) == 0
+        shown[flag] = capsys.readouterr().out
+    assert "guess: major 1" in shown["auto"]
+    assert "ten-bit codes" in shown["auto"]
+    assert "guess" not in shown["0"] + shown["1"]
+    assert "codes 0..31" in shown["0"]
+    assert call(monkeypatch, "extract", path, tmp_path / "parts", "--ten_bit", "0") == 0
+    assert json.loads((tmp_path / "parts" / "dat.json").read_text())["layer"][0]["output_channels"] == 32
+
+
+def test_build_refuses_what_reads_back_as_something_else(monkeypatch, tmp_path) -> None:
+    source = tmp_path / "in.dat"
+    source.write_bytes(dat.encode(NETWORK, weights()))
+    assert call(monkeypatch, "extract", source, tmp_path / "parts") == 0
+    words = list(dat.read_header(source.read_bytes()))
+    words[4] ^= 1  # another shift of the second sublayer
+    (tmp_path / "parts" / "exact.json").write_text(json.dumps({"header": [hex(word) for word in words]}))
+    with pytest.raises(GtiError, match="reads back"):
+        call(monkeypatch, "build", tmp_path / "parts", tmp_path / "out.dat")
+    assert not (tmp_path / "out.dat").exists()
+
+
+@pytest.mark.parametrize("name", ["dat.json", "weights.npz", "exact.json", "tail.bin", "rows.npz"])
+def test_every_file_of_a_folder_is_guarded(monkeypatch, tmp_path, name) -> None:
+    source, parts = tmp_path / "in.dat", tmp_path / "parts"
+    source.write_bytes(dat.encode(NETWORK, weights()))
+    assert call(monkeypatch, "extract", source, parts) == 0
+    (parts / name).unlink(missing_ok=True)
+    (tmp_path / "outside").write_bytes(b"{}")
+    (parts / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(GtiError, match="outside the folder"):
+        call(monkeypatch, "build", parts, tmp_path / "out.dat")
+
+
+def test_upsample_mode_zero_survives_in_a_model(monkeypatch, tmp_path, caplog) -> None:
+    layers = (
+        MajorLayer(14, 3, 16, 1, 3, (6,), upsample_enable=True, upsample_mode="zero", pooling=True),
+        MajorLayer(14, 16, 16, 1, 3, (6,), pooling=True),
+    )
+    network = Network(layers)
+    values = [ConvolutionWeights(*one) for one in generators.lively_weights(json_form.to_json(network), 3)]
+    data = dat.encode(network, values)
+    entry = {"operation": "GTICNN", "name": "chip", "data file": "a.dat", "mode": 0}
+    upsampling.put(network, entry)
+    path = tmp_path / "a.model"
+    path.write_bytes(model_file.compose(json.dumps({"layer": [entry]}).encode(), {"a.dat": data}))
+    image = np.random.RandomState(1).randint(0, 256, (14, 14, 3)).astype(np.uint8)
+    np.save(tmp_path / "image.npy", image)
+    wanted = Emulator(network, values, engine="numpy").read_out(image, "fc")[0]
+    assert (wanted != Emulator(network, values, "numpy", upsample_fill="repeat").read_out(image, "fc")[0]).any()
+    for device in ([], ["--device", "virtual"]):
+        out = tmp_path / "o.npz"
+        assert call(monkeypatch, "run", path, "--image", tmp_path / "image.npy", "--out", out, *device) == 0
+        assert (np.load(out)["map0"] == wanted).all()
+    assert call(monkeypatch, "extract", path, tmp_path / "parts") == 0
+    assert json.loads((tmp_path / "parts" / "dat.json").read_text())["layer"][0]["upsample_mode"] == "zero"
+    assert call(monkeypatch, "build", tmp_path / "parts", tmp_path / "again.dat") == 0
+    assert "is lost" in caplog.text

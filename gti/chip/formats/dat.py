@@ -1,7 +1,8 @@
 """The .DAT file that the chip is loaded with: 23 header words, filter rows, padding (docs/dat_format.md).
 
-`encode` and `decode` are inverse for everything that a current converter writes. Files of older tools decode too;
-their own header words and length, which `Dat` carries, encode them again byte for byte.
+`encode` and `decode` are inverse for everything that a current converter writes, networks whose sizes do not chain
+included: what the chip computes of those is the matter of emulator, training and driver. Files of older tools decode
+too; their own header words and length, which `Dat` carries, encode them again byte for byte.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from gti.chip import spec
 from gti.chip.formats import dat_header, dat_rows
 from gti.chip.network.file_size import file_length, groups, row_count, rows_of
 from gti.chip.network.memory_plan import layer_addresses
-from gti.chip.network.rules import violations, violations_of_memory
+from gti.chip.network.rules import violations_of_file, violations_of_memory
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.chip.wire import header_words as bits
 from gti.errors import DatError, listing, sentence
@@ -141,6 +142,44 @@ def read_network(data: bytes | memoryview, *, activation_bit_mode: int | None = 
     return _read(data, activation_bit_mode, name or ".DAT data")[0]
 
 
+def guesses(data: bytes | memoryview, *, activation_bit_mode: int | None = None, name: str = "") -> list[str]:
+    """Return a sentence for each thing that `decode` does not know of the file but concludes.
+
+    Arguments and errors as in `decode`.
+    """
+    header = dat_header.parse(read_header(data, name))
+    found = []
+    if activation_bit_mode is None:
+        mode, why = _bit_mode(header, data)
+        if why:
+            read, channels = ("ten-bit", "half as many channels") if mode else ("5-bit", "as many channels")
+            found.append(
+                sentence(
+                    f"major {len(header.layers)}",
+                    f"is guessed to give {read} codes of {channels} as its register counts, because {why}",
+                    fix=f"read it with --ten_bit {1 - mode} if that is wrong",
+                )
+            )
+    first = header.layers[0]
+    if header.input_code == 0 and first.chip_sublayers:
+        network = read_network(data, activation_bit_mode=activation_bit_mode, name=name)
+        rows = rows_of(network.layers[0].output_channels, spec.ENGINES, first.coef_bits)
+        lines = np.frombuffer(data, "<u4", rows * spec.ROW_BYTES // 4, spec.HEADER_BYTES)
+        filters, _ = dat_rows.unpack(
+            lines.reshape(-1, spec.ENGINES, dat_rows.LINE_WORDS),
+            network.layers[0].output_channels,
+            spec.ENGINES,
+            first.coef_bits,
+        )
+        beyond = np.flatnonzero(filters[:, header.first_input_channels :].any(axis=(0, 2, 3)))
+        found.append(
+            f"major 1: its input code 0, which every count of planes without a code has, is read as "
+            f"{header.first_input_channels} planes"
+            + (f", although the filters of plane {int(beyond[-1]) + 4} are not empty." if beyond.size else ".")
+        )
+    return found
+
+
 def read_header(data: bytes | memoryview, name: str = "") -> tuple[int, ...]:
     """Return the 23 header words of `data`. Raises DatError when it is no .DAT file."""
     if not is_dat(data):
@@ -189,7 +228,7 @@ def _pack_rows(network: Network, weights: Sequence[ConvolutionWeights], rows: np
 
 
 def _check_network(network: Network, strict: bool) -> None:
-    broken = [v for v in violations(network) if strict or not v.tolerated]
+    broken = [v for v in violations_of_file(network) if strict or not v.tolerated]
     if not broken and not strict:
         dropped = next((c for c in network.convolutions if c.input_channels > 16 and c.input_channels % 16), None)
         if dropped:
@@ -297,9 +336,9 @@ def _read(data: bytes | memoryview, activation_bit_mode: int | None, name: str) 
     hollow = [m for m, layer in enumerate(header.layers, 1) if not layer.chip_sublayers or not layer.output_channels]
     if hollow:
         raise DatError(name, f"major {hollow[0]} has no sublayers or no output channels")
-    mode = _bit_mode(header, data) if activation_bit_mode is None else activation_bit_mode
+    mode = _bit_mode(header, data)[0] if activation_bit_mode is None else activation_bit_mode
     network, passes = _interpret(header, mode, data)
-    problems: list[object] = list(violations(network))
+    problems: list[object] = list(violations_of_file(network))
     problems += _contradictions(header, network, passes)
     if problems:
         raise DatError(listing(name, problems))
@@ -346,22 +385,23 @@ def _holds_identity(data: bytes | memoryview, row: int, outputs: int) -> bool:
     return bytes(data[start : start + len(pattern)]) == pattern
 
 
-def _bit_mode(header: dat_header.HeaderWords, data: bytes | memoryview) -> int:
-    """Return the ActivationBitMode that explains the header; its flag itself is not stored [section 5]."""
+def _bit_mode(header: dat_header.HeaderWords, data: bytes | memoryview) -> tuple[int, str]:
+    """Return the ActivationBitMode that explains the header, whose flag is not stored, and why where it is a guess."""
     last = header.layers[-1]
     allowed = [
         bits.reads_as(header.output_code, last.image_size, last.output_channels, last.pooling, ten_bit)
         for ten_bit in (False, True)
     ]
     if last.chip_sublayers != 1 or not all(allowed):
-        return int(last.chip_sublayers == 1 and allowed[1])
+        return int(last.chip_sublayers == 1 and allowed[1]), ""
     rows = [row_count(_interpret(header, mode, data)[0]) for mode in (0, 1)]
     lengths = [file_length(count) for count in rows]
     if lengths[0] != lengths[1] and len(data) in lengths:
-        return lengths.index(len(data))
+        return lengths.index(len(data)), f"the file is {len(data)} bytes long"
     # Output groups are outermost: the second half of a true 5-bit layer is what follows the rows of a ten-bit one.
     start, stop = (spec.HEADER_BYTES + spec.ROW_BYTES * rows[mode] for mode in (1, 0))
-    return int(not np.frombuffer(data, np.uint8)[start:stop].any())
+    empty = not np.frombuffer(data, np.uint8)[start:stop].any()
+    return int(empty), f"the second half of its {last.output_channels} channels is {'' if empty else 'not '}empty"
 
 
 def _contradictions(header: dat_header.HeaderWords, network: Network, passes: Sequence[bool]) -> list[str]:

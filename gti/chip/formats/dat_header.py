@@ -45,7 +45,8 @@ class HeaderWords:
     output_code: int
     current: bool  # written by a current converter (G[11:10] = 3)
     last_layer_out: bool
-    first_input_channels: int
+    input_code: int
+    first_input_channels: int  # as the code says; 3 is a guess for code 0
     sampling_method: int
     layers: tuple[LayerWords, ...]
 
@@ -113,6 +114,7 @@ def parse(words: Sequence[int]) -> HeaderWords:
         output_code=bits.OUTPUT_CODE.of(g),
         current=current,
         last_layer_out=bool(bits.LAST_LAYER_OUT.of(g)),
+        input_code=bits.INPUT_CODE.of(g),
         first_input_channels=bits.INPUTS_OF_CODE.get(bits.INPUT_CODE.of(g), 0),
         sampling_method=bits.TOP_LEFT.of(g),
         layers=tuple(_parse_layer(words, i, current) for i in range(bits.MAJOR_LAYERS.of(g))),

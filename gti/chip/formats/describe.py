@@ -11,15 +11,19 @@ from gti.chip import spec
 from gti.chip.formats import blobs, dat, dat_rows, model_file
 from gti.chip.network import file_size
 from gti.chip.network.memory_plan import layer_addresses
+from gti.chip.network.rules import uncomputable
 from gti.chip.network.types import Network
 from gti.errors import DatError, ModelFileError, printable
 
 _COLUMNS = ("sublayer", "size", "in", "out", "bits", "shift", "gains", "rows", "addr in", "addr out", "then")
 
 
-def describe_dat(data: bytes | memoryview, name: str) -> list[str]:
-    """Return a summary and a table with a line for each sublayer of the .DAT file `data`. Raises DatError."""
-    network = dat.read_network(data, name=name)
+def describe_dat(data: bytes | memoryview, name: str, ten_bit: int | None = None) -> list[str]:
+    """Return a summary and a table with a line for each sublayer of the .DAT file `data`. Raises DatError.
+
+    `ten_bit`: `activation_bit_mode` of `dat.decode`. What is a guess is said, and what no emulator can compute.
+    """
+    network = dat.read_network(data, activation_bit_mode=ten_bit, name=name)
     rows = file_size.row_count(network)
     end = spec.HEADER_BYTES + spec.ROW_BYTES * rows
     padding = np.frombuffer(data, np.uint8, offset=end)
@@ -35,6 +39,8 @@ def describe_dat(data: bytes | memoryview, name: str) -> list[str]:
         f"{'top-left' if network.sampling_method == 1 else 'max'} pooling",
         f"padding {padding.size} bytes" + (", not all zeros" if padding.any() else ""),
         f"header words {' '.join(f'{word:08x}' for word in words)}",
+        *(f"guess: {guess}" for guess in dat.guesses(data, activation_bit_mode=ten_bit, name=name)),
+        *(f"what the chip computes of it is unknown: {problem}" for problem in uncomputable(network)),
         "",
         *_table(_COLUMNS, _sublayers(network, data)),
     ]
@@ -70,8 +76,11 @@ def _sublayers(network: Network, data: bytes | memoryview) -> list[tuple[str, ..
     return lines
 
 
-def describe_model(data: bytes, name: str) -> list[str]:
-    """Return a summary of the container `data` and of the networks inside it. Raises ModelFileError."""
+def describe_model(data: bytes, name: str, ten_bit: int | None = None) -> list[str]:
+    """Return a summary of the container `data` and of the networks inside it. Raises ModelFileError.
+
+    `ten_bit`: as `describe_dat`, of the last network.
+    """
     model = model_file.parse(data, name)
     text, base = len(model.header_text), model.base
     lines = [f"{printable(name)}: .MODEL, {model.length} bytes, header {text} bytes, data from {base} on"]
@@ -85,11 +94,13 @@ def describe_model(data: bytes, name: str) -> list[str]:
         words = (str(entry.get("operation", "?")), str(entry.get("name", "")), shape)
         table.append((str(i), *map(printable, words), *place, _content(model.layers[i - 1])))
     lines += ["", *_table(("layer", "operation", "name", "output", "offset", "bytes", "content"), table)]
-    for i, layer in enumerate(model.layers):
-        if layer.operation == "GTICNN" and layer.blob is not None:
+    chips = [i for i, layer in enumerate(model.layers) if layer.operation == "GTICNN" and layer.blob is not None]
+    for i in chips:
+        layer = model.layers[i]
+        if layer.blob is not None:
             path = f"{name}, {model_file.layer_path(i, layer.entry)}"
             try:
-                lines += ["", *describe_dat(layer.blob, path)]
+                lines += ["", *describe_dat(layer.blob, path, ten_bit if i == chips[-1] else None)]
             except DatError as problem:
                 lines += ["", str(problem)]
     return lines

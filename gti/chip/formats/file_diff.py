@@ -18,14 +18,16 @@ from gti.errors import DatError, printable
 _MAX_LINES = 20
 
 
-def diff_dat(a: bytes, b: bytes, names: tuple[str, str]) -> list[str]:
+def diff_dat(a: bytes, b: bytes, names: tuple[str, str], ten_bit: int | None = None) -> list[str]:
     """Return what differs between two .DAT files, the first thing first; empty when they are equal byte for byte.
 
-    Raises DatError when one of them cannot be read.
+    `ten_bit`: `activation_bit_mode` of `dat.decode`, for both. Raises DatError when one of them cannot be read.
     """
     if a == b:
         return []
-    left, right = (dat.decode(data, name=name) for data, name in zip((a, b), names, strict=True))
+    left, right = (
+        dat.decode(data, activation_bit_mode=ten_bit, name=name) for data, name in zip((a, b), names, strict=True)
+    )
     found = list(islice(_networks(left, right), _MAX_LINES))
     if not found and left.network.layers == right.network.layers:
         found = list(islice(_weights(left, right), _MAX_LINES))
@@ -34,7 +36,7 @@ def diff_dat(a: bytes, b: bytes, names: tuple[str, str]) -> list[str]:
     return found
 
 
-def diff_model(a: bytes, b: bytes, names: tuple[str, str]) -> list[str]:
+def diff_model(a: bytes, b: bytes, names: tuple[str, str], ten_bit: int | None = None) -> list[str]:
     """Return what differs between two containers, like `diff_dat`. Raises ModelFileError."""
     if a == b:
         return []
@@ -45,7 +47,8 @@ def diff_model(a: bytes, b: bytes, names: tuple[str, str]) -> list[str]:
             continue
         path = model_file.layer_path(i, one.entry)
         try:
-            inner = diff_dat(bytes(one.blob), bytes(other.blob), (f"{names[0]}, {path}", f"{names[1]}, {path}"))
+            inside = (f"{names[0]}, {path}", f"{names[1]}, {path}")
+            inner = diff_dat(bytes(one.blob), bytes(other.blob), inside, ten_bit)
         except DatError:
             inner = [_bytes(bytes(one.blob), bytes(other.blob))]
         found += [f"{path}: {line}" for line in inner]

@@ -12,24 +12,29 @@ The files after the first line of each kind are written only where they are need
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from gti import files
 from gti.chip import spec
-from gti.chip.formats import dat, model_file, npy
+from gti.chip.formats import dat, dat_header, model_file, npy, upsampling
 from gti.chip.formats.canonical_json import canonical
 from gti.chip.formats.model_file import ModelFile
 from gti.chip.network import file_size
 from gti.chip.network import json_form as network
-from gti.chip.network.types import ConvolutionWeights
+from gti.chip.network.types import ConvolutionWeights, Network
 from gti.errors import DatError, FormatError, ModelFileError, UsageError, sentence
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES = {"GTICNN": ".dat", "FC": ".bin", "LABEL": ".txt"}
 _MAX_GAPS = 16 * 1024 * 1024
@@ -55,23 +60,43 @@ def chip_data(data: bytes, name: str) -> tuple[bytes, str]:
 
     Raises FormatError.
     """
+    blob, where, _ = _chip_layer(data, name)
+    return blob, where
+
+
+def chip_network(data: bytes, name: str, ten_bit: int | None = None) -> tuple[dat.Dat, list[str]]:
+    """Return the decoded network of `chip_data`, with what a .MODEL's header tells beside it, and the guesses made.
+
+    `ten_bit`: `activation_bit_mode` of `dat.decode`. Raises FormatError.
+    """
+    blob, where, entry = _chip_layer(data, name)
+    decoded = dat.decode(blob, activation_bit_mode=ten_bit, name=where)
+    network = upsampling.applied(decoded.network, upsampling.modes_in(entry))
+    return replace(decoded, network=network), dat.guesses(blob, activation_bit_mode=ten_bit, name=where)
+
+
+def _chip_layer(data: bytes, name: str) -> tuple[bytes, str, Mapping[str, Any]]:
     if not is_container(data, name):
-        return data, name
+        return data, name, {}
     for index, layer in enumerate(model_file.parse(data, name).layers):
         if layer.operation == "GTICNN" and layer.blob is not None:
-            return bytes(layer.blob), f"{name}, {model_file.layer_path(index, layer.entry)}"
+            return bytes(layer.blob), f"{name}, {model_file.layer_path(index, layer.entry)}", layer.entry
     raise ModelFileError(
         name, "holds no network for the chip", expected="a GTICNN layer with data", fix="convert it again"
     )
 
 
-def extract(data: bytes, folder: str | os.PathLike[str], name: str) -> list[str]:
+def extract(data: bytes, folder: str | os.PathLike[str], name: str, ten_bit: int | None = None) -> list[str]:
     """Write the .DAT or .MODEL file `data` into the new or empty `folder`, and return remarks for the user.
 
-    Nothing is left behind on failure. Raises FormatError for a file that cannot be read and UsageError for a folder
-    that cannot be written.
+    `ten_bit`: `activation_bit_mode` of `dat.decode`, of the last network. Nothing is left behind on failure. Raises
+    FormatError for a file that cannot be read and UsageError for a folder that cannot be written.
     """
-    parts, remarks = container_parts(data, name) if is_container(data, name) else (dat_parts(data, name), [])
+    if is_container(data, name):
+        parts, remarks = container_parts(data, name, ten_bit)
+    else:
+        parts = dat_parts(data, name, ten_bit)
+        remarks = dat.guesses(data, activation_bit_mode=ten_bit, name=name)
     _write_folder(Path(folder), parts)
     return remarks
 
@@ -85,7 +110,7 @@ def build(folder: str | os.PathLike[str], target: str) -> bytes:
     base = Path(folder)
     if not base.is_dir():
         raise UsageError(str(base), "is no folder", fix="pass the folder that extract has written")
-    has = {kind for kind in ("network.json", "dat.json") if (base / kind).is_file()}
+    has = {kind for kind in ("network.json", "dat.json") if _has(base, kind)}
     suffix = Path(target).suffix.lower()
     if suffix == ".dat" and "dat.json" in has:
         has = {"dat.json"}
@@ -100,9 +125,12 @@ def build(folder: str | os.PathLike[str], target: str) -> bytes:
     )
 
 
-def dat_parts(data: bytes, name: str) -> dict[str, bytes]:
-    """Return the files of a .DAT's folder by name. Raises DatError."""
-    decoded = dat.decode(data, name=name)
+def dat_parts(
+    data: bytes, name: str, ten_bit: int | None = None, entry: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, bytes]:
+    """Return the files of a .DAT's folder by name; `entry`: of its layer in a .MODEL. Raises DatError."""
+    decoded = dat.decode(data, activation_bit_mode=ten_bit, name=name)
+    decoded = replace(decoded, network=upsampling.applied(decoded.network, upsampling.modes_in(entry)))
     numbered = list(enumerate(decoded.weights))
     arrays = {f"w{i}": values.filters for i, values in numbered}
     arrays |= {f"b{i}": values.biases for i, values in numbered}
@@ -133,19 +161,22 @@ def dat_parts(data: bytes, name: str) -> dict[str, bytes]:
     return parts
 
 
-def container_parts(data: bytes, name: str) -> tuple[dict[str, bytes], list[str]]:
+def container_parts(data: bytes, name: str, ten_bit: int | None = None) -> tuple[dict[str, bytes], list[str]]:
     """Return the files of a .MODEL's folder by name, and remarks. Raises ModelFileError."""
     model = model_file.parse(data, name)
     parts = _container_files(model, data)
     remarks = []
     chips = 0
+    count = sum(layer.operation == "GTICNN" and layer.blob is not None for layer in model.layers)
     for index, layer in enumerate(model.layers):
         if layer.operation != "GTICNN" or layer.blob is None:
             continue
         chips += 1
         where = f"{name}, {model_file.layer_path(index, layer.entry)}"
         try:
-            inner = dat_parts(bytes(layer.blob), where)
+            mode = ten_bit if chips == count else None
+            inner = dat_parts(bytes(layer.blob), where, mode, layer.entry)
+            remarks += dat.guesses(layer.blob, activation_bit_mode=mode, name=where)
         except DatError as problem:
             remarks.append(f"its data stay packed: {problem}")
             continue
@@ -191,8 +222,10 @@ def _composes_to(text: bytes, parts: Mapping[str, bytes], data: bytes) -> bool:
 
 def _build_container(base: Path) -> bytes:
     text = _read(base, "network.json", model_file.MAX_HEADER_BYTES)
-    if not (base / "header.bin").exists():
-        return model_file.compose(text, base)
+    if not _has(base, "header.bin"):
+        data = model_file.compose(text, base)
+        model_file.parse(data, f"{base}, read back")
+        return data
     header = _read(base, "header.bin", model_file.MAX_FILE_BYTES)
     # Compose for its checks and its blobs; then lay the blobs where the kept header says.
     composed = model_file.parse(model_file.compose(text, base))
@@ -235,16 +268,36 @@ def _stale(base: Path) -> ModelFileError:
 
 
 def _build_dat(base: Path) -> bytes:
-    chip_network = network.load(base / "dat.json")
+    chip_network = network.from_json(_read_json(base, "dat.json"), str(base / "dat.json"), to_file=True)
+    if upsampling.lost(chip_network):
+        log.warning("%s: %s", base, upsampling.lost(chip_network))
     weights = _weights(base, len(chip_network.convolutions))
-    exact = files.read_json(base / "exact.json", error=DatError) if (base / "exact.json").exists() else {}
+    exact = _read_json(base, "exact.json") if _has(base, "exact.json") else {}
     header, length, strict = _exact(exact, str(base / "exact.json"))
-    tail = _read(base, "tail.bin", dat.MAX_FILE_BYTES) if (base / "tail.bin").exists() else b""
+    tail = _read(base, "tail.bin", dat.MAX_FILE_BYTES) if _has(base, "tail.bin") else b""
     data = dat.encode(chip_network, weights, header=header, length=length, tail=tail, strict=strict)
-    if not (base / "rows.npz").exists():
-        return data
-    rows = npy.parse_npz(_read(base, "rows.npz", dat.MAX_FILE_BYTES), str(base / "rows.npz"))
-    return _with_rows(data, rows, file_size.row_count(chip_network), str(base / "rows.npz"))
+    if _has(base, "rows.npz"):
+        rows = npy.parse_npz(_read(base, "rows.npz", dat.MAX_FILE_BYTES), str(base / "rows.npz"))
+        data = _with_rows(data, rows, file_size.row_count(chip_network), str(base / "rows.npz"))
+    if strict:  # else it is known to say something else than the folder
+        _read_back(data, chip_network, weights, base)
+    return data
+
+
+def _read_back(data: bytes, chip_network: Network, weights: list[ConvolutionWeights], base: Path) -> None:
+    """Raise DatError where the file `data` is read as another network than the folder describes."""
+    found = dat.decode(data, activation_bit_mode=chip_network.activation_bit_mode, name=f"{base}, read back")
+    same = dat_header.words_of(found.network) == dat_header.words_of(chip_network) and all(
+        np.array_equal(a.filters, b.filters) and np.array_equal(a.biases, b.biases)
+        for a, b in zip(found.weights, weights, strict=True)
+    )
+    if not same:
+        raise DatError(
+            str(base),
+            "gives a file that reads back as something else",
+            expected="a header in exact.json and rows in rows.npz that fit dat.json and weights.npz",
+            fix="delete exact.json and rows.npz, or extract the file again",
+        )
 
 
 def _weights(base: Path, count: int) -> list[ConvolutionWeights]:
@@ -313,8 +366,16 @@ def _with_rows(data: bytes, kept: Mapping[str, np.ndarray], count: int, name: st
     return bytes(result)
 
 
+def _has(base: Path, name: str) -> bool:
+    return os.path.lexists(base / name)  # a link that leads nowhere is a mistake, not an absent file
+
+
 def _read(base: Path, name: str, limit: int) -> bytes:
     return files.read_bytes(files.inside(base, name), limit=limit)
+
+
+def _read_json(base: Path, name: str) -> Any:
+    return files.parse_json(_read(base, name, files.MAX_JSON_BYTES), str(base / name), error=DatError)
 
 
 def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:

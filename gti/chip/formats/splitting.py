@@ -130,7 +130,7 @@ def insert_inner_layers(
 ) -> list[dict[str, Any]]:
     """Put a GTICNN layer for each part but the last before `last`, the one of a model JSON; return what was put.
 
-    They read out the codes before the pooling, as pixels of the next chip.
+    They read out pixels of the next chip: the codes of the last sublayer, pooled where its major layer pools.
     """
     inner = []
     for number, (part, data_file) in enumerate(zip(parts[:-1], data_files[:-1], strict=True), 1):
@@ -138,8 +138,9 @@ def insert_inner_layers(
         name = f"{last.get('name', 'chip')}_{number}"
         entry: dict[str, Any] = {"name": name, "operation": "GTICNN", "data file": data_file}
         entry |= {key: copy.deepcopy(last[key]) for key in ("data offset", "device") if key in last}
-        entry |= {"mode": int(Mode.SINGLE), "output scaledown": -CODE_SHIFT, "output type": "uint8"}
-        entry |= {"output width": end.working_size, "output height": end.working_size}
+        mode = Mode.FILE_5 if end.pooling else Mode.SINGLE  # SINGLE would read from before the pooling
+        entry |= {"mode": int(mode), "output scaledown": -CODE_SHIFT, "output type": "uint8"}
+        entry |= {"output width": end.output_size, "output height": end.output_size}
         inner.append(entry | {"output channels": end.output_channels})
     position = next(index for index, layer in enumerate(model_json["layer"]) if layer is last)
     model_json["layer"][position:position] = inner
@@ -174,4 +175,6 @@ def _sub_network(network: Network, first: int, end: int) -> Network:
     if first > 1:  # addresses of the whole network mean nothing in a part of it
         layers = tuple(replace(layer, in_address=None, out_address=None) for layer in layers)
     last = end == len(network.layers) + 1
+    if not last and layers[-1].pooling:  # its output is read as the file selects it: not every major layer's
+        layers = tuple(replace(layer, last_layer_out=False) for layer in layers)
     return replace(network, layers=layers, activation_bit_mode=network.activation_bit_mode if last else 0)

@@ -1,9 +1,15 @@
-"""dat.json <-> Network (docs/dat_format.md section 5); what it reads is examined by every rule of `rules`."""
+"""dat.json <-> Network (docs/dat_format.md section 5); what it reads is examined by every rule of `rules`.
+
+What the vendor's converter takes and cannot be misread (null where a key may be absent, 14.0 for 14) is taken with a
+note.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from gti import files
@@ -12,13 +18,16 @@ from gti.chip.network.rules import (
     Violation,
     major_path,
     violations,
+    violations_of_file,
     violations_of_layers,
     violations_of_memory,
     violations_of_model,
     violations_of_ten_bit,
 )
 from gti.chip.network.types import MajorLayer, Network
-from gti.errors import NetworkError, listing
+from gti.errors import NetworkError, listing, sentence
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -36,14 +45,19 @@ def load(path: str | os.PathLike[str]) -> Network:
     return from_json(files.read_json(path), os.fspath(path))
 
 
-def from_json(value: object, name: str) -> Network:
+def from_json(value: object, name: str, *, to_file: bool = False) -> Network:
     """Return the network of the JSON `value` of a dat.json; `name` is the file named in errors.
 
-    Keys without effect on the file are kept in `extra`. Raises NetworkError listing missing keys, wrong types and
-    broken rules together.
+    Keys without effect on the file are kept in `extra`, notes are logged as warnings. `to_file`: what a .DAT can hold
+    is enough, whatever the chip computes of it. Raises NetworkError listing missing keys, wrong types and broken rules
+    together.
     """
     network, found = examine(value)
-    _raise_if(found, name)
+    if to_file and all(violation.computed for violation in found):
+        found = violations_of_file(network)
+    _raise_if([violation for violation in found if not (to_file and violation.computed)], name)
+    for note in network.notes:
+        log.warning("%s: %s", name, note)
     return network
 
 
@@ -53,13 +67,14 @@ def examine(value: object) -> tuple[Network, list[Violation]]:
     Where rules named `json-...` are broken, the network holds defaults for what could not be read.
     """
     found: list[Violation] = []
-    top = _Reader(value, "file", found)
+    notes: list[str] = []
+    top = _Reader(value, "file", found, notes)
     entries = top.take("layer", list, [], required=True)
     models = top.take("model", list, [], required=True)
     if len(models) != 1 and "model" not in top.unread:
         found.append(Violation("model", "model-entries", '"model" must hold one object', 1, len(models), "keep one"))
-    layers, unread = _layers(entries, found)
-    model = _Reader(models[0], "model", found) if len(models) == 1 else _Reader({}, "model", [])
+    layers, unread = _layers(entries, found, notes)
+    model = _Reader(models[0], "model", found, notes) if len(models) == 1 else _Reader({}, "model", [], [])
     network = Network(
         layers=layers,
         chip_type=model.take("ChipType", int, 2801, required=True),
@@ -86,7 +101,7 @@ def examine(value: object) -> tuple[Network, list[Violation]]:
         found.extend(violations_of_ten_bit(network))
     if not found:
         found.extend(violations_of_memory(network))
-    return network, found
+    return replace(network, notes=tuple(notes)), found
 
 
 def to_json(network: Network) -> dict[str, object]:
@@ -134,13 +149,15 @@ def _layer_to_json(major: int, layer: MajorLayer) -> dict[str, object]:
     return result | {key: value for key, value in layer.extra.items() if key not in result}
 
 
-def _layers(entries: Sequence[object], found: list[Violation]) -> tuple[tuple[MajorLayer, ...], list[frozenset[str]]]:
+def _layers(
+    entries: Sequence[object], found: list[Violation], notes: list[str]
+) -> tuple[tuple[MajorLayer, ...], list[frozenset[str]]]:
     layers: list[MajorLayer] = []
     unread: list[frozenset[str]] = []
     for m, entry in enumerate(entries, 1):
         # Far beyond the limit only the count matters, which the rule "major-layers" judges.
-        reader = _Reader(entry, major_path(m), found if m <= MAX_EXAMINED else [])
-        layers.append(_layer(reader))
+        reader = _Reader(entry, major_path(m), *(([], []) if m > MAX_EXAMINED else (found, notes)))
+        layers.append(_layer(reader, notes if m == 1 else []))
         unread.append(frozenset(reader.unread))
         if m > MAX_EXAMINED:
             layers.extend(layers[-1:] * (len(entries) - m))
@@ -149,8 +166,11 @@ def _layers(entries: Sequence[object], found: list[Violation]) -> tuple[tuple[Ma
     return tuple(layers), unread
 
 
-def _layer(reader: _Reader) -> MajorLayer:
-    reader.take("major_layer", int, 0, required=True)  # must exist; the order of the list is what counts
+def _layer(reader: _Reader, notes: list[str]) -> MajorLayer:
+    number = reader.take("major_layer", int, 1, required=True)  # must exist; the order of the list is what counts
+    if number != 1 and reader.given("input_channels").get("input_channels") in (1, 3):
+        problem = "its major_layer is not 1, which crashes the vendor's converter with 1 or 3 planes"
+        notes.append(sentence(major_path(1), problem, received=number, fix="write 1"))
     for flag in ("depth_enable", "ten_bits_enable"):
         reader.take(flag, bool, False)
     return MajorLayer(
@@ -178,9 +198,10 @@ class _Reader:
 
     _NAMES = {int: "an integer", bool: "true or false", str: "a string", list: "a list", dict: "an object"}
 
-    def __init__(self, value: object, layer: str, found: list[Violation]) -> None:
+    def __init__(self, value: object, layer: str, found: list[Violation], notes: list[str]) -> None:
         self._layer = layer
         self._found = found
+        self._notes = notes
         self._values: dict[str, object] = {}
         self._taken: set[str] = set()
         self.unread: set[str] = set()  # fields without a usable value
@@ -200,6 +221,11 @@ class _Reader:
                     self._miss(key, kind)
             return default
         value = self._values[key]
+        if value is None and not required:
+            self._notes.append(f'{self._layer}: "{key}" is null, which is taken for leaving it out.')
+            return default
+        if kind is int:
+            value = self._whole_number(key, value)
         if isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
             return value
         self.unread.add(field or key)
@@ -208,13 +234,21 @@ class _Reader:
 
     def take_integers(self, key: str, field: str, *, required: bool = False) -> tuple[int, ...]:
         """Return the integers of the list `key`; absent and optional: no integers."""
-        items = self.take(key, list, [], required=required, field=field)
-        for item in items:
-            if not isinstance(item, int) or isinstance(item, bool):
-                self.unread.add(field)
-                self._wrong(f'"{key}" has the wrong type', "a list of integers", item)
-                return ()
-        return tuple(items)
+        items = [self._whole_number(key, item) for item in self.take(key, list, [], required=required, field=field)]
+        integers = [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
+        if len(integers) < len(items):
+            item = next(item for item in items if not isinstance(item, int) or isinstance(item, bool))
+            self.unread.add(field)
+            self._wrong(f'"{key}" has the wrong type', "a list of integers", item)
+            return ()
+        return tuple(integers)
+
+    def _whole_number(self, key: str, value: object) -> object:
+        """Return the integer that a number such as 14.0 means, with a note; any other value as it is."""
+        if not isinstance(value, float) or not value.is_integer() or abs(value) > 2**53:
+            return value
+        self._notes.append(f'{self._layer}: "{key}" is {value!r}, which is taken for {int(value)}.')
+        return int(value)
 
     def given(self, *keys: str) -> dict[str, object]:
         """Return those of `keys` that are present, with their values."""

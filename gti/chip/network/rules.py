@@ -31,6 +31,8 @@ class Violation:
     fix: str = ""
     # A file of such a network is defined: the vendor's converter would write it (docs/dat_format.md section 6).
     tolerated: bool = False
+    # A file holds such a network and reads back as it was: only what the chip computes of it is unknown.
+    computed: bool = False
 
     def __str__(self) -> str:
         return sentence(self.layer, self.problem, expected=self.expected, received=self.received, fix=self.fix)
@@ -48,22 +50,23 @@ class LayerRule:
     fields: frozenset[str]
     previous: frozenset[str]
     tolerated: bool
+    computed: bool
     check: _Check
 
     def broken(self, layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
         """Yield what breaks the rule in layer `i` (0-based)."""
         for layer, problem, expected, received, fix in self.check(layers, i):
-            yield Violation(layer, self.name, problem, expected, received, fix, self.tolerated)
+            yield Violation(layer, self.name, problem, expected, received, fix, self.tolerated, self.computed)
 
 
 LAYER_RULES: list[LayerRule] = []
 
 
 def _layer_rule(
-    name: str, *fields: str, previous: tuple[str, ...] = (), tolerated: bool = False
+    name: str, *fields: str, previous: tuple[str, ...] = (), tolerated: bool = False, computed: bool = False
 ) -> Callable[[_Check], _Check]:
     def register(function: _Check) -> _Check:
-        LAYER_RULES.append(LayerRule(name, frozenset(fields), frozenset(previous), tolerated, function))
+        LAYER_RULES.append(LayerRule(name, frozenset(fields), frozenset(previous), tolerated, computed, function))
         return function
 
     return register
@@ -109,7 +112,7 @@ def _image_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
         )
 
 
-@_layer_rule("size-448-first", "image_size")
+@_layer_rule("size-448-first", "image_size", computed=True)
 def _size_448_first(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i > 0 and layers[i].image_size == 448:
         yield (
@@ -121,7 +124,7 @@ def _size_448_first(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
         )
 
 
-@_layer_rule("upsample-size", "image_size", "upsample_enable")
+@_layer_rule("upsample-size", "image_size", "upsample_enable", computed=True)
 def _upsample_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if layers[i].upsample_enable and layers[i].image_size >= 448:
         yield (
@@ -145,7 +148,7 @@ def _upsample_mode(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
         )
 
 
-@_layer_rule("size-chain", "image_size", previous=("image_size", "pooling", "upsample_enable"))
+@_layer_rule("size-chain", "image_size", previous=("image_size", "pooling", "upsample_enable"), computed=True)
 def _size_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
     if i > 0 and layers[i].image_size != layers[i - 1].output_size:
         yield (
@@ -523,3 +526,14 @@ def violations(network: Network) -> list[Violation]:
         *violations_of_ten_bit(network),
     ]
     return found or list(violations_of_memory(network))
+
+
+def violations_of_file(network: Network) -> list[Violation]:
+    """Return what a .DAT cannot hold of `network`: every broken rule but those about what the chip computes."""
+    found = [v for v in violations(network) if not v.computed]
+    return found or list(violations_of_memory(network))
+
+
+def uncomputable(network: Network) -> list[Violation]:
+    """Return the broken rules of what the chip computes, in a network that a file holds."""
+    return [v for v in violations_of_layers(network.layers) if v.computed]

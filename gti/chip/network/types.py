@@ -102,6 +102,7 @@ class Network:
     sampling_method: int = 0  # 0 = max pooling, 1 = take the top-left pixel
     activation_bit_mode: int = 0  # 1 = ten-bit codes out of the last sublayer
     extra: dict[str, object] = field(default_factory=dict, compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)  # on its dat.json: what was taken for what
 
     @cached_property
     def convolutions(self) -> tuple[Convolution, ...]:

@@ -86,7 +86,7 @@ class ChipChain:
             self._chips.append(GtiModel(part, name, mode=self._mode_of(part), settings=settings))
 
     def _mode_of(self, part: LoadedModel) -> Mode:
-        return self.mode if part is self._parts[-1] else Mode.SINGLE
+        return self.mode if part is self._parts[-1] else _handing_on(part)
 
     # Frames
 
@@ -110,10 +110,11 @@ class ChipChain:
         number = protocol.parse_mode(mode)
         result: list[npt.NDArray[Any]] = []
         for part, chip in zip(self._parts[:-1], self._chips[:-1], strict=True):
-            # Those of every chip end with the last sublayer of the part before pooling: what the next chip needs.
-            maps = chip.layer_outputs(image, number if number in OF_EVERY_CHIP else Mode.SINGLE)
+            # Those of every chip end with the last sublayer of the part, before its pooling.
+            chosen = number if number in OF_EVERY_CHIP else _handing_on(part)
+            maps = chip.layer_outputs(image, chosen)
             result += maps if number in OF_EVERY_CHIP else []
-            image = _following(maps[-1], part)
+            image = _following(maps[-1], part, chosen)
         return result + self._chips[-1].layer_outputs(image, number)
 
     def raw_maps(self, image: Image) -> list[Image]:
@@ -232,14 +233,25 @@ def chain_devices(device: str, count: int) -> tuple[list[str], str]:
 
 
 def _passed_on(chip: GtiModel, part: LoadedModel, images: Iterable[Image]) -> Generator[Image, None, None]:
-    results = chip.layer_outputs_many(images, Mode.SINGLE)
+    mode = _handing_on(part)
+    results = chip.layer_outputs_many(images, mode)
     with closing(results):
         for (codes,) in results:
-            yield _following(codes, part)
+            yield _following(codes, part, mode)
 
 
-def _following(codes: npt.NDArray[np.uint8], part: LoadedModel) -> Image:
-    return next_image(codes, part.header.layers[-1].pooling, part.header.takes_top_left)
+def _handing_on(part: LoadedModel) -> Mode:
+    """Return the mode in which a chip delivers the input of the next: pooled by itself, where the file selects that."""
+    if part.header.layers[-1].pooling:
+        own = protocol.read_out(part.header, Mode.FILE_5)
+        if own.bits == 5 and all(maps.pooled for maps in own.sets):
+            return Mode.FILE_5
+    return Mode.SINGLE
+
+
+def _following(codes: npt.NDArray[np.uint8], part: LoadedModel, mode: Mode) -> Image:
+    pooled = part.header.layers[-1].pooling and mode != Mode.FILE_5
+    return next_image(codes, pooled, part.header.takes_top_left)
 
 
 def _check_joints(parts: Sequence[LoadedModel]) -> None:

@@ -190,6 +190,7 @@ class Request:
     backend: Any = None  # a pyusb backend in place of libusb
     record: str | os.PathLike[str] | None = None  # a file for every USB transfer of the session
     wishes: Mapping[str, Any] = field(default_factory=dict)  # the "device" object of a .model
+    upsample_modes: tuple[str, ...] = ()  # of its major layers, for sticks in software: no word tells them
 
 
 @dataclass(frozen=True)

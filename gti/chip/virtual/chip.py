@@ -17,7 +17,7 @@ import numpy as np
 
 from gti.chip.virtual.faults import Fault
 from gti.chip.wire import protocol
-from gti.errors import GtiError
+from gti.errors import DeviceError, GtiError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -40,13 +40,16 @@ class VirtualChip:
         chip_time_ms: float | None = None,
         engine: str = "auto",
         ten_bit_layout: str = "halves",
+        upsample_modes: tuple[str, ...] = (),
     ) -> None:
         self._framing = framing
         self._chip_time_ms = chip_time_ms
         self._engine = engine
         self._ten_bit_layout = ten_bit_layout
+        self._upsample_modes = upsample_modes  # which no word tells
         self._networks: dict[bytes, SoftwareNetwork] = {}
         self.images = 0  # images taken in since the chip was made
+        self._refusal = ""  # why the frame before had no result
         self._last = bytes(64)  # of the result before: what a stale byte is made of
         self.power_cycle()
 
@@ -146,9 +149,15 @@ class VirtualChip:
             else:
                 data = self._network(image.header).result(image)
         except GtiError as error:
-            # The chip cannot speak: what it cannot do ends in silence, as on silicon. The log has the reason.
+            # The chip cannot speak: what it cannot do ends in silence, as on silicon. The log has the reason. What is
+            # refused in the same words after everything was sent again is no fault of a transfer: no repetition helps.
             log.error("virtual chip: no result: %s", error)
+            if str(error) == self._refusal:
+                self._refusal = ""
+                raise DeviceError(f"stick in software: no result. {error}") from error
+            self._refusal = str(error)
             return
+        self._refusal = ""
         self._last = data[:1024] or self._last
         words = protocol.word_stream(data, self._framing.word_bytes)
         self._queue += self._disturbed(words)
@@ -170,7 +179,7 @@ class VirtualChip:
             if len(self._networks) > 3:
                 self._networks.clear()
             dat = decode_registers(header, self._coefficients)
-            self._networks[key] = SoftwareNetwork(dat, self._engine, self._ten_bit_layout)
+            self._networks[key] = SoftwareNetwork(dat, self._engine, self._ten_bit_layout, self._upsample_modes)
         return self._networks[key]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from gti.chip import spec
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat as dat_file
+from gti.chip.formats import upsampling
 from gti.chip.network.types import ConvolutionWeights
 from gti.chip.wire import header_words as bits
 from gti.chip.wire import protocol
@@ -68,8 +69,10 @@ def _as_file(header: protocol.Header, pooled: bool, coefficients: bytes) -> byte
 class SoftwareNetwork:
     """A decoded network with its emulator."""
 
-    def __init__(self, dat: dat_file.Dat, engine: str, ten_bit_layout: str) -> None:
-        self._emulator = Emulator(dat.network, dat.weights, engine=engine)
+    def __init__(
+        self, dat: dat_file.Dat, engine: str, ten_bit_layout: str, upsample_modes: tuple[str, ...] = ()
+    ) -> None:
+        self._emulator = Emulator(upsampling.applied(dat.network, upsample_modes), dat.weights, engine=engine)
         self._ten_bit_layout = ten_bit_layout
         self._numbers = {(conv.major - 1, conv.sub - 1): conv.index for conv in dat.network.convolutions}
 
@@ -106,11 +109,19 @@ class SoftwareNetwork:
 class ExpectedResults:
     """What a chip that was loaded with the file `dat` must answer; `name`: of the file, for messages."""
 
-    def __init__(self, dat: bytes, header: protocol.Header, name: str, ten_bit_layout: str) -> None:
+    def __init__(
+        self,
+        dat: bytes,
+        header: protocol.Header,
+        name: str,
+        ten_bit_layout: str,
+        upsample_modes: tuple[str, ...] = (),
+    ) -> None:
         self._dat = dat
         self._header = header
         self._name = name
         self._ten_bit_layout = ten_bit_layout
+        self._upsample_modes = upsample_modes
         self._network: SoftwareNetwork | None = None
 
     def result(self, planes: np.ndarray, mode: protocol.Mode) -> bytes:
@@ -118,6 +129,6 @@ class ExpectedResults:
         header = protocol.Header.from_registers(*protocol.registers(self._header, mode), self._name)
         if self._network is None:
             dat = decode_registers(self._header, self._dat[spec.HEADER_BYTES :])
-            self._network = SoftwareNetwork(dat, "auto", self._ten_bit_layout)
+            self._network = SoftwareNetwork(dat, "auto", self._ten_bit_layout, self._upsample_modes)
         channels, size, _ = planes.shape
         return self._network.result(protocol.Image(header, size, channels, protocol.image_tiles(planes)))

@@ -24,7 +24,7 @@ def open_stick(key: str, request: Request) -> Stick:
     settings = request.settings or VIRTUAL_SETTINGS
     kind = key.lower() or KINDS[0]
     with ExitStack() as held:
-        backend = virtual_backend(kind)
+        backend = virtual_backend(kind, upsample_modes=request.upsample_modes)
         if request.record is not None:
             from gti.chip.usb.trace import recorded
 
@@ -48,7 +48,7 @@ def virtual_backend(kind: str = KINDS[0], count: int = 1, plans: Any = None, **c
     """Return a pyusb backend with `count` sticks in software of one kind: ft601, ft600 or eusb.
 
     `plans`: a fault plan for each. `chip_options` are those of `chip.VirtualChip`: chip_time_ms, engine,
-    ten_bit_layout.
+    ten_bit_layout, upsample_modes.
     """
     from gti.chip.virtual.bridge import VirtualFt60x
     from gti.chip.virtual.bus import VirtualBackend

@@ -128,7 +128,8 @@ def select(header: Header) -> ReadOut:
         final.output_channels,
         final.image_size // 2 if final.pooling else final.image_size,
     )
-    if header_words.FC.of(reg0):
+    every_major = header_words.LAST_LAYER_OUT.of(reg0)  # goes before FC where a file has both bits set
+    if header_words.FC.of(reg0) and not every_major:
         if output.size != FC_READOUT_SIZE:
             raise DatError(
                 _path(output),
@@ -138,7 +139,7 @@ def select(header: Header) -> ReadOut:
                 fix="pool the last layer from 14 to 7, or read it with scripts/model_tool.py run --mode single",
             )
         return _checked(ReadOut(8, POOLED_TILE, (output,)))
-    if header_words.LAST_LAYER_OUT.of(reg0):
+    if every_major:
         chosen = [(i, max(layer.sublayers - 1, 0)) for i, layer in enumerate(layers)]
     else:
         chosen = [(i, j) for i, layer in enumerate(layers) if layer.learning for j in range(layer.sublayers)]

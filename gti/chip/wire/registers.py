@@ -6,6 +6,7 @@ The header passes through with all its bits; only the fields named here are look
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,6 +122,14 @@ class Header:
     def upsampled(self) -> list[int]:
         """Indices of the major layers that double their input."""
         return [i for i in range(len(self.layers)) if bits.upsampling(i).of(self.reg0)]
+
+    def broken_chain(self) -> tuple[int, int] | None:
+        """Return (index, size delivered to it) of the first major layer whose image size is not what it gets."""
+        for i, (before, layer) in enumerate(itertools.pairwise(self.layers), 1):
+            size = before.image_size << (i - 1 in self.upsampled) >> before.pooling
+            if layer.image_size != size:
+                return i, size
+        return None
 
     @property
     def takes_top_left(self) -> bool:

@@ -63,7 +63,7 @@ def meaningful(network: Network) -> int:
 
 @pytest.mark.parametrize("case", DIGESTS, ids=[str(case["seed"]) for case in DIGESTS])
 def test_golden_files(case: dict) -> None:
-    network = from_json(case["config"], "golden")
+    network = from_json(case["config"], "golden", to_file=True)
     weights = weights_of(network, case["seed"], case["config"])
     data = dat.encode(network, weights)
     assert len(data) == case["length"]
@@ -506,3 +506,34 @@ def test_scale_range(bits: int) -> None:
     magnitude = np.abs(values.filters.astype(int)).reshape(256, 9)
     smallest = [row[row > 0].min() for row in magnitude if row.any()]
     assert dat_rows.scale_range(rows, bits) == (min(smallest), max(smallest))
+
+
+@pytest.mark.parametrize(
+    ("mode", "dead", "word"),
+    [
+        (0, 0, "guessed to give 5-bit"),
+        (0, 16, "guessed to give ten-bit"),  # half of the channels are empty, and the file lies
+        (1, 0, "guessed to give ten-bit"),
+    ],
+)
+def test_what_is_concluded_is_said(mode: int, dead: int, word: str) -> None:
+    # 56x56 with 32 channels in the register has the output code 1 as a 5-bit layer and, with 16, as a ten-bit one.
+    network = Network((MajorLayer(56, 16, 32 >> mode, 1, 3, (4,)),), activation_bit_mode=mode)
+    weights = weights_of(network)
+    if dead:
+        weights[0].filters[dead:], weights[0].biases[dead:] = 0, 0
+    data = dat.encode(network, weights)
+    found = dat.guesses(data)
+    assert word in found[0]
+    assert "--ten_bit" in found[0]
+    assert not dat.guesses(data, activation_bit_mode=mode)
+    assert same(dat.decode(data, activation_bit_mode=mode).weights, weights)
+
+
+def test_planes_of_code_0_are_a_guess() -> None:
+    network = tiny(inputs=3)
+    data = dat.encode(network, weights_of(network))
+    assert "3 planes" in "".join(dat.guesses(data))
+    five = tiny(inputs=5)  # has no code of its own
+    data = dat.encode(five, weights_of(five), strict=False)
+    assert "plane 5 are not empty" in "".join(dat.guesses(data))

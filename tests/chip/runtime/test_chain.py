@@ -243,3 +243,24 @@ def test_sticks_that_do_not_suffice(monkeypatch, device, error, message):
     bus(monkeypatch, 3)
     with pytest.raises(error, match=message):
         chain.chain_devices(device, 4)
+
+
+def test_a_cut_at_a_pooling_is_read_pooled_in_mode_5():
+    network = replace(NETWORK, layers=(replace(NETWORK.layers[0], last_layer_out=True), *NETWORK.layers[1:]))
+    parts = splitting.cut(network, WEIGHTS, (1, 2, 3))
+    entry = {"name": "chip"}
+    inner = splitting.insert_inner_layers({"layer": [entry]}, entry, parts, ["1.dat", "2.dat", "3.dat"])
+    assert [(one["mode"], one["output width"]) for one in inner] == [(5, 28), (2, 28)]
+    assert not parts[0].network.layers[0].last_layer_out  # would select the maps of every major layer
+
+
+def test_parts_that_select_every_major_layer_are_pooled_by_the_host(tmp_path):
+    parts = splitting.cut(NETWORK, WEIGHTS, (1, 2))
+    layers = tuple(replace(layer, last_layer_out=True) for layer in parts[0].network.layers)
+    parts[0] = replace(parts[0], network=replace(parts[0].network, layers=layers))
+    path = tmp_path / "old.model"
+    path.write_bytes(model_bytes(parts))
+    image = images(NETWORK, 1)[0]
+    with open_model(path, "virtual") as model:
+        codes = model.layer_outputs(image, "fc")[0]
+    assert (codes == Emulator(NETWORK, WEIGHTS).read_out(image, "fc")[0]).all()

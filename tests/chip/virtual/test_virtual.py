@@ -9,6 +9,7 @@ import pytest
 import usb.core
 from sticks import KINDS, dat_bytes, images, lively_weights, open_model, stick, tiny_network
 
+from gti.chip.driver import GtiModel
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.network.types import MajorLayer, Network
 from gti.chip.usb.transport import VIRTUAL_SETTINGS
@@ -18,7 +19,7 @@ from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire.protocol import FT601, encode_frame, encode_load
 from gti.chip.wire.registers import MODE_NAMES
 from gti.chip.wire.ten_bit import join_codes, split_codes
-from gti.errors import DeviceError
+from gti.errors import DeviceError, NetworkError
 
 # (kind, vendor, product, packet, endpoints of each interface): docs/usb_protocol.md section 8, docs/eusb_protocol.md
 # section 10
@@ -202,3 +203,21 @@ def test_impossible_faults_are_refused():
     for wrong in [("reading", 0, "io"), ("read", -1, "io"), ("read", 0, "smoke")]:
         with pytest.raises(ValueError, match="impossible"):
             Fault(*wrong)
+
+
+def test_a_network_that_nobody_can_compute_is_refused_with_the_reason(tmp_path):
+    layers = (MajorLayer(14, 1, 16, 2, 3, (4, 4), shortcuts=(1,)),)  # the arithmetic of shortcuts is unknown
+    path = tmp_path / "shortcut.dat"
+    path.write_bytes(dat_bytes(Network(layers)))
+    with open_model(path)[1] as model, pytest.raises(DeviceError, match="shortcuts, whose arithmetic") as caught:
+        model.layer_outputs(images(Network(layers), 1)[0], "single")
+    assert "unplug" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["virtual", "auto"])
+def test_sizes_that_do_not_chain_are_refused_before_a_stick_is_opened(tmp_path, device):
+    layers = (MajorLayer(28, 3, 16, 1, 3, (4,)), MajorLayer(14, 16, 16, 1, 3, (4,), pooling=True))
+    path = tmp_path / "unchained.dat"
+    path.write_bytes(dat_bytes(Network(layers)))
+    with pytest.raises(NetworkError, match="major 2: its image size"):
+        GtiModel(path, device)

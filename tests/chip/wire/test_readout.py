@@ -69,6 +69,14 @@ def naive_result(result: ReadOut, maps: list[np.ndarray]) -> bytes:
             5,
             14,
         ),
+        # Bits 12 and 13 together: SUBLAST goes before FC.
+        (
+            header((28, 16, 1, True), (14, 64, 3, True), reg0=0x3000),
+            5,
+            [(0, 0, False, 16, 28), (1, 2, False, 64, 14)],
+            5,
+            14,
+        ),
         (header((448, 64, 1, True)), Mode.LEARN, [(0, 0, False, 64, 448)], 5, 14),
     ],
 )
