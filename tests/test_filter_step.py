@@ -44,7 +44,7 @@ def test_the_error_is_the_least_there_is_within_a_little() -> None:
     least = np.array([least_error(kernel) for kernel in kernels.T])
     energy = np.sum(magnitude**2, axis=0)
     assert np.all(errors >= least * (1 - 1e-5))
-    assert np.mean(errors / energy) <= 1.002 * np.mean(least / energy)
+    assert np.mean(errors / energy) <= 1.02 * np.mean(least / energy)
     mean = magnitude.mean(axis=0) / 4
     level = np.trunc(magnitude / mean)
     of_mean = np.sum((magnitude - mean * np.where(level >= 3, 4, level)) ** 2, axis=0)

@@ -26,7 +26,7 @@ from gti.ptq.rounding import TAPS
 
 # What is measured of a layer's outputs, in this order.
 STEPS = ("float filters", "plain", "matched", "compensated", "refined", "corrected")
-DAMPINGS = (0.01, 0.1)
+DAMPINGS = (0.02, 0.2)
 # Positions that a layer is fitted to, and that it is judged by.
 POSITIONS = 24_000
 HELD_POSITIONS = 4_000
