@@ -151,6 +151,7 @@ def test_what_is_no_onnx(tmp_path, data):
     assert "x.onnx" in refused(tmp_path, tmp_path / "x.onnx", FormatError)
 
 
+@pytest.mark.slow
 def test_a_bomb_of_empty_messages_is_not_unpacked(tmp_path, monkeypatch):
     nodes = b"\x0a\x00" * (onnx_files.MAX_STRUCTURE_BYTES // 2 + 1)  # two bytes in the file, hundreds in memory
     length = []

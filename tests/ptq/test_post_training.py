@@ -136,6 +136,7 @@ def test_compensation_beats_rounding(bits: int, least: float) -> None:
         assert layer.agreements["refined"].decibels >= layer.agreements["compensated"].decibels - 0.1
 
 
+@pytest.mark.slow
 def test_read_layers_have_one_scale_and_the_same_seed_gives_the_same() -> None:
     network = small_nets.small_network((14, 3, 16, 2, 3, False), (14, 16, 32, 1, 1, True))
     arrays, images = float_arrays(network), photographs(16, 14)

@@ -94,6 +94,7 @@ def random_pixels(network: Network, random: np.random.RandomState) -> np.ndarray
     return random.randint(0, 256, size=shape).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tenth", range(10))
 def test_random_networks(tenth: int) -> None:
     for seed in range(tenth * COUNT // 10, (tenth + 1) * COUNT // 10):

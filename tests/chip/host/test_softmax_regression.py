@@ -63,6 +63,7 @@ def test_folds_part_the_photographs_and_spread_each_class(counts: tuple[int, ...
         assert max(shares) - min(shares) <= 1, (label, count)
 
 
+@pytest.mark.slow
 def test_held_out_answers_come_from_a_regression_that_has_not_seen_the_photograph(monkeypatch: pytest.MonkeyPatch):
     """Labels without any pattern: who remembers photographs is right always, who does not is right by chance."""
     random = np.random.default_rng(2)
