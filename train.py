@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,11 @@ from gti.stage import Stage
 
 
 def main() -> None:
+    with ExitStack() as held:
+        train(held)
+
+
+def train(held: ExitStack) -> None:
     args = parse(train_parser())
     if args.resume_from is None and args.stage is not Stage.FLOAT:
         raise UsageError(
@@ -32,7 +38,7 @@ def main() -> None:
 
     from gti import looks
     from gti.data import folders
-    from gti.training import restore
+    from gti.training import ownership, restore
 
     network = looks.network(args)
     stages = stage.trainable_from(args.stage)
@@ -48,6 +54,7 @@ def main() -> None:
     looks.settings(args, found)
     if "TF_CONFIG" not in os.environ:  # of several workers, only the first writes
         looks.outputs(args, args.checkpoint_dir, args.log_dir)
+        held.enter_context(ownership.owned(args.checkpoint_dir))
 
     from gti.quiet import import_tensorflow
 
@@ -73,8 +80,9 @@ def main() -> None:
     origin = restore.origin_of_caps(args.net, network, args.stage, source, args.settings_file)
     if origin:
         say(origin)
-    if training.is_chief(strategy):
+    if training.is_chief(strategy) and "TF_CONFIG" in os.environ:
         looks.outputs(args, args.checkpoint_dir, args.log_dir)
+        held.enter_context(ownership.owned(args.checkpoint_dir))
     classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
     with strategy.scope():
         model = restore.build_model(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -55,12 +57,16 @@ def _open_regular(name: str, error: type[FormatError]) -> tuple[int, os.stat_res
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write `data` to `path` so that the old content survives any failure.
 
-    A temporary file beside it is written, flushed to the disk and renamed. Raises UsageError where the
-    folder is missing or the disk refuses.
+    A temporary file beside it is written, flushed to the disk and renamed. A link is followed; a device or a FIFO is
+    written to as it is. Raises UsageError where the folder is missing or the disk refuses.
     """
     target = Path(path)
     temporary = ""
     try:
+        if _is_stream(path):
+            _write_stream(path, data)
+            return
+        target = Path(os.path.realpath(path))
         descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
@@ -68,13 +74,55 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
             os.fsync(file.fileno())
         mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~umask()
         os.chmod(temporary, mode)
-        os.replace(temporary, target)
+        move(temporary, target)
         temporary = ""
     except OSError as problem:
-        raise _not_written(str(target), problem) from problem
+        raise _not_written(os.fspath(path), problem) from problem
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
+
+
+def move(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Move the finished file `source` to `path`: a link is followed, and only a regular file is ever replaced.
+
+    Raises OSError.
+    """
+    target = os.path.realpath(path)
+    if os.path.lexists(target) and not os.path.isfile(target):
+        number = errno.EISDIR if os.path.isdir(target) else errno.EEXIST
+        raise OSError(number, os.strerror(number) if number == errno.EISDIR else "is no regular file", target)
+    try:
+        os.replace(source, target)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        beside = f"{target}.moving"  # a link into another file system
+        shutil.copyfile(source, beside)
+        os.replace(beside, target)
+        os.unlink(source)
+
+
+def _is_stream(path: str | os.PathLike[str]) -> bool:
+    """Return whether `path` is to be written where it is: a device, a FIFO, a stream of this process."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        return not stat.S_ISDIR(mode)
+    names = (os.path.abspath(path), os.path.realpath(path))
+    return any(name.startswith(("/dev/fd/", "/dev/std", "/proc/")) for name in names)
+
+
+def _write_stream(path: str | os.PathLike[str], data: bytes) -> None:
+    # Without O_NONBLOCK a FIFO would be waited for that nobody reads.
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    with os.fdopen(os.open(path, flags), "wb", buffering=0) as file:
+        os.set_blocking(file.fileno(), True)
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -82,7 +130,14 @@ def check_writable(path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.is_dir():
         raise UsageError(str(target), "is a folder", expected="a file to write", fix="pass a file's path")
-    _try_to_write(target.parent, str(target))
+    try:
+        stream = _is_stream(path)
+    except OSError as problem:
+        raise _not_written(str(target), problem) from problem
+    if not stream:
+        _try_to_write(Path(os.path.realpath(path)).parent, str(target))
+    elif not os.access(path, os.W_OK):
+        raise _not_written(str(target), PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def make_writable_folder(folder: str | os.PathLike[str]) -> None:

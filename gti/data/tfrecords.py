@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from gti import files
 from gti.errors import DataError, UsageError, reason
 
 ENCODED = "image/encoded"
@@ -145,7 +146,7 @@ def write_shards(folder: str | os.PathLike[str], name: str, parts: Sequence[Iter
             if match and match["name"] == name:
                 path.unlink()
         for file_name in names:
-            os.replace(Path(building) / file_name, target / file_name)
+            files.move(Path(building) / file_name, target / file_name)
     except (OSError, tf.errors.OpError) as problem:
         raise UsageError(
             str(target),

@@ -77,7 +77,7 @@ def save(
         for path in written:
             flush(path)
         for path in written:  # data first: an index says that the bundle is complete
-            os.replace(path, target.parent / path.name)
+            files.move(path, target.parent / path.name)
         flush(target.parent)
     except (OSError, tf.errors.OpError) as problem:
         raise CheckpointError(

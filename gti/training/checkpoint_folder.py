@@ -2,7 +2,7 @@
 
 <folder>/checkpoint                     state file: the newest, last moved
 <folder>/<net>-<chip>...-epoch-<n>.*    the last ones of each net and stage
-<folder>/best/                          the best one of each net and stage
+<folder>/best/                          the best one of each net and stage, and a state file of its own
 <folder>/earlier/                       what a run found under names that it writes itself
 """
 
@@ -12,8 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from gti import files, names
@@ -115,8 +114,8 @@ def _given(path: str | os.PathLike[str], net: str) -> Path:
 def latest(folder: str | os.PathLike[str], *, net: str, stages: Collection[Stage] = tuple(Stage)) -> str | None:
     """Return the prefix of the newest sound checkpoint of net and stages in `folder`, or None.
 
-    The state file decides what is newest; without a sound one there, the time of writing does. Damaged ones that
-    would have come first are logged as warnings.
+    The state file decides what is newest, then stage and epoch; times of files never do, as copies change them. Damaged
+    ones that would have come first are logged as warnings.
     """
     unsound: dict[str, str] = {}
     prefix = _newest(Path(folder), net, stages, unsound)
@@ -130,9 +129,7 @@ def publish(prefix: str | os.PathLike[str], keep: int) -> None:
     names = [n for n in _family(target) if n != target.name] + [target.name]
     old, kept = names[:-keep], names[-keep:]
     others = [n for n in _read_state(target.parent) if n not in names and index_path(target.parent / n).exists()]
-    lines = [f'model_checkpoint_path: "{target.name}"']
-    lines += [f'all_model_checkpoint_paths: "{name}"' for name in others + kept]
-    files.write_atomic(target.parent / STATE_FILE, "".join(f"{line}\n" for line in lines).encode())
+    _write_state(target.parent, others + kept)
     for name in old:
         delete(target.parent / name)
 
@@ -147,10 +144,13 @@ def publish_best(prefix: str | os.PathLike[str]) -> str:
         _sweep_orphans(folder, source.name)
         for path in bundle(source):
             _link(path, folder / path.name)
-    for name in _family(target):
+    family = _family(target)
+    others = [n for n in _read_state(folder) if n not in family and index_path(folder / n).exists()]
+    unlisted = [n for n in _candidates_by_name(folder) if n not in family and n not in others]
+    _write_state(folder, [*unlisted, *others, target.name])
+    for name in family:
         if name != target.name:
             delete(folder / name)
-    os.utime(index_path(target))  # an old one that is the best again is what this stage goes on from: the newest
     return str(target)
 
 
@@ -185,7 +185,7 @@ def set_aside(folder: str | os.PathLike[str], net: str, stage: Stage, from_epoch
                 (base / EARLIER).mkdir(exist_ok=True)
                 delete(base / EARLIER / name)
                 for path in bundle(home / name):
-                    os.replace(path, base / EARLIER / path.name)
+                    files.move(path, base / EARLIER / path.name)
                 moved.append(name)
     return list(dict.fromkeys(moved))
 
@@ -256,13 +256,18 @@ def _candidates(base: Path, net: str, stages: Collection[Stage]) -> list[str]:
     # Names of the checkpoints of the net and stages, the newest first.
     suffixes = "|".join(re.escape(stage.suffix) for stage in stages)
     pattern = re.compile(rf"{re.escape(names.checkpoint_stem(net))}({suffixes})-epoch-\d{{1,9}}")
-    on_disk = []
-    for index in base.glob("*.index"):
-        with suppress(FileNotFoundError):  # a run at work deletes old ones
-            on_disk.append((index.stat().st_mtime_ns, index.name.removesuffix(".index")))
-    by_time = [name for _, name in sorted(on_disk, reverse=True)]
-    in_order = dict.fromkeys([*reversed(_read_state(base)), *by_time])
+    in_order = dict.fromkeys([*reversed(_read_state(base)), *reversed(_candidates_by_name(base))])
     return [name for name in in_order if pattern.fullmatch(name) and index_path(base / name).is_file()]
+
+
+def _candidates_by_name(base: Path) -> list[str]:
+    # Names of the checkpoints of all nets, the latest stage and epoch last.
+    found = [index.name.removesuffix(".index") for index in base.glob("*.index")]
+    return sorted(found, key=lambda name: (_rank(name), _epoch(name), name))
+
+
+def _rank(name: str) -> int:
+    return int(_stage_of(name)) if _OWN_NAME.fullmatch(name) else -1
 
 
 def _tell(unsound: Mapping[str, str]) -> None:
@@ -302,6 +307,13 @@ def _read_state(folder: Path) -> list[str]:
     return [name for name in dict.fromkeys(m[2] for m in matches if m[1]) if name not in newest] + newest
 
 
+def _write_state(folder: Path, listed: Sequence[str]) -> None:
+    # `listed`: oldest first, the newest last.
+    lines = [f'model_checkpoint_path: "{listed[-1]}"']
+    lines += [f'all_model_checkpoint_paths: "{name}"' for name in listed]
+    files.write_atomic(folder / STATE_FILE, "".join(f"{line}\n" for line in lines).encode())
+
+
 def _link(source: Path, target: Path) -> None:
     # A hard link costs no space; where the file system has none, a copy beside is renamed.
     try:
@@ -310,7 +322,7 @@ def _link(source: Path, target: Path) -> None:
         copy = target.with_name(f"{SAVING}{target.name}")
         shutil.copyfile(source, copy)
         flush(copy)
-        os.replace(copy, target)
+        files.move(copy, target)
 
 
 def _sweep_orphans(folder: Path, start: str) -> None:

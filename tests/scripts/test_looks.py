@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 
@@ -12,7 +13,7 @@ from converted_net import COMMON, ROOT
 from gti import quiet
 from gti.errors import CheckpointError, DataError, FormatError, GtiError, NetworkError, UsageError
 from gti.stage import Stage
-from gti.training import checkpoint_folder
+from gti.training import checkpoint_folder, ownership
 
 ROOT_SCRIPTS = {
     "train.py": ("--resume_from", "CK", "--quant_w", "--quant_act", "--fuse"),
@@ -157,3 +158,11 @@ def test_a_folder_of_several_stages_tells_the_preferred_one_alone(tmp_path):
     assert checkpoint_folder.look(tmp_path, net="digits")[1] is None
     assert checkpoint_folder.look(tmp_path, net="digits", preferred=Stage.QUANT_W)[1] is Stage.QUANT_W
     assert checkpoint_folder.look(tmp_path, net="digits", stages=(Stage.FLOAT,))[1] is Stage.FLOAT
+
+
+def test_a_second_training_in_one_folder_is_refused_before_the_import(run, tmp_path):
+    with ownership.owned(tmp_path / "ck"):
+        refused = run("train.py")
+    assert isinstance(refused, CheckpointError)
+    assert f"pid {os.getpid()}" in str(refused)
+    assert run("train.py") is None

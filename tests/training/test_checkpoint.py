@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -423,3 +424,42 @@ def test_one_variable_differs():
     arrays = {**some_arrays(), "tiny/extra": np.zeros(2)}
     with pytest.raises(CheckpointError, match="1 variable differs: tiny/extra is no variable of the net"):
         checkpoint.select(arrays, SHAPES, "some/prefix")
+
+
+def chosen(folder: Path) -> str:
+    return Path(checkpoint_folder.resolve(folder, net="tiny")).name
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_times_of_files_decide_nothing(tmp_path, backwards):
+    # The float network was trained again after quant_w: it is the newest, in best/ too.
+    for epoch, stage in ((1, Stage.FLOAT), (3, Stage.QUANT_W), (2, Stage.FLOAT)):
+        prefix = write(tmp_path, epoch, stage)
+        checkpoint_folder.publish(prefix, keep=5)
+        checkpoint_folder.publish_best(prefix)
+    for number, path in enumerate(sorted(tmp_path.rglob("*.*"))):
+        when = number if backwards else 10**9 - number
+        os.utime(path, (when, when))
+    shutil.copytree(tmp_path, tmp_path / "copy", copy_function=shutil.copyfile)
+    for home in (tmp_path, tmp_path / "best", tmp_path / "copy", tmp_path / "copy" / "best"):
+        assert chosen(home) == "tiny-2801-epoch-2"
+
+
+def test_without_a_state_file_stage_and_epoch_decide(tmp_path):
+    for epoch, stage in ((12, Stage.FLOAT), (3, Stage.QUANT_W), (9, Stage.FLOAT)):
+        write(tmp_path, epoch, stage)
+    assert chosen(tmp_path) == "tiny-2801-qw-epoch-3"
+    assert Path(find(tmp_path, Stage.FLOAT)).name == "tiny-2801-epoch-12"
+
+
+def test_a_link_in_place_of_data_is_followed_and_a_fifo_refused(tmp_path):
+    data = "tiny-2801-epoch-1.data-00000-of-00001"
+    (tmp_path / "ck").mkdir()
+    (tmp_path / "ck" / data).symlink_to(tmp_path / "elsewhere")
+    prefix = write(tmp_path / "ck", 1)
+    assert (tmp_path / "ck" / data).is_symlink()
+    assert checkpoint.is_sound(prefix)
+    os.mkfifo(tmp_path / "ck" / data.replace("-1.", "-2."))
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        write(tmp_path / "ck", 2)
+    assert not checkpoint.index_path(tmp_path / "ck" / "tiny-2801-epoch-2").exists()

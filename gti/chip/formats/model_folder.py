@@ -380,6 +380,7 @@ def _read_json(base: Path, name: str) -> Any:
 
 def _write_folder(folder: Path, parts: Mapping[str, bytes]) -> None:
     """Write `parts` beside `folder` and move them into place together."""
+    folder = Path(os.path.realpath(folder))
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UsageError(str(folder), "is not an empty folder", fix="name a new one")
