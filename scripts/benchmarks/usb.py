@@ -24,8 +24,8 @@ from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.runtime.pool import GtiPool
 from gti.chip.wire import protocol
 from scripts.benchmarks import networks
-from scripts.benchmarks.figures import Figure, Scale, compare
-from scripts.benchmarks.measure import Actions, Worker
+from scripts.benchmarks.figures import Figure, Scale, compare, compared
+from scripts.benchmarks.measure import Actions, Round, Sample, Worker, repeated
 
 PART = "usb"
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,7 @@ STICKS = (2, 3, 4)
 CHIP_MS = 20.0
 OUTPUTS = 512
 GOAL_FRAME = 1e-3
+GOAL_BESIDE = 0.25e-3
 # Of the time that one stick takes for the same frames.
 GOAL_STICKS = {4: 3.0}
 GOAL_IMPORT = 0.3
@@ -103,7 +104,26 @@ def accuracy_side(path: str, network: Network, images: int) -> Actions:
         for _ in model.evaluate_many(network_images):
             pass
 
-    return {"engine": partial(run, engine), "stick": partial(run, stick), "release": stick.release}
+    def one_by_one(model: ChipModel) -> None:
+        for image in network_images:
+            model.evaluate(image)
+
+    return {
+        "engine": partial(run, engine), "stick": partial(run, stick), "release": stick.release,
+        "engine, one by one": partial(one_by_one, engine), "stick, one by one": partial(one_by_one, stick),
+    }  # fmt: skip
+
+
+def beside_the_emulator(worker: Worker, frames: int, repeat: int, turn: int) -> Round:
+    """Return what a frame on the stick takes longer than the same image on the emulator, and that."""
+    names = ["stick, one by one", "engine, one by one"]
+    found = {name: worker.run(name, repeat) for name in (names[::-1] if turn % 2 else names)}
+    stick, engine = found[names[0]], found[names[1]]
+    foreign = max(stick.foreign, engine.foreign)
+    return (
+        Sample((stick.wall - engine.wall) / frames, (stick.cpu - engine.cpu) / frames, foreign),
+        Sample(engine.wall / frames, engine.cpu / frames, foreign),
+    )
 
 
 def start_side() -> Actions:
@@ -147,6 +167,15 @@ def measure(scale: Scale) -> Iterator[Figure]:
             name = f"six convolutions 56, {scale.small_batch} images: chip_infer.py --engine_only"
             sides = (worker, "engine"), (worker, "stick")
             yield compare(PART, name, "speed", sides, "virtual stick, frame by frame", **often)
+            worker.value("release")
+        digits = networks.of_net("digits")
+        path.write_bytes(dat.encode(digits, networks.random_weights(digits)))
+        with Worker(accuracy_side, str(path), digits, scale.small_batch) as worker:
+            name = "digits 28: a frame on the virtual stick, beside the emulator's time"
+            worker.run("stick, one by one")
+            repeat = max(1, round(scale.min_seconds / 3e-4 / scale.small_batch))
+            found = repeated(partial(beside_the_emulator, worker, scale.small_batch, repeat), scale.rounds, name)
+            yield compared(PART, name, "seconds", found, "emulator, one by one", goal=GOAL_BESIDE)
             worker.value("release")
     with Worker(start_side) as worker:
         name = "start Python and import gti.chip.driver"

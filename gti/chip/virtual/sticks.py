@@ -12,6 +12,8 @@ from gti.chip.wire import protocol
 
 KINDS = ("ft601", "ft600", "eusb")
 FORM = "virtual[:ft600, :eusb]"
+# Bytes of a transfer, where no settings are given: Python's part of each takes longer than moving the bytes.
+_WHOLE_FRAMES = 1 << 16
 
 
 def takes(key: str) -> bool:
@@ -21,7 +23,7 @@ def takes(key: str) -> bool:
 
 def open_stick(key: str, request: Request) -> Stick:
     """Return a new stick in software; `key` is its kind, "" for ft601."""
-    settings = request.settings or VIRTUAL_SETTINGS
+    settings = request.settings or VIRTUAL_SETTINGS.changed(write_chunk=_WHOLE_FRAMES, read_chunk=_WHOLE_FRAMES)
     kind = key.lower() or KINDS[0]
     with ExitStack() as held:
         backend = virtual_backend(kind, upsample_modes=request.upsample_modes)

@@ -6,6 +6,7 @@ stick cannot disagree about it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ from gti.errors import DatError, DeviceError, ImageError
 _VALUES_PER_BLOCK = 25
 _BLOCK_BYTES = 16
 _FC_TILE_BYTES = 64
+# Every frame asks for the same few read-outs, several times.
+_REMEMBERED = 64
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,7 @@ class ReadOut:
         return b"".join(parts).ljust(self.length, b"\0")
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def select(header: Header) -> ReadOut:
     """Return the read-out that the registers `header` (mode bits included) make the chip send.
 
@@ -149,6 +153,7 @@ def select(header: Header) -> ReadOut:
     return _checked(ReadOut(5, TILE, sets))
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def read_out(header: Header, mode: Mode) -> ReadOut:
     """Return what a frame sent in `mode` delivers; errors as `select`."""
     return select(Header.from_registers(*registers(header, mode)))

@@ -5,6 +5,7 @@ Source: docs/usb_protocol.md, section 10. Used by the virtual stick and by the r
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,6 +75,12 @@ class Image:
 
 
 Event = Reset | Coefficients | LayerRegisters | GlobalRegister | Image
+
+
+@functools.lru_cache(maxsize=64)
+def _header(reg0: int, layers: bytes) -> Header:
+    # The same for every frame of a network.
+    return Header.from_registers(reg0, layers)
 
 
 class WordMachine:
@@ -178,7 +185,7 @@ class WordMachine:
         if self._reg0 is None or self._layers is None:
             return None
         try:
-            header = Header.from_registers(self._reg0, self._layers)
+            header = _header(self._reg0, self._layers)
         except DatError:
             return None
         first = header.layers[0]
