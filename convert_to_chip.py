@@ -2,7 +2,8 @@
 
     python convert_to_chip.py --net digits --chip 2801 --checkpoint checkpoints/best --fuse
 
-Writes nets/<chip>_<net>.dat and .model, and the shifts and file names into the JSON pair beside them.
+Writes nets/<chip>_<net>.dat and .model, and what they hold, shifts and file names included, as .dat.json and .model.json
+beside them. The templates <chip>_<net>_dat.json and _model.json stay as they are, unless --update_templates is given.
 GTI_DEBUG_CONVERSION=True logs max|W|, max|B|, gains and shift of every layer.
 """
 
@@ -67,6 +68,7 @@ def convert(args: Namespace, network: Network, source: Source, host: Host | None
         num_chips=getattr(args, "num_chips", None),
         preparation=packing.preparation(network, args.data_dir),
         host=host,
+        update_templates=getattr(args, "update_templates", False),
     )
     for path in paths:
         print(f"{path}: {path.stat().st_size:,} bytes")

@@ -47,16 +47,18 @@ def write_files(
     num_chips: int | None = None,
     preparation: Preprocessing | None = None,
     host: Host | None = None,
+    update_templates: bool = False,
 ) -> tuple[Path, ...]:
-    """Write `<chip>_<net>.dat`, `.model` and the updated JSON pair to `output_dir`; return the paths of the first two.
+    """Write `<chip>_<net>.dat` and `.model`, and what they hold as `.dat.json` and `.model.json`, to `output_dir`.
 
-    For several chips in a row (`num_chips`; None: "ChipNumber" of the JSON) there is a `<chip>_<net>_chip<n>.dat` of
-    each in place of the first, and all are in the .model, whose path is the last that is returned. With a `host` there
-    is one chip, the .model is called `<chip>_<net>_full.model` and comes with a `<chip>_<net>_<layer>.bin` of each
-    fully connected layer instead of the JSON pair.
+    Returns the paths of the first two. For several chips in a row (`num_chips`; None: "ChipNumber" of the JSON) there
+    is a `<chip>_<net>_chip<n>.dat` of each in place of the first, and all are in the .model, whose path is the last
+    that is returned. With a `host` there is one chip, the .model is called `<chip>_<net>_full.model` and comes with a
+    `<chip>_<net>_<layer>.bin` of each fully connected layer instead of the JSON pair.
 
-    The JSON templates come from `nets_dir`; "scaling" and the image sizes of the first, "data file" of the chip's layer
-    and the sizes in the second are set, everything else in them is kept. The .MODEL carries a known answer, which names
+    The JSON templates come from `nets_dir` and stay as they are, unless `update_templates` writes the pair over them
+    too. In the pair "scaling" and the image sizes of the first, "data file" of the chip's layer and the sizes in the
+    second are set, everything else is kept. The .MODEL carries a known answer, which names
     the `stage` and the digest `parent` of the checkpoint, and the `preparation` of images. Each file is replaced as a
     whole, after all of them could be made. Raises FormatError for templates that cannot serve, UsageError where the
     folder cannot be written or so many chips cannot share the network, and NetworkError when a part of it breaks a rule
@@ -70,7 +72,9 @@ def write_files(
     data = dict(zip(dat_names, (part.dat() for part in parts), strict=True))
     on_chip["data file"] = dat_names[-1]
     entries = [*splitting.insert_inner_layers(model_json, on_chip, parts, dat_names), on_chip]
-    templates = {} if host else _templates(model_json, conversion.network, net, nets_dir, num_chips)
+    pair = {}
+    if not host:
+        pair[nets.dat_json(net, nets_dir)] = _dat_json(conversion.network, net, nets_dir, num_chips)
     for entry, part, name in zip(entries, parts, dat_names, strict=True):
         answer = known_answer.make(part.network, part.weights, data[name], stage=stage, parent=parent)
         entry[known_answer.KEY] = answer.to_entry()
@@ -87,26 +91,35 @@ def write_files(
         data |= blobs | labels
         written |= blobs
     model_name = f"{stem}_full.model" if host else f"{stem}.model"
-    written |= {model_name: model_file.compose(files.json_bytes(model_json), data), **templates}
+    if not host:
+        pair[nets.model_json(net, nets_dir)] = files.json_bytes(model_json)
+    written |= {model_name: model_file.compose(files.json_bytes(model_json), data)}
     for name, content in written.items():
         files.write_atomic(Path(output_dir) / name, content)
-    return tuple(Path(output_dir) / name for name in written if name not in templates)
+    for path, content in pair.items():
+        files.write_atomic(filled_copy(path, output_dir), content)
+        if update_templates:
+            files.write_atomic(path, content)
+    return tuple(Path(output_dir) / name for name in written)
 
 
-def _templates(
-    model_json: dict[str, Any], network: Network, net: str, nets_dir: str | Path, num_chips: int | None
-) -> dict[str, bytes]:
-    # The JSON pair by name, with what conversion knows.
-    path = nets.dat_json(net, nets_dir)
-    network_json = files.read_json(path)
-    for entry, layer in zip(network_json["layer"], network.layers, strict=True):
+def filled_copy(template: Path, output_dir: str | Path) -> Path:
+    """Return where conversion writes a template with what it found: `2801_digits.dat.json` of `2801_digits_dat.json`.
+
+    The name is that of the file that it describes, so that no template is overwritten, wherever the files go.
+    """
+    stem, _, kind = template.stem.rpartition("_")
+    return Path(output_dir) / f"{stem}.{kind}.json"
+
+
+def _dat_json(network: Network, net: str, nets_dir: str | Path, num_chips: int | None) -> bytes:
+    # The dat.json with what conversion knows.
+    value = files.read_json(nets.dat_json(net, nets_dir))
+    for entry, layer in zip(value["layer"], network.layers, strict=True):
         entry["scaling"], entry["image_size"] = list(layer.scaling), layer.image_size
     if num_chips:
-        network_json["model"][0]["ChipNumber"] = num_chips
-    return {
-        path.name: files.json_bytes(network_json),
-        nets.model_json(net, nets_dir).name: files.json_bytes(model_json),
-    }
+        value["model"][0]["ChipNumber"] = num_chips
+    return files.json_bytes(value)
 
 
 def _append_host(model_json: dict[str, Any], host: Host, stem: str) -> tuple[dict[str, bytes], dict[str, bytes]]:

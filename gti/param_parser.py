@@ -120,6 +120,9 @@ def convert_parser() -> Parser:
     )
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     parser.add_argument("--num_chips", type=count(1), metavar="N", help="sticks in a row; default: ChipNumber, or 1")
+    parser.add_argument(
+        "--update_templates", action="store_true", help="write shifts and names into the net's JSON pair too"
+    )
     return parser
 
 

@@ -88,7 +88,7 @@ def copy_kit(folder: Path) -> None:
             ROOT / name,
             folder / name,
             dirs_exist_ok=True,
-            ignore=shutil.ignore_patterns("*_settings.json", "*.dat", "*.model", "*.bin"),
+            ignore=shutil.ignore_patterns("*_settings.json", "*.dat", "*.model", "*.bin", "*.dat.json", "*.model.json"),
         )
     for script in ROOT.glob("*.py"):
         shutil.copy2(script, folder)
@@ -160,7 +160,7 @@ def check_results(folder: Path, net: str) -> None:
             raise FormatError(str(path), "is another network", expected=shape, received=found)
         print(f"{path}: {path.stat().st_size:,} bytes")
     scaling = [
-        layer["scaling"] for layer in json.loads((folder / "nets" / f"{CHIP}_{net}_dat.json").read_text())["layer"]
+        layer["scaling"] for layer in json.loads((folder / "nets" / f"{CHIP}_{net}.dat.json").read_text())["layer"]
     ]
     print(f"shifts of the sublayers: {scaling}")
 

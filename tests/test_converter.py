@@ -173,15 +173,15 @@ def test_written_files(tmp_path: Path) -> None:
     dat_path, model_path = packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=output)
     assert sorted(p.name for p in output.iterdir()) == [
         "2801_digits.dat",
+        "2801_digits.dat.json",
         "2801_digits.model",
-        "2801_digits_dat.json",
-        "2801_digits_model.json",
+        "2801_digits.model.json",
     ]
     assert files.read_json(path) == template  # the templates of another folder stay as they are
-    written = files.read_json(output / "2801_digits_dat.json")
+    written = files.read_json(output / "2801_digits.dat.json")
     assert [layer["scaling"] for layer in written["layer"]] == [list(v.scaling) for v in conversion.network.layers]
     assert written["layer"][0]["comment"] == "kept"
-    assert files.read_json(output / "2801_digits_model.json")["layer"][0]["data file"] == "2801_digits.dat"
+    assert files.read_json(output / "2801_digits.model.json")["layer"][0]["data file"] == "2801_digits.dat"
     assert dat_path.read_bytes() == conversion.dat()
     blobs = [layer.blob for layer in model_file.load(model_path).layers if layer.blob is not None]
     assert [bytes(blob) for blob in blobs] == [conversion.dat()]
@@ -208,15 +208,20 @@ def test_another_image_size_is_written_everywhere(tmp_path: Path) -> None:
     files.write_json(path, {"name": "digits", "layer": [reader, chip]})
     doubled = replace(network, layers=tuple(replace(v, image_size=2 * v.image_size) for v in network.layers))
     conversion = converter.convert(doubled, arrays, net="digits")
+    template = path.read_bytes()
     _, model_path = packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
-    sizes = [(entry["output width"], entry["output height"]) for entry in files.read_json(path)["layer"]]
+    assert path.read_bytes() == template
+    copy = tmp_path / "2801_digits.model.json"
+    sizes = [(entry["output width"], entry["output height"]) for entry in files.read_json(copy)["layer"]]
     assert sizes == [(2 * small, 2 * small), (14, 14)]
     in_file = model_file.load(model_path)
     assert [(v.entry["output width"], v.entry["output height"]) for v in in_file.layers] == sizes
-    written = files.read_json(tmp_path / "2801_digits_dat.json")
+    written = files.read_json(tmp_path / "2801_digits.dat.json")
     assert [layer["image_size"] for layer in written["layer"]] == [layer.image_size for layer in doubled.layers]
     # What was written serves as the template of the next conversion.
     before = model_path.read_bytes()
+    packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path, update_templates=True)
+    assert path.read_bytes() == copy.read_bytes() != template
     packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
     assert model_path.read_bytes() == before
 

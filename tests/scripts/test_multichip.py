@@ -35,7 +35,7 @@ def test_files_of_two_chips(converted):
         assert known_answer.KEY in layer.entry
     assert [layer.entry.get("mode", 0) for layer in chips] == [2, 0]
     assert [layer.entry["output scaledown"] for layer in chips[:-1]] == [-3]
-    assert files.read_json(converted.folder / "2801_digits_dat.json")["model"][0]["ChipNumber"] == 2
+    assert files.read_json(converted.folder / "2801_digits.dat.json")["model"][0]["ChipNumber"] == 2
 
 
 def test_codes_are_those_of_one_chip(converted):
