@@ -40,7 +40,7 @@ def main() -> None:
     stages = (Stage.FUSED, Stage.QUANT_ACT)
     prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=Stage.FUSED)
     stage.check_infer(found, prefix)
-    looks.data(args.val_data_dir)
+    looks.data(args, args.val_data_dir)
     model_file = args.model_file or str(nets.model_file(args.net, args.nets_dir))
     files.check_readable(model_file, error=ModelFileError)
     looks.outputs(args)
@@ -64,8 +64,9 @@ def main() -> None:
     from gti.progress import progress_bar
     from gti.training import restore
 
-    data_check.inspect(args.val_data_dir)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=stages, preferred=Stage.FUSED)
+    restore.data_of(args, source)
+    data_check.inspect(args.val_data_dir, names=source.labels)
     restored = stage.check_infer(source.stage, source.prefix)
     classes = restore.number_of_classes(args.classes, source, args.val_data_dir)
     network = restore.network_for(network, args.net, source, args.image_size)
@@ -83,7 +84,7 @@ def main() -> None:
     last_relu_cap = float(np.reshape(source.arrays[cap_name], ()))
 
     size, _, channels = network.input_shape
-    shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": classes}
+    shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": classes, **source.data}
     # The stick makes codes of the 8-bit pixels itself.
     dataset = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size, as_codes=False)
 
@@ -107,7 +108,7 @@ def main() -> None:
         if [part.dat for part in in_file] != [part.dat() for part in parts]:
             print(f"warning: {model_file} was not converted from {source.prefix}: convert it again", file=sys.stderr)
         contract = preprocessing.from_header(in_file[0].container.header, model_file) if in_file[0].container else None
-        crop = data_utils.read_pipeline(args.val_data_dir).crop_fraction
+        crop = data_utils.read_pipeline(args.val_data_dir, source.crop_fraction).crop_fraction
         if contract is not None and contract.crop_fraction != crop:
             print(
                 f"warning: {model_file} was made for images cropped to {contract.crop_fraction}, "
@@ -125,7 +126,7 @@ def main() -> None:
                     save_layer_outputs(folder, network, mode, model.layer_outputs(image, mode))
                 print(f"{args.layer_outputs}: maps of the first {index + 1} images")
             forward = tf.function(lambda codes: host(codes, training=False), reduce_retracing=True)
-            count = data_check.inspect(args.val_data_dir).count
+            count = data_check.inspect(args.val_data_dir, names=source.labels).count
             with progress_bar(min(count, args.num_examples or count), "chip", "image") as bar:
                 figures = classify(
                     model,

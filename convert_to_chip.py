@@ -2,8 +2,8 @@
 
     python convert_to_chip.py --net digits --chip 2801 --checkpoint checkpoints/best --fuse
 
-Writes nets/<chip>_<net>.dat and .model, and what they hold, shifts and file names included, as .dat.json and .model.json
-beside them. The templates <chip>_<net>_dat.json and _model.json stay as they are, unless --update_templates is given.
+Writes nets/<chip>_<net>.dat and .model, and beside them what they hold, shifts and file names included, as .dat.json
+and .model.json. The templates <chip>_<net>_dat.json and _model.json stay as they are without --update_templates.
 GTI_DEBUG_CONVERSION=True logs max|W|, max|B|, gains and shift of every layer.
 """
 
@@ -66,7 +66,9 @@ def convert(args: Namespace, network: Network, source: Source, host: Host | None
         stage=source.stage.label if source.stage else "",
         parent=checkpoint.digest(source.prefix),
         num_chips=getattr(args, "num_chips", None),
-        preparation=packing.preparation(network, args.data_dir),
+        preparation=packing.preparation(
+            network, args.data_dir, trained=None if args.data_given else source.crop_fraction
+        ),
         host=host,
         update_templates=getattr(args, "update_templates", False),
     )

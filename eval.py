@@ -19,7 +19,7 @@ def main() -> None:
     stages = (Stage.FUSED,) if fused else tuple(s for s in Stage if s <= args.stage)
     prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=args.stage)
     stage.check_eval(found, args.stage, prefix)
-    looks.data(args.val_data_dir)
+    looks.data(args, args.val_data_dir)
     looks.settings(args, found)
     looks.outputs(args)
 
@@ -32,8 +32,11 @@ def main() -> None:
     from gti.training import restore
     from gti.training.evaluation import evaluate
 
-    data_check.inspect(args.val_data_dir)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=stages, preferred=args.stage)
+    restore.data_of(args, source)
+    unused = data_check.inspect(args.val_data_dir, names=source.labels).unused
+    if unused:
+        print(f"note: {args.val_data_dir}: {unused}")
     note = stage.check_eval(source.stage, args.stage, source.prefix)
     if note:
         print(f"note: {note}")
@@ -48,7 +51,12 @@ def main() -> None:
     model = restore.build_model(args.net, network, args.stage, source, classes, **model_options(args))
     size, _, channels = network.input_shape
     dataset = data_utils.load(
-        args.val_data_dir, image_size=size, channels=channels, classes=classes, batch_size=args.val_batch_size
+        args.val_data_dir,
+        image_size=size,
+        channels=channels,
+        classes=classes,
+        batch_size=args.val_batch_size,
+        **source.data,
     )
     # A fused model is evaluated in the chip's integers, code for code what a stick gives.
     forward = ExactModel(model) if fused else None

@@ -19,7 +19,7 @@ def main() -> None:
     network = looks.network(args)
     prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=wanted)
     stage.check_calibrate(found, args.quant_w, prefix)
-    looks.data(args.train_data_dir)
+    looks.data(args, args.train_data_dir)
     path = caps.settings_file(args.net, args.settings_file)
     files.check_writable(path)
     looks.outputs(args)
@@ -31,8 +31,9 @@ def main() -> None:
     from gti.data import data_check
     from gti.training import calibration, checkpoint, restore
 
-    data_check.inspect(args.train_data_dir)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=stages, preferred=wanted)
+    restore.data_of(args, source)
+    data_check.inspect(args.train_data_dir, names=source.labels)
     stage.check_calibrate(source.stage, args.quant_w, source.prefix)
     print(f"calibrating {source.prefix}")
     change = restore.change_of_filter_step(args.filter_step, source)
@@ -54,6 +55,7 @@ def main() -> None:
             training=True,
             augment=False,
             seed=args.seed,
+            **source.data,
         ).take(args.num_batches)
 
     with data_utils.naming_errors(args.train_data_dir):

@@ -46,7 +46,7 @@ def train(held: ExitStack) -> None:
     if args.resume_from:
         prefix, found = looks.checkpoint(args, args.resume_from, stages)
         stage.check_train(found, args.stage, prefix)
-    looks.data(args.train_data_dir, args.val_data_dir)
+    looks.data(args, args.train_data_dir, args.val_data_dir)
     if not args.resume_from:
         classes = restore.number_of_classes(args.classes, None, args.train_data_dir)
         for folder in (args.train_data_dir, args.val_data_dir):
@@ -69,12 +69,16 @@ def train(held: ExitStack) -> None:
     strategy = training.make_strategy(args.num_gpus)
     say = print if training.is_chief(strategy) else (lambda line: None)
 
-    for folder in (args.train_data_dir, args.val_data_dir):
-        data_check.inspect(folder)
     source = None
     if args.resume_from:
         source = restore.open_checkpoint(args.resume_from, net=args.net, stages=stages)
         stage.check_train(source.stage, args.stage, source.prefix)
+    restore.data_of(args, source)
+    names = source.labels if source else ()
+    found = [data_check.inspect(folder, names=names) for folder in (args.train_data_dir, args.val_data_dir)]
+    for line in data_check.table(found[0]) + data_check.table(found[1]):
+        say(line)
+    if source:
         say(f"resuming from {source.prefix}" + (f" ({source.stage.label})" if source.stage is not None else ""))
     network = restore.network_for(network, args.net, source, args.image_size)
     origin = restore.origin_of_caps(args.net, network, args.stage, source, args.settings_file)
@@ -95,6 +99,7 @@ def train(held: ExitStack) -> None:
 
     size, _, channels = network.input_shape
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": classes}
+    shape |= source.data if source else {}
     val_data = data_utils.load(args.val_data_dir, **shape, batch_size=args.val_batch_size)
 
     def train_data(seed: int):
@@ -146,6 +151,14 @@ def train(held: ExitStack) -> None:
         )
         if source:
             say(f"stage {args.stage.label} begins: new optimizer state")
+    start = replace(
+        start,
+        labels=found[0].names or names,
+        data_dirs=tuple(map(os.path.abspath, (args.train_data_dir, args.val_data_dir))),
+        crop_fraction=data_utils.read_pipeline(
+            args.val_data_dir, source.crop_fraction if source else None
+        ).crop_fraction,
+    )
     if args.stage >= Stage.QUANT_W:
         start = replace(start, network=restore.traits(network), filter_step=filter_step)
 

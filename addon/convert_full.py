@@ -21,7 +21,11 @@ from gti import cli, param_parser
 from gti.errors import UsageError
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     import keras
+
+    from gti.training.restore import Source
 
 LABELS_RETURNED = 5
 
@@ -29,7 +33,10 @@ LABELS_RETURNED = 5
 def parser() -> param_parser.Parser:
     """Return the flags: those of convert_to_chip.py that a file for one stick can have, and the labels."""
     flags = param_parser.conversion_parser("Pack chip layers, host layers and labels of a checkpoint into one .MODEL.")
-    flags.add_argument("--labels_file", metavar="FILE", help="default: the label file of the data set")
+    flags.add_argument(
+        "--labels_file", type=param_parser.path, metavar="FILE", help="default: the checkpoint's, or the data set's"
+    )
+    param_parser.labels_format(flags)
     flags.add_argument(
         "--top", type=param_parser.count(1), default=LABELS_RETURNED, metavar="N", help="labels in a result"
     )
@@ -91,7 +98,7 @@ def main() -> None:
             "has ten-bit activations, which no layer of a .MODEL takes",
             fix="use convert_to_chip.py and chip_infer.py",
         )
-    labels_file, labels = read_labels(args.labels_file, args.data_dir)
+    data_labels = read_labels(args)
 
     from gti.quiet import import_tensorflow
 
@@ -105,6 +112,7 @@ def main() -> None:
     source, network = restore.open_for_chip(
         args.checkpoint, args.net, network, fuse=args.fuse, image_size=args.image_size
     )
+    labels_file, labels = data_labels or of_checkpoint(source, args.data_dir)
     if source.metadata and source.metadata.classes != len(labels):
         raise UsageError(
             str(labels_file),
@@ -125,13 +133,31 @@ def main() -> None:
     convert(args, network, source, packing.Host(host_entries(model, arrays), labels, args.top))
 
 
-def read_labels(given: str | None, data_dir: str) -> tuple[str | Path, list[str]]:
-    """Return the label file, the `given` one or that of the data set, and its names. Raises UsageError, DataError."""
+def read_labels(args: Namespace) -> tuple[str | Path, list[str]] | None:
+    """Return the label file that the flags name, --labels_file or that of --data_dir, and its names, None without one.
+
+    Raises DataError.
+    """
     from gti.data import labels
 
-    path = given or labels.find_labels(Path(data_dir) / "val")
+    path = args.labels_file or (labels.find_labels(Path(args.data_dir) / "val") if args.data_given else None)
+    return (path, labels.read_labels(path, args.labels_format)) if path else None
+
+
+def of_checkpoint(source: Source, data_dir: str) -> tuple[str | Path, list[str]]:
+    """Return where the names of the classes are, the checkpoint or the net's data set, and the names.
+
+    Raises UsageError, DataError.
+    """
+    from gti.data import labels
+
+    if source.labels:
+        return source.prefix, [source.labels[0] or labels.BACKGROUND, *source.labels[1:]]
+    path = labels.find_labels(Path(data_dir) / "val")
     if path is None:
-        raise UsageError("--labels_file", f"there is no label file of {data_dir}", fix="pass --labels_file FILE")
+        raise UsageError(
+            "--labels_file", f"neither {source.prefix} nor {data_dir} tells the labels", fix="pass --labels_file FILE"
+        )
     return path, labels.read_labels(path)
 
 

@@ -7,7 +7,8 @@ Training and the stick see identical pixels: the uint8 image that goes over USB 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from gti.chip.emulator.emulator import usable_cores
+from gti.chip.host.image import decode
+from gti.chip.host.preprocessing import resized
 from gti.chip.spec import MAX_CODE
-from gti.data import tfrecords
+from gti.data import pictures, tfrecords
 from gti.data.data_check import Inspection, inspect
-from gti.errors import DataError, FormatError
+from gti.errors import DataError, FormatError, GtiError
 from gti.files import read_json
 
 CROP_FRACTION = 0.875  # the pipeline of the user guide, section 7.1: 224 of 256 pixels
@@ -50,12 +53,15 @@ def load(
     augment: bool = True,
     seed: int | None = None,
     as_codes: bool = True,
+    names: Sequence[str] = (),
+    crop_fraction: float | None = None,
 ) -> tf.data.Dataset:
     """Return the batches of a data folder: (images [B,H,W,C], labels int32 [B]), channels in the order B, G, R.
 
     Images are float32 codes 0..31, or with `as_codes=False` the uint8 pixels 0..255 that a stick takes:
     codes == five_bit(pixels). Training: shuffled with `seed`, and with `augment` cropped at random and flipped.
-    Evaluation: central crop, every image in file order, the last batch may be smaller.
+    Evaluation: central crop, every image in file order, the last batch may be smaller. `names`: as `inspect`.
+    `crop_fraction`: where no `pipeline.json` tells it.
 
     Raises DataError for everything that `inspect` finds. An image that turns out undecodable while iterating raises
     TensorFlow's error; `naming_errors` makes it a DataError that names the record.
@@ -64,8 +70,8 @@ def load(
         raise DataError(
             str(folder), "the network's input is not an image", expected="1 or 3 channels", received=channels
         )
-    found = inspect(folder, classes, training=training)
-    pipeline = read_pipeline(folder)
+    found = inspect(folder, classes, training=training, names=names)
+    pipeline = read_pipeline(folder, crop_fraction)
     dataset = _encoded_images(found, shuffle=training, seed=seed)
     if training:
         buffer = max(1, min(found.count, MAX_SHUFFLED, SHUFFLE_BYTES // max(found.mean_bytes, 1)))
@@ -75,7 +81,7 @@ def load(
 
     def prepare(encoded_and_label: tuple[tf.Tensor, tf.Tensor], draw: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = encoded_and_label
-        image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
+        image = pictures.decode(encoded, channels)
         crop = pipeline.crop_fraction
         return prepare_image(image, image_size, channels, crop_fraction=crop, seed=draw, flip=pipeline.flip), label
 
@@ -125,7 +131,8 @@ def prepare_image(
         left = tf.cast(draws[1] * tf.cast(width - side + 1, tf.float32), tf.int32)
     image = image[top : top + side, left : left + side]
     # Resizing to the same size changes nothing but costs most of the time of small images.
-    pixels = tf.cond(side == image_size, lambda: image, lambda: _resize(image, image_size))
+    resize = _resize_exactly if seed is None else _resize
+    pixels = tf.cond(side == image_size, lambda: image, lambda: resize(image, image_size))
     if seed is not None and flip:
         pixels = tf.cond(draws[2] < 0.5, lambda: tf.reverse(pixels, [1]), lambda: pixels)
     if channels == 3:
@@ -140,6 +147,12 @@ def _resize(image: tf.Tensor, size: int) -> tf.Tensor:
     return tf.cast(resized + 0.5, tf.uint8)
 
 
+def _resize_exactly(image: tf.Tensor, size: int) -> tf.Tensor:
+    # By inference's own function: TensorFlow adds in another order, and halves may fall to the other side.
+    pixels = tf.numpy_function(lambda value: resized(value, size), [image], tf.uint8, stateful=False)
+    return tf.ensure_shape(pixels, (size, size, image.shape[2]))
+
+
 def to_codes(pixels: tf.Tensor) -> tf.Tensor:
     """Return float32 codes 0..31 of uint8 pixels of any shape: the 5-bit transform of user guide section 5."""
     # The rule lives in gti.chip.emulator.arithmetic: ((x >> 2) + 1) >> 1 is floor((x + 4) / 8). A table of it takes
@@ -147,21 +160,24 @@ def to_codes(pixels: tf.Tensor) -> tf.Tensor:
     return tf.minimum(tf.floor((tf.cast(pixels, tf.float32) + 4.0) * 0.125), float(MAX_CODE))
 
 
-def read_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
+def read_pipeline(folder: str | os.PathLike[str], crop_fraction: float | None = None) -> Pipeline:
     """Return the crop and flip settings of a data folder: `pipeline.json` in it or in its parent, else the defaults.
+
+    `crop_fraction`: that of a checkpoint, in place of the default.
 
     Raises DataError for unknown keys and impossible values.
     """
     path = next((p for p in (Path(folder) / SETTINGS_NAME, Path(folder).parent / SETTINGS_NAME) if p.is_file()), None)
+    usual = CROP_FRACTION if crop_fraction is None else crop_fraction
     if path is None:
-        return Pipeline()
+        return Pipeline(usual)
     try:
         value = read_json(path)
     except FormatError as problem:
         raise DataError(str(problem)) from None
     if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "flip"}:
         raise DataError(str(path), "is no pipeline description", expected='{"crop_fraction": 0.875, "flip": true}')
-    crop, flip = value.get("crop_fraction", CROP_FRACTION), value.get("flip", True)
+    crop, flip = value.get("crop_fraction", usual), value.get("flip", True)
     if isinstance(crop, bool) or not isinstance(crop, (int, float)) or not 0 < crop <= 1:
         raise DataError(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)
     if not isinstance(flip, bool):
@@ -170,13 +186,14 @@ def read_pipeline(folder: str | os.PathLike[str]) -> Pipeline:
 
 
 def _encoded_images(found: Inspection, *, shuffle: bool, seed: int | None) -> tf.data.Dataset:
-    # ((encoded, label), ...) in file order, or with the files in random order.
+    # ((encoded, label), ...) in file order, or with the files in random order. Bytes: not every name is UTF-8.
+    names = [os.fsencode(file) for file in found.files]
     if found.labels:
-        dataset = tf.data.Dataset.from_tensor_slices((list(found.files), np.array(found.labels, np.int32)))
+        dataset = tf.data.Dataset.from_tensor_slices((names, np.array(found.labels, np.int32)))
         if shuffle:
             dataset = dataset.shuffle(found.count, seed=seed)
         return dataset.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=usable_cores())
-    files = tf.data.Dataset.from_tensor_slices(list(found.files))
+    files = tf.data.Dataset.from_tensor_slices(names)
     if shuffle:
         files = files.shuffle(len(found.files), seed=seed)
         records = files.interleave(tf.data.TFRecordDataset, cycle_length=min(16, len(found.files)))
@@ -220,10 +237,18 @@ def find_undecodable(folder: str | os.PathLike[str]) -> DataError | None:
         number = 0
         try:
             for encoded, _ in _encoded_images(single, shuffle=False, seed=None):
-                tf.io.decode_image(encoded, channels=3, expand_animations=False)
+                subject = file if found.labels else f"{file}, record {number}"
+                decode(encoded.numpy(), 3, subject)
+                pictures.decode(encoded, 3)
                 number += 1
+        except GtiError as problem:
+            return DataError(str(problem))
         except tf.errors.OpError as problem:
             subject = file if found.labels else f"{file}, record {number}"
-            reason = problem.message.splitlines()[0][:120]
-            return DataError(subject, f"holds an image that cannot be decoded ({reason})", fix="replace or remove it")
+            return DataError(subject, f"cannot be read ({_own_words(problem)})", fix="replace or remove it")
     return None
+
+
+def _own_words(problem: tf.errors.OpError) -> str:
+    # TensorFlow names the node of its graph before the reason.
+    return re.sub(r"^\{\{.*?\}\}\s*", "", problem.message).splitlines()[0][:200]

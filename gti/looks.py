@@ -65,11 +65,20 @@ def settings(args: Namespace, found: Stage | None) -> None:
         caps.load(args.settings_file)
 
 
-def data(*data_dirs: str) -> None:
-    """Look at data folders and their label files. Raises DataError as the functions of `gti.data.folders` do."""
+def data(args: Namespace, *data_dirs: str) -> None:
+    """Look at data folders and their label files. Raises DataError as the functions of `gti.data.folders` do.
+
+    Where neither a flag nor `data/<net>` is the data set, the checkpoint that the script reads may tell it later.
+    """
+    if not args.data_given and _starts_from(args) and not all(map(os.path.isdir, data_dirs)):
+        return
     for folder in data_dirs:
         folders.look(folder)
     folders.check_same_classes(*data_dirs)
+
+
+def _starts_from(args: Namespace) -> str | None:
+    return getattr(args, "checkpoint", None) or getattr(args, "resume_from", None)
 
 
 def outputs(args: Namespace, *made: str | None) -> None:

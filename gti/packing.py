@@ -136,7 +136,7 @@ def _append_host(model_json: dict[str, Any], host: Host, stem: str) -> tuple[dic
     last = host_entry("label", "LABEL", min(host.top, count)) | {"data file": labels, "data offset": 0}
     model_json["layer"].append(last)
     # The line number is the label: the numbers of the label file's own form are left out.
-    return blobs, {labels: "".join(f"{name}\n" for name in host.labels).encode()}
+    return blobs, {labels: "".join(f"{name}\n" for name in host.labels).encode("utf-8", "backslashreplace")}
 
 
 def host_entry(name: str, operation: str, channels: int) -> dict[str, Any]:
@@ -145,14 +145,16 @@ def host_entry(name: str, operation: str, channels: int) -> dict[str, Any]:
     return {"name": name, "operation": operation, "data file": None, "data offset": None, **shape}
 
 
-def preparation(network: Network, data_dir: str | os.PathLike[str]) -> Preprocessing:
-    """Return how images become the input of `network`: the pipeline of the data set in `data_dir` (train/, val/).
+def preparation(network: Network, data_dir: str | os.PathLike[str], trained: float | None = None) -> Preprocessing:
+    """Return how images become the input of `network`: cropped as it was `trained`, else as `data_dir` says.
 
     Raises DataError for a `pipeline.json` that is none.
     """
     from gti.data_utils import read_pipeline
 
     first = network.layers[0]
+    if trained is not None:
+        return Preprocessing(first.image_size, first.input_channels, "BGR", trained)
     fraction = read_pipeline(Path(data_dir) / "val").crop_fraction
     if not Path(data_dir).is_dir():
         log.warning(

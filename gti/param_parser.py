@@ -255,9 +255,10 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
     """
     args = parser.parse_args(arguments)
     data_dir = getattr(args, "data_dir", None)
+    args.data_given = any(getattr(args, name, None) for name in ("data_dir", "train_data_dir", "val_data_dir"))
     for name, folder in (("train_data_dir", "train"), ("val_data_dir", "val")):
         if hasattr(args, name) and getattr(args, name) is None:
-            setattr(args, name, str(Path(data_dir or f"data/{args.net}") / folder))
+            setattr(args, name, _data_folder(data_dir or f"data/{args.net}", folder))
     if hasattr(args, "data_dir") and not any(hasattr(args, name) for name in ("train_data_dir", "val_data_dir")):
         args.data_dir = data_dir or f"data/{args.net}"
     if hasattr(args, "output_dir"):
@@ -273,6 +274,14 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
                 received=args.stage.flags,
             )
     return args
+
+
+def _data_folder(data_dir: str, part: str) -> str:
+    # DATA_DIR/train or DATA_DIR/val, or DATA_DIR where it holds the records, or class folders, itself.
+    from gti.data import folders
+
+    inside = Path(data_dir) / part
+    return data_dir if not inside.exists() and folders.holds_data(data_dir) else str(inside)
 
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -380,6 +389,16 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=path, metavar="DIR", help="add this step's figures to the HTML report in this folder"
+    )
+
+
+def labels_format(group: argparse._ActionsContainer) -> None:
+    """Add --labels_format, for scripts with a label file."""
+    group.add_argument(
+        "--labels_format",
+        choices=("auto", "names", "numbered"),
+        default="auto",
+        help="names: a class name a line; numbered: LABEL_ID LABEL_NAME; auto: numbered where all lines are",
     )
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from gti.cli import run
 from gti.errors import UsageError, sentence
+from gti.param_parser import labels_format
 
 MAX_SHARDS = 99999
 
@@ -35,6 +36,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--validation_directory", help="the same for validation; without it only train/ is written")
     flags.add_argument("--output_directory", required=True, help="for example data/flowers; its name names the shards")
     flags.add_argument("--labels_file", required=True, help="one class (= folder) name a line, without the background")
+    labels_format(flags)
     flags.add_argument("--train_shards", type=int, default=5, help="files of the training set")
     flags.add_argument("--validation_shards", type=int, default=5, help="files of the validation set")
     flags.add_argument("--num_threads", type=int, default=2, help="images decoded at the same time")
@@ -128,7 +130,7 @@ def main() -> None:
     check(args)
     from gti.data.labels import read_labels
 
-    names = read_labels(args.labels_file)
+    names = read_labels(args.labels_file, args.labels_format)
     build_sets(args, names, names)
 
 

@@ -52,7 +52,7 @@ def main() -> None:
     check(args)
     from gti.data.labels import read_labels
 
-    synsets = read_labels(args.labels_file)
+    synsets = read_labels(args.labels_file, args.labels_format)
     names = synsets
     if args.imagenet_metadata_file:
         known = read_metadata(args.imagenet_metadata_file)

@@ -194,7 +194,12 @@ def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
     from gti.progress import progress_bar
 
     path = args.model_file or str(nets.model_file(args.net, args.nets_dir))
-    stages = keras_stages(args, find_checkpoints(args), parent_of(path))
+    checkpoints = find_checkpoints(args)
+    trained = next(reversed(checkpoints.values()), None)
+    from gti.training import restore
+
+    restore.data_of(args, trained)
+    stages = keras_stages(args, checkpoints, parent_of(path))
     network = stages.network
     decoded, data = read_file(path, network)
     integers: list[str] = []
@@ -234,6 +239,7 @@ def run(args: argparse.Namespace) -> tuple[Comparison, Stages]:
             classes=None,
             batch_size=args.val_batch_size,
             as_codes=False,
+            **(trained.data if trained else {}),
         )
         with data_utils.naming_errors(args.val_data_dir):
             images = [pixels for pixels, _ in dataset.take(batches).as_numpy_iterator()]

@@ -81,6 +81,9 @@ def main() -> None:
         parent=checkpoint.digest(source.prefix),
         network=restore.traits(network),
         filter_step=MSE,
+        labels=source.labels,
+        data_dirs=source.metadata.data_dirs if source.metadata else (),
+        crop_fraction=source.crop_fraction,
     )
     checkpoint.save(target, result.arrays(network, source.arrays, net=args.net), metadata)
     checkpoint_folder.publish(target, keep=5)

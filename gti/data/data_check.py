@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
-import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from gti.data import folders, tfrecords
-from gti.data.image_folders import seen_differently
-from gti.data.labels import find_labels, read_labels
-from gti.errors import DataError
+from gti.chip.host.image import MAX_FILE_BYTES
+from gti.data import folders, pictures, tfrecords
+from gti.data.labels import find_labels, labels_of, read_labels
+from gti.errors import DataError, listing, printable, sentence
 
 # Up to this size every record's checksum, label and image are looked at before training; beyond it only the
 # first records of every shard, because reading a large set through takes minutes.
 FULL_CHECK_BYTES = 1 << 30
 SAMPLED_RECORDS = 256
+SHOWN_CLASSES = 30  # lines of the table of classes
 
 
 @dataclass(frozen=True)
@@ -38,23 +40,47 @@ class Inspection:
     labels: tuple[int, ...] = ()  # of image folders: one per file
     present: tuple[int, ...] = ()  # the different labels of the images looked at
     numbered: int | None = None  # class folders, where their order and no label file gives the labels
+    per_label: tuple[tuple[int, int], ...] = ()  # (label, images looked at) of every label in `present`
+    names: tuple[str, ...] = ()  # of the classes, index = label, "" where background has none; () where not known
+    unused: str = ""  # sentence about files that are not used
 
 
-def inspect(folder: str | os.PathLike[str], classes: int | None = None, *, training: bool = False) -> Inspection:
+def inspect(
+    folder: str | os.PathLike[str], classes: int | None = None, *, training: bool = False, names: Sequence[str] = ()
+) -> Inspection:
     """Look through a data folder before it is used: what is in it, and whether it fits `classes`.
 
     Small sets are read completely with their checksums; of large ones every length, and the first records of a shard.
+    `names` are those of a checkpoint: they number class folders without a label file.
     Raises DataError: no folder, no images, missing shards, records that are cut off, damaged, without image or without
-    label, files that are no JPEG or PNG, pictures that TensorFlow would decode otherwise than inference, labels outside
-    0..classes-1, a label file of another number of classes, and, without a label file, class folders of another number
-    and, for training, classes that no image has.
+    label, all pictures that inference would refuse, labels outside 0..classes-1, a label file of another number of
+    classes or that numbers them otherwise than `names`, and, without a label file, class folders of another number and,
+    for training, classes that no image has.
     """
     path = Path(folder)
-    layout = folders.look(path)
+    folders.same_labels(names, path)
+    layout = folders.look(path, names)
     with folders.naming_unreadable(path):
-        found = _inspect_shards(path, layout.shards) if layout.shards else _inspect_folder(path, layout)
+        found = _inspect_shards(path, layout.shards) if layout.shards else _inspect_folder(path, layout, bool(names))
+    if layout.shards:
+        found = replace(found, names=tuple(labels_of(path) or names))
     _check_classes(found, classes, training)
     return found
+
+
+def table(found: Inspection) -> list[str]:
+    """Return what a data folder holds as lines for people: classes, their labels and images, what is not used."""
+    looked_at = sum(count for _, count in found.per_label)
+    part = "" if found.complete else f"; of the first {looked_at:,}:"
+    lines = [f"{found.folder}: {found.count:,} images of {len(found.per_label)} classes{part}"]
+    width = max((len(str(count)) for _, count in found.per_label), default=1)
+    for label, count in found.per_label[:SHOWN_CLASSES]:
+        name = found.names[label] if label < len(found.names) else ""
+        lines.append(f"  label {label:>3}  {count:>{width}} images  {name}".rstrip())
+    if len(found.per_label) > SHOWN_CLASSES:
+        counts = [count for _, count in found.per_label[SHOWN_CLASSES:]]
+        lines.append(f"  and {len(counts)} more classes of {min(counts)} to {max(counts)} images")
+    return [printable(line, 300) for line in (*lines, *([f"  {found.unused}"] if found.unused else []))]
 
 
 def _check_classes(found: Inspection, classes: int | None, training: bool) -> None:
@@ -123,12 +149,14 @@ def _inspect_states(folder: str, states: tuple[tuple[str, int, int], ...], full_
     total = sum(size for _, size, _ in states)
     complete = total <= full_check_bytes
     count = 0
-    present: set[int] = set()
+    present: Counter[int] = Counter()
+    refused: list[str] = []
     for path in shards:
         records = tfrecords.count_records(path)
         count += records
-        for labels in _labels_of_shard(path, None if complete else SAMPLED_RECORDS):
-            present.update(np.unique(labels).tolist())
+        for labels in _labels_of_shard(path, None if complete else SAMPLED_RECORDS, refused):
+            present.update(labels.tolist())
+    _refuse(folder, refused)
     if not present:
         raise DataError(
             str(folder), "holds no images", received=f"{len(shards)} empty shards", fix="build the records again"
@@ -142,23 +170,34 @@ def _inspect_states(folder: str, states: tuple[tuple[str, int, int], ...], full_
         complete,
         total // max(count, 1),
         present=tuple(sorted(present)),
+        per_label=tuple(sorted(present.items())),
     )
 
 
-def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
-    dataset = tf.data.TFRecordDataset(str(path)).take(-1 if limit is None else limit).batch(1024)
+def _refuse(folder: str, refused: Sequence[str]) -> None:
+    # All of them in one list: a picture at a time would take a run each.
+    if len(refused) == 1:
+        raise DataError(refused[0])
+    if refused:
+        raise DataError(listing(folder, refused))
+
+
+def _labels_of_shard(path: Path, limit: int | None, refused: list[str]) -> Iterator[np.ndarray]:
+    # Appends what is said of pictures that inference would refuse.
+    dataset = tf.data.TFRecordDataset(os.fsencode(path)).take(-1 if limit is None else limit).batch(64)
     features = {
         tfrecords.LABEL: tf.io.FixedLenFeature([], tf.int64, -1),
         tfrecords.ENCODED: tf.io.FixedLenFeature([], tf.string, ""),
     }
 
-    def measure(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def parse(batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         parsed = tf.io.parse_example(batch, features)
-        return parsed[tfrecords.LABEL], tf.strings.length(parsed[tfrecords.ENCODED])
+        return parsed[tfrecords.LABEL], parsed[tfrecords.ENCODED]
 
     seen = 0
     try:
-        for labels, sizes in dataset.map(measure).as_numpy_iterator():
+        for labels, encoded in dataset.map(parse).as_numpy_iterator():
+            sizes = np.array([len(data) for data in encoded])
             if labels.min() < 0 or sizes.min() == 0:
                 offender = int(np.argmax((labels < 0) | (sizes == 0)))
                 missing = tfrecords.LABEL if labels[offender] < 0 else tfrecords.ENCODED
@@ -168,6 +207,10 @@ def _labels_of_shard(path: Path, limit: int | None) -> Iterator[np.ndarray]:
                     expected=f"an Example with {tfrecords.ENCODED} and {tfrecords.LABEL} >= 0",
                     fix="build the records with scripts/build_image_data.py",
                 )
+            for number, data in enumerate(encoded, seen):
+                problem = pictures.refusal(io.BytesIO(data), len(data), f"{path}, record {number}")
+                if problem is not None:
+                    refused.append(str(problem))
             seen += len(labels)
             yield labels
     except (tf.errors.OpError, UnicodeDecodeError):  # the latter where TensorFlow's message quotes raw bytes
@@ -178,7 +221,7 @@ def _damaged_record(path: Path, features: dict) -> DataError:
     seen = 0
     problem = "is damaged"
     try:
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
+        for record in tf.data.TFRecordDataset(os.fsencode(path)).as_numpy_iterator():
             tf.io.parse_single_example(record, features)
             seen += 1
     except tf.errors.DataLossError:
@@ -191,19 +234,28 @@ def _damaged_record(path: Path, features: dict) -> DataError:
 # --- image folders
 
 
-def _inspect_folder(folder: Path, layout: folders.Layout) -> Inspection:
+def _inspect_folder(folder: Path, layout: folders.Layout, named: bool) -> Inspection:
     states: list[tuple[str, int, int]] = []
     labels: list[int] = []
+    refused: list[str] = []
     for path in layout.classes:
         for image in sorted(path.iterdir()):
-            if image.suffix.lower() in tfrecords.IMAGE_SUFFIXES and not image.name.startswith("."):
-                states.append(_state_of_image(image))
-                labels.append(layout.names.index(path.name))
-    if not states:
+            if tfrecords.is_image(image):
+                try:
+                    states.append(_state_of_image(image))
+                    labels.append(layout.names.index(path.name))
+                except DataError as problem:
+                    refused.append(str(problem))
+    unused = folders.unused_note(layout)
+    if not states and not refused:
         raise DataError(
-            str(folder), "holds no images", expected="JPEG or PNG files", fix="copy them into the class folders"
+            str(folder),
+            "holds no images" + (f" ({unused})" if unused else ""),
+            expected="JPEG or PNG files",
+            fix="copy them into the class folders",
         )
-    _check_images(tuple(states))
+    _refuse(str(folder), [*refused, *_refused_images(tuple(states))])
+    counts = tuple(sorted(Counter(labels).items()))
     return Inspection(
         str(folder),
         tuple(name for name, _, _ in states),
@@ -213,13 +265,19 @@ def _inspect_folder(folder: Path, layout: folders.Layout) -> Inspection:
         True,
         sum(size for _, size, _ in states) // len(states),
         tuple(labels),
-        tuple(sorted(set(labels))),
-        None if layout.labels_file else len(layout.classes),
+        tuple(label for label, _ in counts),
+        None if layout.labels_file or named else len(layout.classes),
+        per_label=counts,
+        names=layout.names,
+        unused=unused,
     )
 
 
 def _state_of_image(path: Path) -> tuple[str, int, int]:
-    info = path.stat()
+    try:
+        info = path.stat()
+    except OSError as problem:  # a link that leads nowhere
+        raise DataError(str(path), f"cannot be read ({problem.strerror})", fix="replace or remove it") from None
     # A pipe would be waited for without end.
     if not stat.S_ISREG(info.st_mode):
         raise DataError(str(path), "is not a regular file", expected="a JPEG or PNG image", fix="replace or remove it")
@@ -227,27 +285,16 @@ def _state_of_image(path: Path) -> tuple[str, int, int]:
 
 
 @lru_cache(maxsize=8)
-def _check_images(states: tuple[tuple[str, int, int], ...]) -> None:
+def _refused_images(states: tuple[tuple[str, int, int], ...]) -> tuple[str, ...]:
     # Remembered as long as no file changes, like the shards: headers of a large set take a while.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about damage and size: decoding decides
-        for name, _, _ in states:
-            _check_image(name)
+    problems = (_refused_image(name) for name, _, _ in states)
+    return tuple(problem for problem in problems if problem)
 
 
-def _check_image(name: str) -> None:
+def _refused_image(name: str) -> str:
     with open(name, "rb") as file:
-        head = file.read(8)
-        if not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-            raise DataError(
-                name, "is no JPEG or PNG image", received=f"first bytes {head.hex()}", fix="replace or remove it"
-            )
-        reason = seen_differently(file)
-    if reason:
-        raise DataError(
-            name,
-            "would look different in training and in inference",
-            expected="an upright RGB or grey picture of 8 bits without transparency",
-            received=reason,
-            fix="build records of the folders with scripts/build_image_data.py, which writes such pictures anew",
-        )
+        length = os.fstat(file.fileno()).st_size
+        if length > MAX_FILE_BYTES:
+            return sentence(name, "is too large", expected=f"at most {MAX_FILE_BYTES} bytes", received=length)
+        problem = pictures.refusal(file, length, name)
+    return str(problem) if problem else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from pathlib import Path
 
 from gti.data import tfrecords
 from gti.data.labels import find_labels, labels_of, read_labels
-from gti.errors import DataError
+from gti.errors import DataError, printable
+
+# Besides images: of systems, and of this kit.
+_OWN_FILES = ("Thumbs.db", "desktop.ini", "pipeline.json")
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,24 @@ class Layout:
     classes: tuple[Path, ...] = ()
     names: tuple[str, ...] = ()
     labels_file: Path | None = None
+    unused: tuple[Path, ...] = ()  # what lies in the folder and its class folders and is no image by its name
 
 
-def look(folder: str | os.PathLike[str]) -> Layout:
-    """Return what `folder` is made of.
+def holds_data(folder: str | os.PathLike[str]) -> bool:
+    """Return whether `folder` itself holds shards, or class folders of images, rather than `train` and `val`."""
+    path = Path(folder)
+    try:
+        if not path.is_dir() or (path / "train").is_dir() or (path / "val").is_dir():
+            return False
+        return any(map(tfrecords.is_shard, path.iterdir())) or any(
+            tfrecords.is_image(image) for one in _class_folders(path) for image in one.iterdir()
+        )
+    except OSError:
+        return False  # whoever reads it says what is wrong
+
+
+def look(folder: str | os.PathLike[str], names: Sequence[str] = ()) -> Layout:
+    """Return what `folder` is made of; `names`: those of a checkpoint, for class folders without a label file.
 
     Raises DataError: no folder, missing shards, neither shards nor class folders, class folders that the label file
     does not name, a label file that cannot be read.
@@ -50,17 +68,54 @@ def look(folder: str | os.PathLike[str]) -> Layout:
             fix="build records with scripts/build_image_data.py",
         )
     labels_file = find_labels(path)
-    names = read_labels(labels_file) if labels_file else ["", *(path.name for path in classes)]
-    for one in classes:
-        if one.name not in names:
-            raise DataError(
-                str(one),
-                "is no class of the label file",
-                expected=f"a name of {labels_file}",
-                received=one.name,
-                fix="rename the folder or add the class to the label file",
-            )
-    return Layout(classes=tuple(classes), names=tuple(names), labels_file=labels_file)
+    known = read_labels(labels_file) if labels_file else list(names) or ["", *(path.name for path in classes)]
+    strange = [one.name for one in classes if one.name not in known]
+    if strange:
+        raise DataError(
+            str(path / strange[0]) if len(strange) == 1 else str(path),
+            "is no class of the label file" if labels_file else "has folders that are no class of the checkpoint",
+            expected=f"a name of {labels_file}" if labels_file else first_few(known[1:]),
+            received=first_few(strange),
+            fix="rename the folder or add the class to the label file",
+        )
+    with naming_unreadable(path):
+        unused = [entry for entry in _entries(path) if not entry.is_dir() and entry != labels_file]
+        unused += [entry for one in classes for entry in _entries(one) if not tfrecords.is_image(entry)]
+    return Layout(classes=tuple(classes), names=tuple(known), labels_file=labels_file, unused=tuple(unused))
+
+
+def _entries(folder: Path) -> list[Path]:
+    # Without what systems and this kit leave beside images.
+    return [path for path in sorted(folder.iterdir()) if path.name not in _OWN_FILES and path.name[0] != "."]
+
+
+def unused_note(layout: Layout) -> str:
+    """Return the sentence that counts and names what of class folders is not used, "" where all is."""
+    if not layout.unused:
+        return ""
+    kinds = Counter(
+        "sub-folders" if path.is_dir() else path.suffix.lower() or "without suffix" for path in layout.unused
+    )
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    shown = first_few([f"{path.parent.name}/{path.name}" for path in layout.unused])
+    return printable(f"not used: {counts}: {shown} (images are files named .jpg, .jpeg or .png)", 1000)
+
+
+def same_labels(names: Sequence[str], folder: str | os.PathLike[str]) -> None:
+    """Raise DataError where the label file of a data folder gives a class another label than `names` does."""
+    labels_file = find_labels(folder)
+    if not names or labels_file is None:
+        return
+    now = read_labels(labels_file)
+    moved = [name for name in now[1:] if name in names and names.index(name) != now.index(name)]
+    if moved:
+        raise DataError(
+            str(labels_file),
+            "numbers the classes otherwise than the checkpoint was trained with",
+            expected=f"{moved[0]} as label {list(names).index(moved[0])}",
+            received=now.index(moved[0]),
+            fix="put the names back in their order",
+        )
 
 
 def check_classes(folder: str | os.PathLike[str], classes: int) -> None:

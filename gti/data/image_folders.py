@@ -10,20 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
+from gti.chip.host.image import is_small
 from gti.data.tfrecords import IMAGE_SUFFIXES, ImageRecord, spread, write_shards
 from gti.errors import DataError, sentence
 
 _SYSTEM_FILES = ("Thumbs.db", "desktop.ini")
-# Pillow's own limit against decompression bombs (Image.MAX_IMAGE_PIXELS); larger photographs are skipped by name.
-MAX_PIXELS = 89_478_485
-JPEG_QUALITY = 95
 _ORIENTATION = 0x0112
-_TURNED = range(2, 9)  # orientations that ask for a turn or a mirror
-_PNG_START = b"\x89PNG\r\n\x1a\n"
-# Chunks of a PNG, type and keyword, in which Pillow finds an orientation.
-_PNG_ORIENTED = (b"eXIf", b"iTXtXML:com.adobe.xmp", b"tEXtRaw profile type exif", b"zTXtRaw profile type exif")
 
 
 @dataclass(frozen=True)
@@ -93,50 +86,13 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def seen_differently(file: BinaryIO) -> str | None:
-    """Return why TensorFlow decodes a JPEG or PNG file otherwise than inference reads it; None where it does not.
-
-    Only headers are read; of a file that is damaged nothing is said.
-    """
-    from PIL import Image
-
-    try:
-        # Without being needed, getexif would decode all pixels of a PNG.
-        oriented = _may_be_oriented(file)
-        file.seek(0)
-        image = Image.open(file, formats=("JPEG", "PNG"))
-        if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-            return "transparency"
-        if image.mode.startswith("I"):
-            return "16 bits"
-        if image.mode == "CMYK":
-            return "CMYK"
-        orientation = image.getexif().get(_ORIENTATION, 1) if oriented else 1
-        return f"EXIF orientation {orientation}" if orientation in _TURNED else None
-    except Exception:  # Pillow reports damage in many classes
-        return None
-
-
-def _may_be_oriented(file: BinaryIO) -> bool:
-    # Any JPEG, and PNGs with a chunk for it, which may stand behind the pixels.
-    file.seek(0)
-    if file.read(len(_PNG_START)) != _PNG_START:
-        return True
-    position = len(_PNG_START)
-    while len(head := file.read(40)) >= 8:
-        if head[4:].startswith(_PNG_ORIENTED):
-            return True
-        position += 12 + int.from_bytes(head[:4], "big")  # length, type, data, checksum
-        file.seek(position)
-    return False
-
-
 def read_image(source: Source) -> ImageRecord:
     """Return the record of an image file after decoding it completely.
 
-    8-bit RGB and grey images go in byte by byte as they are; what TensorFlow would read differently from a picture
-    viewer (turned by EXIF, CMYK, palettes, alpha, 16 bits) is written anew. Raises ValueError with the reason for
-    a file that is no image, is cut off, or is too large.
+    8-bit RGB and grey images go in byte by byte as they are. What readers of records see otherwise than picture viewers
+    (turned by EXIF, CMYK, palettes, alpha, 16 bits) is written anew as a PNG of the pixels that inference sees; alpha
+    and low bytes, which inference refuses, are dropped. Raises ValueError with the reason for a file that is no image,
+    is cut off, or is too large.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -144,25 +100,22 @@ def read_image(source: Source) -> ImageRecord:
         if not source.path.is_file():  # a pipe would be waited for without end
             raise ValueError("is not a regular file")
         data = source.path.read_bytes()
-        image: Image.Image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"has {image.width}x{image.height} pixels, more than {MAX_PIXELS}")
-        form = image.format  # of the file; converted images have none
-        image.load()
+        picture: Image.Image = Image.open(io.BytesIO(data))
+        if not is_small(picture.width, picture.height, len(data), progressive="progressive" in picture.info):
+            raise ValueError(f"has {picture.width}x{picture.height} pixels, too many for {len(data)} bytes")
+        form = picture.format  # of the file; converted images have none
+        picture.load()
         as_it_is = (
             form in ("JPEG", "PNG")
-            and image.mode in ("RGB", "L")
-            and image.getexif().get(_ORIENTATION, 1) == 1
-            and "transparency" not in image.info
+            and picture.mode in ("RGB", "L")
+            and picture.getexif().get(_ORIENTATION, 1) == 1
+            and "transparency" not in picture.info
         )
         if not as_it_is:
-            image = ImageOps.exif_transpose(_to_eight_bits(image)).convert("RGB")
+            picture = ImageOps.exif_transpose(_to_eight_bits(picture)).convert("RGB")
             buffer = io.BytesIO()
-            if form == "PNG":
-                image.save(buffer, format="PNG")
-            else:
-                form = "JPEG"
-                image.save(buffer, format="JPEG", quality=JPEG_QUALITY, subsampling=0)
+            form = "PNG"
+            picture.save(buffer, format=form)
             data = buffer.getvalue()
     except UnidentifiedImageError:
         # Pillow's own sentence holds the address of an object.
@@ -171,7 +124,7 @@ def read_image(source: Source) -> ImageRecord:
         # Pillow reports damage in any of these classes.
         reason = getattr(problem, "strerror", None) or str(problem)
         raise ValueError(reason or type(problem).__name__) from None
-    return ImageRecord(data, str(form), image.height, image.width, source.label, source.text, source.path.name)
+    return ImageRecord(data, str(form), picture.height, picture.width, source.label, source.text, source.path.name)
 
 
 def _to_eight_bits(image):

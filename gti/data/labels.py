@@ -2,44 +2,99 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from gti.errors import DataError, FormatError, printable
 from gti.files import read_bytes
 
+log = logging.getLogger(__name__)
+
 BACKGROUND = "background"
 MAX_LABEL_BYTES = 4 * 1024 * 1024
 _NUMBERED = re.compile(r"^(\d{1,9})[ \t]+(\S.*)$")
+_SEPARATED = re.compile(r"^(\d{1,9})(?:[ \t]*[,;:=][ \t]*|[ \t]+)(\S.*)$")
 
 
-def read_labels(path: str | os.PathLike[str]) -> list[str]:
+FORMATS = ("auto", "names", "numbered")
+
+
+def read_labels(path: str | os.PathLike[str], form: str = "auto") -> list[str]:
     """Return the names of all classes; the index is the label, 0 = background.
 
-    Two forms are read (user guide, sections 6.5 and 7.1.1): `LABEL_ID LABEL_NAME` lines, or one name a line without the
-    background, which is put in front. Raises DataError for text that is not UTF-8, no names at all, a number or a name
-    that stands twice, numbers with gaps, and files of more than 4 MiB.
+    Two forms are read (user guide, sections 6.5 and 7.1.1): "numbered", `LABEL_ID LABEL_NAME` lines, or "names", one
+    name a line without the background, which is put in front; "auto" takes a file whose lines all begin with numbers
+    as numbered, and refuses one that could be meant otherwise. Lines end with LF or CR LF, as in a .MODEL. Raises
+    DataError for text that is not UTF-8, control characters and other line ends in names, no names at all, a number or
+    a name that stands twice, numbers with gaps, and files of more than 4 MiB.
     """
     name = os.fspath(path)
     try:
         data = read_bytes(path, limit=MAX_LABEL_BYTES)
     except FormatError as problem:
         raise DataError(str(problem)) from None
+    return parse_labels(data, name, form)
+
+
+def parse_labels(data: bytes, name: str, form: str = "auto") -> list[str]:
+    """Return the names of all classes in the content of a label file, as `read_labels` does."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         raise DataError(name, f"is not UTF-8 text at byte {problem.start}", fix="save it as UTF-8") from None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = []
+    for number, whole in enumerate(text.split("\n"), 1):
+        line = whole.removesuffix("\r").strip(" \t")
+        strange = next((c for c in line if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c != "\t"), None)
+        if strange is not None:
+            raise DataError(
+                name,
+                f"has the character U+{ord(strange):04X} in line {number}, which readers take for different things",
+                expected="lines that end with LF, and names without control characters",
+                fix="remove the character",
+            )
+        if line:
+            lines.append(line)
     if not lines:
         raise DataError(name, "holds no labels", fix="write one class name a line")
-    matches = [_NUMBERED.match(line) for line in lines]
-    if all(matches):
-        numbered = [(int(match[1]), match[2]) for match in matches if match]
-        return _numbered(numbered, name)
+    matches = [(_SEPARATED if form == "numbered" else _NUMBERED).match(line) for line in lines]
+    if form == "numbered" or (form == "auto" and all(matches)):
+        if form == "auto" and not any(match and int(match[1]) == 0 for match in matches):
+            _say_numbered(name, lines[0])
+        missing = next((line for line, match in zip(lines, matches, strict=True) if not match), None)
+        if missing is not None:
+            raise DataError(name, "has a line without a number", expected="LABEL_ID LABEL_NAME", received=missing)
+        return _numbered([(int(match[1]), match[2]) for match in matches if match], name)
+    if form == "auto" and all(map(_SEPARATED.match, lines)):
+        raise _ambiguous(name, lines[0])
     names = lines if lines[0] in (BACKGROUND, f"unused {BACKGROUND}") else [BACKGROUND, *lines]
     _refuse_doubles(names, name, "the class name")
     return names
+
+
+@lru_cache(maxsize=64)
+def _say_numbered(name: str, line: str) -> None:
+    # Once for a file, which is read many times in a run.
+    number, label = line.split(maxsplit=1)
+    log.warning(
+        "note: %s is read as numbered, label %s is %s; where numbers belong to the names, let the first line be "
+        "`%s`, or pass --labels_format names; a line `0 %s` confirms the numbers",
+        *(printable(name), number, printable(label, 60), BACKGROUND, BACKGROUND),
+    )
+
+
+def _ambiguous(name: str, line: str) -> DataError:
+    return DataError(
+        name,
+        "could be numbered or names",
+        expected="LABEL_ID LABEL_NAME lines from 0 on, or names",
+        received=line,
+        fix="write the lines as `0 background`, `1 ...`, or pass --labels_format names (or numbered)",
+    )
 
 
 def _numbered(entries: list[tuple[int, str]], name: str) -> list[str]:
@@ -76,15 +131,21 @@ def labels_text(names: list[str]) -> str:
 def find_labels(folder: str | os.PathLike[str]) -> Path | None:
     """Return the label file of the data set whose `train` or `val` folder is `folder`, or None.
 
-    Looked for: `data/<name>_labels.txt`, `data/<name>/<name>_labels.txt`, `data/<name>/labels.txt`.
+    Looked for: `data/<name>_labels.txt`, `data/<name>/<name>_labels.txt`, `data/<name>/labels.txt`, and in `folder`,
+    which may hold the records itself.
     """
     dataset = Path(folder).resolve().parent
     candidates = (
         dataset / f"{dataset.name}_labels.txt",
         dataset / "labels.txt",
         dataset.parent / f"{dataset.name}_labels.txt",
+        *_inside(Path(folder)),
     )
     return next((path for path in candidates if path.is_file()), None)
+
+
+def _inside(folder: Path) -> tuple[Path, Path]:
+    return folder / f"{folder.resolve().name}_labels.txt", folder / "labels.txt"
 
 
 def labels_of(folder: str | os.PathLike[str]) -> list[str] | None:

@@ -48,16 +48,22 @@ def shard_name(name: str, index: int, count: int) -> str:
     return f"{name}_{index:05d}-of-{count:05d}.tfrecord"
 
 
+def is_shard(path: Path) -> bool:
+    """Return whether a path is a TFRecord file by its name."""
+    return path.is_file() and (path.suffix in (".tfrecord", ".tfrecords") or _SHARD.match(path.name) is not None)
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a path in a class folder is an image by its name; hidden files and folders are none."""
+    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and not path.is_dir()
+
+
 def find_shards(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the TFRecord files of `folder` in name order; empty when it holds none.
 
     Raises DataError when the names say that shards are missing.
     """
-    found = [
-        path
-        for path in sorted(Path(folder).iterdir())
-        if path.is_file() and (path.suffix in (".tfrecord", ".tfrecords") or _SHARD.match(path.name))
-    ]
+    found = [path for path in sorted(Path(folder).iterdir()) if is_shard(path)]
     series: dict[tuple[str, int], set[int]] = {}
     for path in found:
         if match := _SHARD.match(path.name):
@@ -105,7 +111,8 @@ def to_example(record: ImageRecord) -> bytes:
     import tensorflow as tf
 
     def text(value: str) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+        # Not every file name is UTF-8.
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[os.fsencode(value)]))
 
     def number(value: int) -> tf.train.Feature:
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
@@ -162,7 +169,7 @@ def write_shards(folder: str | os.PathLike[str], name: str, parts: Sequence[Iter
 def _write_shard(path: Path, records: Iterable[ImageRecord]) -> None:
     import tensorflow as tf
 
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    with tf.io.TFRecordWriter(os.fsencode(path)) as writer:
         for record in records:
             writer.write(to_example(record))
     with path.open("rb") as file:

@@ -33,6 +33,9 @@ class Metadata:
     parent: str = ""  # digest of the checkpoint that the stage began from
     network: tuple[str, ...] = ()  # what of the dat.json it was trained for, from quant_w on; () where not known
     filter_step: str = ""  # rule of 3-bit filters that it was trained with, from quant_w on; "" is mean
+    labels: tuple[str, ...] = ()  # names of the classes, index = label; () where not known
+    data_dirs: tuple[str, ...] = ()  # folders of the training and the validation set
+    crop_fraction: float | None = None  # of the pictures that it was trained with
     kit_version: str = __version__
 
     def to_json(self) -> str:

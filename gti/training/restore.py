@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gti import caps, nets
 from gti import stage as stage_rules
+from gti.data import folders
 from gti.data.labels import labels_of
 from gti.errors import CheckpointError, UsageError, sentence
 from gti.stage import MEAN, Stage
@@ -36,6 +38,21 @@ class Source:
     def stage(self) -> Stage | None:
         """Stage of the checkpoint, None where it carries none."""
         return self.metadata.stage if self.metadata else None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes that it was trained for, index = label; () where it does not tell."""
+        return self.metadata.labels if self.metadata else ()
+
+    @property
+    def crop_fraction(self) -> float | None:
+        """Crop of the pictures that it was trained with, None where it does not tell."""
+        return self.metadata.crop_fraction if self.metadata else None
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What `data_utils.load` takes of it: the labels of class folders and the crop of pictures."""
+        return {"names": self.labels, "crop_fraction": self.crop_fraction}
 
 
 def open_checkpoint(
@@ -95,15 +112,28 @@ def number_of_classes(given: int | None, source: Source | None, data_dir: str | 
         return metadata.classes
     if given is not None:
         return given
-    names = labels_of(data_dir) if data_dir else None
+    names = (labels_of(data_dir) or folders.look(data_dir).names) if data_dir else None
     if names:
         return len(names)
     raise UsageError(
         "--classes",
-        "neither a checkpoint nor a label file tells the number of classes",
+        "neither a checkpoint nor a label file nor class folders tell the number of classes",
         expected="--classes N, background included",
         fix="pass --classes, or put a label file beside the data",
     )
+
+
+def data_of(args: Namespace, source: Source | None) -> None:
+    """Let the data folders that no flag names be those that a checkpoint was trained on, where `data/<net>` is none.
+
+    Raises DataError as `gti.data.folders.look`.
+    """
+    known = source.metadata.data_dirs if source and source.metadata else ()
+    for name, place in (("train_data_dir", 0), ("val_data_dir", 1)):
+        if hasattr(args, name):
+            if not args.data_given and len(known) == 2 and not os.path.isdir(getattr(args, name)):
+                setattr(args, name, known[place])
+            folders.look(getattr(args, name), source.labels if source else ())
 
 
 def traits(network: Network) -> tuple[str, ...]:

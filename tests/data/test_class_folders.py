@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_data import png, random_images, refusal, write
+from small_data import random_images, refusal, write
 
 from gti import data_utils
 from gti.chip.host.preprocessing import Preprocessing
-from gti.data import data_check, folders
+from gti.data import data_check, folders, tfrecords
 from gti.errors import DataError
 
 
@@ -101,38 +102,131 @@ def turned(orientation: int) -> Image.Exif:
 RGB = Image.fromarray(random_images(1)[0])
 
 
-@pytest.mark.parametrize(
-    ("name", "image", "settings", "received"),
-    [
-        ("a.jpg", RGB, {"exif": turned(6)}, "EXIF orientation 6"),
-        ("a.png", RGB, {"exif": turned(3)}, "EXIF orientation 3"),
-        ("a.png", RGB.convert("RGBA"), {}, "transparency"),
-        ("a.png", RGB.convert("LA"), {}, "transparency"),
-        ("a.png", RGB.convert("P"), {"transparency": 0}, "transparency"),
-        ("a.png", Image.fromarray(np.zeros((16, 16), np.uint16)), {}, "16 bits"),
-        ("a.jpg", RGB.convert("CMYK"), {}, "CMYK"),
-        ("a.jpg", RGB, {"exif": turned(1)}, ""),
-        ("a.png", RGB.convert("P"), {}, ""),
-        ("a.png", RGB.convert("1"), {}, ""),
-    ],
-)
-def test_pictures_that_training_would_see_differently(tmp_path, name, image, settings, received):
-    (tmp_path / "cat").mkdir()
-    image.save(tmp_path / "cat" / name, **settings)
-    if received:
-        message = refusal(tmp_path, classes=2)
-        assert f"{name}: would look different in training and in inference" in message
-        assert f"received {received}." in message
-        return
-    ((pixels, _),) = data_utils.load(tmp_path, image_size=14, batch_size=1, classes=2, as_codes=False)
-    expected = Preprocessing(14, 3, "BGR", data_utils.CROP_FRACTION).load(tmp_path / "cat" / name)
-    assert np.abs(pixels[0].numpy().astype(int) - expected).max() <= 4  # decoders of JPEG differ by steps
+def encoded(image: Image.Image, kind: str, **settings) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **settings)
+    return buffer.getvalue()
 
 
-def test_orientation_behind_the_pixels_of_a_png(tmp_path):
-    kind_and_data = b"eXIf" + turned(8).tobytes().removeprefix(b"Exif\0\0")
-    chunk = struct.pack(">I", len(kind_and_data) - 4) + kind_and_data + struct.pack(">I", zlib.crc32(kind_and_data))
-    data = png(random_images(1)[0])
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "a.png").write_bytes(data[:-12] + chunk + data[-12:])
-    assert "received EXIF orientation 8." in refusal(tmp_path)
+def both_kinds(folder: Path, pictures: list[bytes]) -> tuple[Path, Path]:
+    """Write `pictures` as a class folder and as records; return their folders."""
+    (folder / "folders" / "val" / "cat").mkdir(parents=True)
+    for number, data in enumerate(pictures):
+        (folder / "folders" / "val" / "cat" / f"{number:03d}.jpg").write_bytes(data)
+    records = [tfrecords.ImageRecord(data, "JPEG", 1, 1, 1, "cat", f"{n:03d}.jpg") for n, data in enumerate(pictures)]
+    tfrecords.write_shards(folder / "records" / "val", "set", [records])
+    return folder / "folders" / "val", folder / "records" / "val"
+
+
+def smooth(height: int, width: int) -> Image.Image:
+    small = Image.fromarray(random_images(1, height // 3 + 1, width // 3 + 1)[0])
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+PICTURES = {
+    **{
+        f"{mode} {size} quality {quality} subsampling {sub} progressive {progressive}": encoded(
+            smooth(*size).convert(mode), "JPEG", quality=quality, subsampling=sub, progressive=progressive
+        )
+        for mode in ("RGB", "L")
+        for size in ((33, 47), (64, 40), (101, 17))
+        for quality in (30, 75, 95)
+        for sub in (0, 1, 2)
+        for progressive in (False, True)
+    },
+    **{f"EXIF {n}": encoded(smooth(30, 47), "JPEG", exif=turned(n)) for n in range(1, 9)},
+    "CMYK": encoded(smooth(30, 30).convert("CMYK"), "JPEG"),
+    "palette": encoded(RGB.convert("P"), "PNG"),
+    "one bit": encoded(RGB.convert("1"), "PNG"),
+    "opaque alpha": encoded(RGB.convert("RGBA"), "PNG"),
+    "PNG turned": encoded(smooth(20, 30), "PNG", exif=turned(6)),
+    "WebP by another name": encoded(RGB, "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_way_in_gives_the_same_pixels(tmp_path, channels):
+    # Inference's own function is the statement of what a picture is.
+    ways = both_kinds(tmp_path, list(PICTURES.values()))
+    prepare = Preprocessing(14, channels, "BGR", data_utils.CROP_FRACTION)
+    expected = [prepare.load(path) for path in sorted((ways[0] / "cat").iterdir())]
+    for folder in ways:
+        data = data_utils.load(
+            folder, image_size=14, channels=channels, batch_size=len(PICTURES), classes=2, as_codes=False
+        )
+        ((pixels, _),) = data.as_numpy_iterator()
+        for name, got, wanted in zip(PICTURES, pixels, expected, strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=f"{folder}: {name}")
+
+
+def huge_png() -> bytes:
+    # 16000 x 16000 pixels in a few bytes; decoded they would take 768 MB.
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 16000, 16000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def test_pictures_that_inference_refuses_are_listed_together(tmp_path):
+    bad = {
+        "transparent": encoded(Image.new("RGBA", (8, 8), (1, 2, 3, 100)), "PNG"),
+        "more than 8 bits": encoded(Image.fromarray(np.zeros((16, 16), np.uint16)), "PNG"),
+        "too large": huge_png(),
+        "no image": b"<html>",
+    }
+    ways = both_kinds(tmp_path, [*bad.values(), encoded(RGB, "PNG")])
+    for folder in ways:
+        with pytest.raises(DataError) as caught:
+            data_check.inspect(folder, 2)
+        lines = str(caught.value).splitlines()
+        assert "4 things" in lines[0]
+        for word, line in zip(bad, lines[1:], strict=True):
+            assert word in line
+
+
+def test_what_is_not_used_is_counted_and_named(tmp_path):
+    folder = class_folders(tmp_path / "train", "ant", "bee")
+    for name in ("a.webp", "b.webp", "c.bmp", "noname"):
+        (folder / "ant" / name).write_bytes(b"x")
+    (folder / "bee" / "more").mkdir()
+    (folder / "loose.jpg").write_bytes(b"x")
+    found = data_check.inspect(folder, 3)
+    lines = data_check.table(found)
+    assert "2 images of 2 classes" in lines[0]
+    assert [line.split() for line in lines[1:3]] == [
+        ["label", "1", "1", "images", "ant"],
+        ["label", "2", "1", "images", "bee"],
+    ]
+    for part in ("2 .webp", "1 .bmp", "1 without suffix", "1 sub-folders", "loose.jpg", "ant/noname"):
+        assert part in lines[3]
+
+
+def test_links_count_and_links_that_lead_nowhere_are_named(tmp_path):
+    folder = class_folders(tmp_path / "train", "ant")
+    (folder / "ant" / "2.png").symlink_to(folder / "ant" / "1.png")
+    assert data_check.inspect(folder, 2).count == 2
+    (folder / "ant" / "3.png").symlink_to(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"3\.png: cannot be read"):
+        data_check.inspect(folder, 2)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    sub = os.path.join(folder, os.fsdecode(b"\xfcber"))
+    os.makedirs(sub)
+    Image.fromarray(random_images(1)[0]).save(os.path.join(sub, os.fsdecode(b"\xe4.png")))
+    assert "xber" in data_check.table(data_check.inspect(folder, 2))[1].replace("\\xdcfc", "x")
+    ((pixels, labels),) = data_utils.load(folder, image_size=14, batch_size=1, classes=2).as_numpy_iterator()
+    assert (pixels.shape, labels.tolist()) == ((1, 14, 14, 3), [1])
+
+
+def test_labels_of_a_checkpoint_number_moved_folders(tmp_path):
+    folder = class_folders(tmp_path / "moved", "cat")
+    names = ("", "ant", "bee", "cat")
+    assert data_check.inspect(folder, 4, names=names).labels == (3,)
+    with pytest.raises(DataError, match="no class of the checkpoint"):
+        data_check.inspect(folder, 4, names=("", "ant", "bee"))
+    (tmp_path / "labels.txt").write_text("cat\nant\nbee\n")
+    with pytest.raises(DataError, match="otherwise than the checkpoint"):
+        data_check.inspect(folder, 4, names=names)

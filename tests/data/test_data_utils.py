@@ -363,6 +363,7 @@ def test_large_sets_are_sampled(dataset, monkeypatch):
         ("background\ncat\n", ["background", "cat"]),
         ("\ufeffcat\nchat à poil\n", ["background", "cat", "chat à poil"]),
         ("3 stooges\nqueen\n", ["background", "3 stooges", "queen"]),
+        ("background\n1 cent\n2 euro\n", ["background", "1 cent", "2 euro"]),
     ],
 )
 def test_label_files(tmp_path, text, names):
@@ -382,6 +383,12 @@ def test_label_files(tmp_path, text, names):
         (b"1 cat\n1 dog\n", "stands twice"),
         (b"1 cat\n2 cat\n", "stands twice"),
         (b"1 cat\n3 dog\n", "no line for label 2"),
+        (b"0,background\n1,cat\n", "numbered or names"),
+        ("a\u0085b\n".encode(), r"U\+0085 in line 1"),
+        ("a\nb\u2028c\n".encode(), r"U\+2028 in line 2"),
+        (b"a\x0cb\n", r"U\+000C"),
+        (b"a\x0bb\n", r"U\+000B"),
+        (b"a\0b\n", r"U\+0000"),
     ],
 )
 def test_bad_label_files(tmp_path, data, part):
@@ -389,6 +396,33 @@ def test_bad_label_files(tmp_path, data, part):
     path.write_bytes(data)
     with pytest.raises(DataError, match=part):
         read_labels(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "form", "names"),
+    [
+        ("1 cent\n2 euro\n", "names", ["background", "1 cent", "2 euro"]),
+        ("1 cent\n2 euro\n", "numbered", ["background", "cent", "euro"]),
+        ("0,background\n1,cat\n", "numbered", ["background", "cat"]),
+        ("0,background\n1,cat\n", "names", ["background", "0,background", "1,cat"]),
+    ],
+)
+def test_form_of_label_files_that_is_stated(tmp_path, text, form, names):
+    path = tmp_path / "labels.txt"
+    path.write_text(text)
+    assert read_labels(path, form) == names
+
+
+def test_numbers_that_could_be_names_are_told(tmp_path, caplog):
+    path = tmp_path / "labels.txt"
+    path.write_text("1 cent\n2 euro\n")
+    assert read_labels(path) == ["background", "cent", "euro"]
+    assert read_labels(path) == ["background", "cent", "euro"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "--labels_format" in caplog.text
+    (tmp_path / "sure.txt").write_text("0 background\n1 cent\n")
+    read_labels(tmp_path / "sure.txt")
+    assert len(caplog.records) == 1
 
 
 def test_missing_label_file(tmp_path):

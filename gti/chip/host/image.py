@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -90,6 +91,40 @@ def _from_planes(data: bytes, shape: tuple[int, int, int], name: str) -> np.ndar
 def _from_picture(
     data: bytes, shape: tuple[int, int, int], name: str, prepare: Callable[[np.ndarray], np.ndarray] | None
 ) -> np.ndarray:
+    if shape[2] not in (1, 3):
+        raise ImageError(
+            name,
+            f"is a picture, but the network takes {shape[2]} channels",
+            expected="a .npy file of uint8 [H, W, C]",
+            received="a picture of 1 or 3 channels",
+        )
+    with _opened(io.BytesIO(data), len(data), name) as picture:
+        return _convert(picture, shape, name, prepare)
+
+
+def decode(data: bytes, channels: int, name: str) -> np.ndarray:
+    """Return the pixels uint8 [H, W, channels] of an encoded picture, upright, RGB or grey, as `load_image` sees them.
+
+    Raises ImageError and FormatError as `load_image`.
+    """
+    with _opened(io.BytesIO(data), len(data), name) as picture:
+        return _pixels(picture, channels, name)
+
+
+def check(file: BinaryIO, length: int, name: str) -> None:
+    """Raise what `decode` would raise of the picture in an open `file` of `length` bytes.
+
+    Its pixels are read only where they have an alpha channel.
+    """
+    with _opened(file, length, name, pixels=False) as picture:
+        if picture.has_transparency_data:
+            picture.load()
+            _refuse_transparency(picture, name)
+
+
+@contextmanager
+def _opened(file: BinaryIO, length: int, name: str, *, pixels: bool = True) -> Iterator[Image.Image]:
+    # The picture, checked, and with its `pixels` decoded and turned upright.
     try:
         from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
@@ -98,21 +133,15 @@ def _from_picture(
             "needs Pillow to be read",
             fix="install the extra `images` of this package (or pillow itself), or pass a .npy or .bin file",
         ) from None
-    if shape[2] not in (1, 3):
-        raise ImageError(
-            name,
-            f"is a picture, but the network takes {shape[2]} channels",
-            expected="a .npy file of uint8 [H, W, C]",
-            received="a picture of 1 or 3 channels",
-        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the size is judged here, by an error instead of a warning
-            picture = Image.open(io.BytesIO(data), formats=_FORMATS)
-            _check_picture(picture, len(data), name)
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _convert(picture, shape, name, prepare)
+            picture = Image.open(file, formats=_FORMATS)
+            _check_picture(picture, length, name)
+            if pixels:
+                picture.load()
+                ImageOps.exif_transpose(picture, in_place=True)
+            yield picture
     except UnidentifiedImageError:
         raise FormatError(
             name, "is no image that can be read", expected=", ".join((*_FORMATS, ".npy", ".bin"))
@@ -126,6 +155,11 @@ def _from_picture(
         raise FormatError(name, f"cannot be decoded ({reason})", fix="check the file") from None
 
 
+def is_small(width: int, height: int, length: int, *, progressive: bool = False) -> bool:
+    """Return whether an RGB or grey picture in `length` bytes is decoded at its full size, and may be."""
+    return width * height <= min(MAX_PIXELS, _most(length) // _plain_memory(1, progressive))
+
+
 def _check_picture(picture: Image.Image, length: int, name: str) -> None:
     """Refuse what would have to be guessed, and bombs, before any pixel is decoded; `length` of the file in bytes.
 
@@ -134,7 +168,7 @@ def _check_picture(picture: Image.Image, length: int, name: str) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError(name, "is too large", expected=f"at most {MAX_PIXELS} pixels", received=f"{width} x {height}")
-    most = (_FREE_BYTES + _MEMORY_RATIO * length) / (width * height)  # bytes a pixel
+    most = _most(length) / (width * height)  # bytes a pixel
     scales = [scale for scale in (1, 2, 4, 8) if _memory_per_pixel(picture, scale) <= most]
     if not scales or (scales[0] > 1 and picture.format != "JPEG"):
         pixels = int(width * height * most / _memory_per_pixel(picture, 1))
@@ -163,8 +197,16 @@ def _memory_per_pixel(picture: Image.Image, scale: int) -> float:
         return 16
     if picture.mode not in ("L", "RGB"):
         return 12
+    return _plain_memory(scale, "progressive" in picture.info)
+
+
+def _most(length: int) -> int:
+    return _FREE_BYTES + _MEMORY_RATIO * length
+
+
+def _plain_memory(scale: int, progressive: bool) -> float:
     # A progressive JPEG keeps the coefficients of the whole picture.
-    return 8 / scale**2 + (6 if "progressive" in picture.info else 0)
+    return 8 / scale**2 + (6 if progressive else 0)
 
 
 def _convert(
@@ -173,23 +215,33 @@ def _convert(
     """Return uint8 [H, W, C] of an upright picture: opaque, resized, BGR or grey."""
     from PIL import Image
 
-    if picture.has_transparency_data:
-        alpha = (picture if picture.mode == "RGBA" else picture.convert("RGBA")).getchannel("A")
-        least = int(np.asarray(alpha).min())
-        if least < 255:
-            raise ImageError(
-                name,
-                "is transparent in places",
-                expected="an opaque picture",
-                received=f"alpha from {least} on",
-                fix="lay it on a background first",
-            )
     height, width, channels = shape
-    mode = "L" if channels == 1 else "RGB"
-    picture = picture if picture.mode == mode else picture.convert(mode)
-    if prepare is None and picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+    pixels = _pixels(picture, channels, name)
     if prepare is not None:
         pixels = prepare(pixels)
+    elif pixels.shape[:2] != (height, width):
+        whole = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
+        pixels = np.asarray(whole.resize((width, height), Image.Resampling.BILINEAR)).reshape(shape)
     return np.ascontiguousarray(pixels[:, :, ::-1])  # RGB -> BGR
+
+
+def _pixels(picture: Image.Image, channels: int, name: str) -> np.ndarray:
+    # uint8 [H, W, channels] of an upright picture, RGB or grey; refuses transparency.
+    if picture.has_transparency_data:
+        _refuse_transparency(picture, name)
+    mode = "L" if channels == 1 else "RGB"
+    picture = picture if picture.mode == mode else picture.convert(mode)
+    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def _refuse_transparency(picture: Image.Image, name: str) -> None:
+    alpha = (picture if picture.mode == "RGBA" else picture.convert("RGBA")).getchannel("A")
+    least = int(np.asarray(alpha).min())
+    if least < 255:
+        raise ImageError(
+            name,
+            "is transparent in places",
+            expected="an opaque picture",
+            received=f"alpha from {least} on",
+            fix="lay it on a background first",
+        )
