@@ -75,8 +75,8 @@ def train(held: ExitStack) -> None:
         stage.check_train(source.stage, args.stage, source.prefix)
     restore.data_of(args, source)
     names = source.labels if source else ()
-    found = [data_check.inspect(folder, names=names) for folder in (args.train_data_dir, args.val_data_dir)]
-    for line in data_check.table(found[0]) + data_check.table(found[1]):
+    sets = [data_check.inspect(folder, names=names) for folder in (args.train_data_dir, args.val_data_dir)]
+    for line in data_check.table(sets[0]) + data_check.table(sets[1]):
         say(line)
     if source:
         say(f"resuming from {source.prefix}" + (f" ({source.stage.label})" if source.stage is not None else ""))
@@ -153,7 +153,7 @@ def train(held: ExitStack) -> None:
             say(f"stage {args.stage.label} begins: new optimizer state")
     start = replace(
         start,
-        labels=found[0].names or names,
+        labels=sets[0].names or names,
         data_dirs=tuple(map(os.path.abspath, (args.train_data_dir, args.val_data_dir))),
         crop_fraction=data_utils.read_pipeline(
             args.val_data_dir, source.crop_fraction if source else None

@@ -74,7 +74,8 @@ def data(args: Namespace, *data_dirs: str) -> None:
         return
     for folder in data_dirs:
         folders.look(folder)
-    folders.check_same_classes(*data_dirs)
+    if not _starts_from(args):  # the labels of a checkpoint number class folders
+        folders.check_same_classes(*data_dirs)
 
 
 def _starts_from(args: Namespace) -> str | None:

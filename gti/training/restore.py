@@ -129,11 +129,16 @@ def data_of(args: Namespace, source: Source | None) -> None:
     Raises DataError as `gti.data.folders.look`.
     """
     known = source.metadata.data_dirs if source and source.metadata else ()
+    labels = source.labels if source else ()
+    given = []
     for name, place in (("train_data_dir", 0), ("val_data_dir", 1)):
         if hasattr(args, name):
             if not args.data_given and len(known) == 2 and not os.path.isdir(getattr(args, name)):
                 setattr(args, name, known[place])
-            folders.look(getattr(args, name), source.labels if source else ())
+            given.append(getattr(args, name))
+            folders.look(given[-1], labels)
+    if not labels:
+        folders.check_same_classes(*given)
 
 
 def traits(network: Network) -> tuple[str, ...]:
