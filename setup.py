@@ -9,6 +9,8 @@ version = next(
 )
 
 train = ["tensorflow>=2.18", "scipy>=1.11", "keras>=3.6", "pillow>=10", "jinja2>=3.1", "scikit-learn>=1.4"]
+# Makes the emulator fast and nothing else: where numba has no wheels (32-bit ARM), NumPy computes the same.
+numba = 'numba>=0.59; platform_machine in "x86_64 AMD64 aarch64 arm64 ARM64"'
 
 setup(
     name="gti-mdk",
@@ -19,8 +21,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["gti", "gti.*"]),
-    package_data={"gti": ["**/*.json", "**/*.html", "**/*.j2"]},
-    install_requires=["numpy>=1.26", "pyusb>=1.2.1", "tqdm>=4.60", "numba>=0.59"],
+    package_data={"gti": ["**/*.json", "**/*.html", "**/*.j2", "**/*.rules", "**/*.model", "py.typed"]},
+    entry_points={"console_scripts": ["gti = gti.__main__:start"]},
+    install_requires=["numpy>=1.26", "pyusb>=1.2.1", "tqdm>=4.60", numba],
     extras_require={
         "images": ["pillow>=10"],
         "train": train,

@@ -191,7 +191,7 @@ def fc_readout_problem(network: Network, net: str) -> str:
         "has a result that the chip does not hand to host layers",
         expected=f"{spec.FC_READOUT_SIZE}x{spec.FC_READOUT_SIZE} after the last layer",
         received=f"{height}x{width}",
-        fix="choose another --image_size or pooling; scripts/model_tool.py run --mode reads the maps of such a network",
+        fix="choose another --image_size or pooling; gti run --mode reads the maps of such a network",
     )
 
 

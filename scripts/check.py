@@ -58,9 +58,7 @@ def _check_kind(name: str) -> None:
     if Path(name).exists() and not Path(name).is_file():
         raise UsageError(name, "is not a regular file", expected=expected, fix="pass a file's path")
     if name.lower().endswith((".model", ".dat")):
-        raise UsageError(
-            name, "is converted already", expected=expected, fix=f"python scripts/model_tool.py info {name}"
-        )
+        raise UsageError(name, "is converted already", expected=expected, fix=f"gti info {name}")
 
 
 def _arguments() -> Any:

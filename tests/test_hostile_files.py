@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from places import ROOT
 
-from addon import infer_full
 from gti import files
 from gti.chip.formats import dat, model_file, model_folder
 from gti.chip.formats.blobs import MAX_LABELS, parse_labels
@@ -28,6 +27,7 @@ from gti.chip.host.image import load_image
 from gti.chip.loaded_model import load_model
 from gti.chip.network import file_size
 from gti.chip.usb import trace
+from gti.commands import flags
 from gti.errors import (
     CheckpointError,
     DataError,
@@ -360,7 +360,7 @@ def test_messages_never_reach_the_terminal_raw() -> None:
 
 def test_results_with_labels_of_a_file_stay_json() -> None:
     text = '{"label":"d\u00f6g \x9b2J\x7f\u202e\U000e0001"}'
-    shown = infer_full._for_terminals(text)
+    shown = flags.for_terminals(text)
     assert shown.isprintable()
     assert "d\u00f6g" in shown
     assert json.loads(shown) == json.loads(text)

@@ -10,6 +10,7 @@ read-out modes.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
@@ -38,7 +39,8 @@ class GtiModel:
     answers a frame, else the stick in software, and `device_description` says which and why. `mode`: a read-out mode,
     name or number; default that of the file. `settings`: what is assumed about the stick (docs/device.md).
     `transport`: one that is already made, in place of `device`; `backend`: a pyusb backend in place of libusb.
-    `record`: a file for every USB transfer of the session; the device `replay:FILE` plays it back.
+    `record`: a file for every USB transfer of the session; the device `replay:FILE` plays it back. `software`: whether
+    auto may take the stick in software.
 
     Raises FormatError for the file, NetworkError where its sizes do not chain and nobody knows what a chip computes,
     UsageError for wrong arguments, DeviceError when there is no stick.
@@ -54,6 +56,7 @@ class GtiModel:
         transport: Transport | None = None,
         backend: Any = None,
         record: str | os.PathLike[str] | None = None,
+        software: bool = True,
     ) -> None:
         self._link: Link | None = None
         self._model = path if isinstance(path, LoadedModel) else load_model(Path(path))
@@ -64,7 +67,7 @@ class GtiModel:
             self._link = self._start(self._stick, False)
         else:
             request = Request(settings, backend, record, self._model.device, self._model.upsample_modes)
-            self._stick, self._link = devices.connect(device, request, self._start)
+            self._stick, self._link = devices.connect(device, request, self._start, software=software)
         self.device_description = self._stick.description
 
     def _start(self, stick: Stick, prove: bool) -> Link:
@@ -79,11 +82,14 @@ class GtiModel:
         checks = ResultChecks(self._model.header, settings, self._emulation(settings), stick.description)
         link = Link(stick.transport, self._model.dat, self._model.planes, settings, checks)
         try:
+            if prove:  # a bridge of this vendor id need not have a chip behind it; the outcome says what went wrong
+                link.fault_level, checks.proving = logging.INFO, True
             link.prepare()
-            if prove:  # a bridge of this vendor id need not have a chip behind it
+            if prove:
                 dark = np.zeros((self._model.planes, self._model.size, self._model.size), np.uint8)
                 link.start(link.encode(dark, self.mode))
                 link.finish()
+                link.fault_level, checks.proving = logging.WARNING, False
         except BaseException:
             link.close()
             raise
@@ -189,7 +195,7 @@ class GtiModel:
                 f"{self._model.name}, major {upsampled[0] + 1}",
                 "doubles its input, and how a stick delivers the maps of such layers is unknown",
                 expected="the FC read-out (mode 0) of a last layer that does not double its input",
-                fix="use scripts/model_tool.py run for the maps, it needs no stick",
+                fix="use gti run for the maps, it needs no stick",
             )
         return protocol.read_out(self._model.header, mode)
 

@@ -112,7 +112,7 @@ class LoadedModel:
                 self.name,
                 "holds the layers of the chip alone",
                 expected="a full .model with host layers and labels",
-                fix="make one with addon/convert_full.py, or use evaluate",
+                fix="make one with addon/convert_full.py of the project or with gti teach, or use evaluate",
             )
         return self.container
 

@@ -161,7 +161,7 @@ def _notes(network: Network) -> list[str]:
     if size != spec.FC_READOUT_SIZE:
         notes.append(
             f"The result is {size}x{size}: FC read-out (mode 0), which chip_infer.py classifies with, needs 7x7. "
-            "Pool down to 7x7, or read the maps before the last pooling with scripts/model_tool.py run --mode single. "
+            "Pool down to 7x7, or read the maps before the last pooling with gti run --mode single. "
             "The figures are those of such a read-out."
         )
     if any(layer.upsample_enable for layer in network.layers):

@@ -16,13 +16,16 @@ from sticks import dat_bytes, images, lively_weights, open_model, small_network,
 
 from gti.chip.driver import GtiModel
 from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
 from gti.chip.formats.model_file import compose
 from gti.chip.loaded_model import load_model
 from gti.chip.network import file_size
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.usb import eusb_sticks, ft60x, usb_bus
+from gti.chip.usb.devices import NoStickError
 from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.transport import Settings
+from gti.chip.virtual.faults import Fault, FaultPlan
 from gti.chip.virtual.sticks import virtual_backend
 from gti.errors import DatError, DeviceError, FormatError, ImageError, ModelFileError, UsageError
 
@@ -233,7 +236,7 @@ def test_auto_takes_a_stick_that_answers(path: Path, runtime: Path, expected: np
         assert model.device_description == "FT600 serial VIRTUAL0001"
         np.testing.assert_array_equal(model.evaluate(images(NETWORK, 1)[0])[0], expected[0])
         with GtiModel(path, "auto", backend=backend, settings=NO_WAIT) as second:
-            assert second.device_description == "FT600 serial VIRTUAL0002"
+            assert second.device_description.startswith("FT600 serial VIRTUAL0002, because: FT600 serial VIRTUAL0001: ")
 
 
 def test_auto_passes_over_a_bridge_without_a_chip_and_says_so(path: Path, runtime: Path):
@@ -252,10 +255,45 @@ def test_auto_without_libusb_or_stick_is_virtual(path: Path, monkeypatch: pytest
     monkeypatch.setattr(usb_bus, "libusb", missing)
     with GtiModel(path, "auto") as model:
         assert model.device_description.startswith("virtual stick")
+        assert "because: USB: the library libusb-1.0" in model.device_description
     with pytest.raises(DeviceError, match="libusb"):
         GtiModel(path, "usb")
     with GtiModel(path, "auto", backend=virtual_backend("ft601", count=0)) as model:
         assert model.device_description.startswith("virtual stick")
+
+
+def test_auto_says_why_and_nothing_else(path: Path, runtime: Path, caplog: pytest.LogCaptureFixture):
+    """No permission, an eUSB stick to be named, an empty bus: one reason each, and no log before the outcome."""
+    denied = virtual_backend("ft601", plans=[FaultPlan([Fault("claim", 0, "denied", 99)])])
+    silent = virtual_backend("ft601", plans=[FaultPlan([Fault("read", 0, "timeout", 99)])])
+    quick = NO_WAIT.changed(retries=1, read_timeout_ms=1.0)
+    for backend, key in (
+        (denied, "gti udev --install"),
+        (silent, "time-out"),
+        (virtual_backend("eusb"), "--device eusb:"),
+        (virtual_backend("ft601", count=0), "no stick is plugged in"),
+    ):
+        with GtiModel(path, "auto", backend=backend, settings=quick) as model:
+            assert model.device_description.startswith("virtual stick")
+            reason = model.device_description.partition(", because: ")[2]
+            assert key in reason
+            assert "\n" not in reason
+        with pytest.raises(NoStickError, match=key):
+            GtiModel(path, "auto", backend=backend, settings=quick, software=False)
+    assert not caplog.records
+
+
+def test_the_probe_is_no_false_alarm(
+    runtime: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """A network that answers dark with one value: neither a warning nor a run of the emulator (docs/device.md)."""
+    network = Network((MajorLayer(14, 3, 16, 1, 3, (4,), pooling=True),))
+    zeros = [ConvolutionWeights(np.zeros((16, 3, 3, 3), np.int16), np.full(16, 7 << 4, np.int32), 4)]
+    (tmp_path / "dark.dat").write_bytes(dat.encode(network, zeros))
+    monkeypatch.setattr(GtiModel, "_emulation", lambda *_: lambda frame: pytest.fail("the emulator ran"))
+    with GtiModel(tmp_path / "dark.dat", "auto", backend=virtual_backend("ft601"), settings=NO_WAIT) as model:
+        assert model.device_description == "FT601 serial VIRTUAL0001"
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(("key", "serial"), [("usb", "1"), ("usb:1", "2"), ("usb:VIRTUAL0003", "3")])

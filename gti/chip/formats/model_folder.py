@@ -51,7 +51,7 @@ def is_container(data: bytes, name: str) -> bool:
         name,
         "is neither a .DAT nor a .MODEL file",
         received=f"{len(data)} bytes that begin with {data[:8].hex(' ') or 'nothing'}",
-        fix="pass a file written by convert_to_chip.py or model_tool.py build",
+        fix="pass a file written by convert_to_chip.py or gti build",
     )
 
 

@@ -48,7 +48,7 @@ class HostLayers:
 
     `layers`: of the container, chip layer included; `name`: of the file, for messages. Raises ModelFileError that
     names the layer for kinds, modes and data that cannot be executed, and for a model without host layers. `unknown`:
-    the file's rule for images that are like no class.
+    the file's rule for images that are like no class. `labels`: every text that a result may name.
     """
 
     def __init__(self, layers: Sequence[ModelLayer], name: str, unknown: Unknown | None = None) -> None:
@@ -63,7 +63,7 @@ class HostLayers:
                 "holds no host layers that end in labels",
                 expected="GTICNN, FC, SOFTMAX and LABEL layers",
                 received=", ".join(kinds),
-                fix="make a full model with addon/convert_full.py, or use chip_infer.py",
+                fix="make a full model with addon/convert_full.py of the project, or with gti teach",
             )
         if kinds[-1] != "LABEL" or kinds.count("LABEL") != 1:
             raise ModelFileError(name, "goes on behind its labels", expected="LABEL as the last layer")
@@ -79,6 +79,7 @@ class HostLayers:
         for index in range(first + 1, len(layers)):
             make: Callable[[ModelLayer, str], Step] = _STEPS.get(layers[index].operation, _refuse)
             self._steps.append((_name(layers[index], index), make(layers[index], places[index])))
+        self.labels = parse_labels(_blob(layers[-1], places[-1])) + ([unknown.label] if unknown is not None else [])
         self._judge = _Judge(unknown, layers, f'{name}, "{KEY}"') if unknown is not None else None
 
     @property
@@ -306,7 +307,7 @@ def _label(layer: ModelLayer, where: str) -> Step:
 
 def _blob(layer: ModelLayer, where: str) -> memoryview:
     if layer.blob is None:
-        raise ModelFileError(where, "has no data", fix="make the model again with addon/convert_full.py")
+        raise ModelFileError(where, "has no data", fix="make the model again")
     return layer.blob
 
 

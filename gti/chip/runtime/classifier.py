@@ -4,7 +4,8 @@
         for labels in model.classify(model.preprocessing.load(path) for path in paths):
             print(labels[0].text, labels[0].probability)
 
-The sticks run the layers of the chip, the host runs the others, and the preprocessing is that of the file.
+The sticks, or without any the emulator in batches, run the layers of the chip, the host runs the others, and the
+preprocessing is that of the file.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from gti.chip.driver import GtiModel
 from gti.chip.host import preprocessing
+from gti.chip.loaded_model import load_model
+from gti.chip.runtime.engine_model import EngineModel
+from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.chip.spec import FC_SHIFT
 from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
@@ -35,7 +40,8 @@ class Label:
 
 
 class Classifier:
-    """The full .MODEL `path` on the sticks `devices`, `--device` texts as of `GtiModel`; more than one make a pool.
+    """The full .MODEL `path` on the sticks `devices`, `--device` texts; more than one make a pool. One alone may be
+    "emulator", which is also what "auto" takes where no stick answers.
 
     `record`: a file for every USB transfer, of one stick only. Raises FormatError for the file (also for one without
     host layers), UsageError for wrong arguments, DeviceError when a stick cannot be had.
@@ -49,9 +55,9 @@ class Classifier:
         settings: Settings | None = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._sticks: GtiModel | GtiPool
+        self._sticks: GtiModel | EngineModel | GtiPool
         if len(devices) == 1:
-            self._sticks = GtiModel(path, devices[0], settings=settings, record=record)
+            self._sticks = open_stick_or_emulator(path, devices[0], None, settings=settings, record=record)
         else:
             from gti.chip.runtime.pool import GtiPool
 
@@ -59,13 +65,14 @@ class Classifier:
                 raise UsageError("--record", "writes the session of one stick", received=list(devices))
             self._sticks = GtiPool(path, devices, settings=settings)
         try:
-            loaded = self._sticks.loaded
+            loaded = load_model(Path(path))
             self._host = loaded.host_layers()
             if loaded.mode != Mode.FC and len(devices) > 1:
                 raise UsageError(
                     loaded.name, "cannot be fed to several sticks", expected='"mode": 0', received=loaded.mode
                 )
             self._streams = loaded.mode == Mode.FC
+            self.labels = self._host.labels
             self.has_contract = preprocessing.KEY in loaded.full_container().header
             self.preprocessing = loaded.preprocessing()
         except BaseException:
@@ -75,7 +82,7 @@ class Classifier:
     @property
     def device_descriptions(self) -> list[str]:
         """What each stick at work is."""
-        if isinstance(self._sticks, GtiModel):
+        if isinstance(self._sticks, (GtiModel, EngineModel)):
             return [self._sticks.device_description]
         return list(self._sticks.device_descriptions)
 
@@ -90,7 +97,7 @@ class Classifier:
             yield [Label(entry["index"], entry["label"], entry["probability"]) for entry in result["result"]]
 
     def _maps(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[list[npt.NDArray[np.uint8]]]:
-        if isinstance(self._sticks, GtiModel) and not self._streams:
+        if isinstance(self._sticks, (GtiModel, EngineModel)) and not self._streams:
             for image in images:
                 yield self._sticks.raw_maps(self._host.chip_image(image))
             return

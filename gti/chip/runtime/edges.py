@@ -17,6 +17,7 @@ from gti.chip.host.image import load_image
 from gti.chip.host.preprocessing import Preprocessing, resized
 from gti.chip.loaded_model import load_model
 from gti.chip.runtime.opening import open_stick_or_emulator
+from gti.chip.usb.transport import Settings
 
 _MODE = "sublast"  # the last map of every major layer, before pooling
 
@@ -27,14 +28,21 @@ class EdgeModel:
     Raises FormatError for the file, DeviceError when a stick cannot be had.
     """
 
-    def __init__(self, path: str | os.PathLike[str], device: str = "auto") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        *,
+        settings: Settings | None = None,
+        record: str | os.PathLike[str] | None = None,
+    ) -> None:
         loaded = load_model(Path(path))
         header = loaded.container.header if loaded.container is not None else {}
         channels = [layer.output_channels for layer in loaded.header.layers]
         self.head = edge_head.from_header(header, channels, os.fspath(path))
         # The whole photograph, whatever its proportions: its edges are stretched back.
         self.preprocessing = Preprocessing(loaded.size, loaded.planes)
-        self._model = open_stick_or_emulator(path, device, _MODE)
+        self._model = open_stick_or_emulator(path, device, _MODE, settings=settings, record=record)
 
     @property
     def device_description(self) -> str:

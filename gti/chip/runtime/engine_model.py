@@ -20,8 +20,8 @@ from gti.chip.formats import dat
 from gti.chip.formats.splitting import next_image
 from gti.chip.loaded_model import LoadedModel, load_chips
 from gti.chip.runtime import known_answer
-from gti.chip.spec import MAX_CODE, TOP_CODE
-from gti.chip.wire.registers import OF_EVERY_CHIP, parse_mode
+from gti.chip.spec import FC_SHIFT, MAX_CODE, TOP_CODE
+from gti.chip.wire.registers import OF_EVERY_CHIP, Mode, parse_mode
 
 # Images computed together: the engine gains nothing from more, and progress is seen.
 _MOST_TOGETHER = 64
@@ -30,11 +30,13 @@ _MOST_TOGETHER = 64
 class EngineModel:
     """The networks of one file, for one chip or several in a row, on the emulator.
 
-    `engine`: as `Emulator`. Raises FormatError for the file, NetworkError where the chip's arithmetic is unknown.
+    `engine`: as `Emulator`; `reason`: why no stick computes, for the description. Raises FormatError for the file,
+    NetworkError where the chip's arithmetic is unknown.
     """
 
-    def __init__(self, path: str | os.PathLike[str], engine: str = "auto") -> None:
+    def __init__(self, path: str | os.PathLike[str], engine: str = "auto", *, reason: str = "") -> None:
         parts = load_chips(Path(path))
+        self._reason = reason
         self._first = parts[0]
         self._emulators = _emulators(parts, str(path), engine)
         self._together = min(_MOST_TOGETHER, *(emulator.images_together for emulator in self._emulators))
@@ -42,7 +44,8 @@ class EngineModel:
     @property
     def device_description(self) -> str:
         """What computes, and that nothing of USB takes part."""
-        return f"emulator in batches of {self._together}, no USB framing ({self._emulators[0].engine})"
+        text = f"emulator in batches of {self._together}, no USB framing ({self._emulators[0].engine})"
+        return text + (f", because: {self._reason}" if self._reason else "")
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -79,6 +82,12 @@ class EngineModel:
             maps += emulator.read_out(image, chosen) if chosen in OF_EVERY_CHIP else []
             image = next_image(emulator.output(image[None])[0], pooled=False)
         return maps + self._emulators[-1].read_out(image, chosen)
+
+    def raw_maps(self, image: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+        """Return the maps of the file's own mode as a stick delivers them; as `GtiModel.raw_maps`."""
+        mode = parse_mode(self._first.mode)
+        shift = FC_SHIFT if mode == Mode.FC else 0
+        return [(codes << shift).astype(codes.dtype) for codes in self.layer_outputs(image, mode)]
 
     def _checked(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         return self._first.to_planes(image).transpose(1, 2, 0)

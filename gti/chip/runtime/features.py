@@ -23,6 +23,7 @@ from gti.chip.host.image import MAX_FILE_BYTES
 from gti.chip.loaded_model import LoadedModel, load_model
 from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.chip.spec import FC_READOUT_SIZE
+from gti.chip.usb.transport import Settings
 from gti.errors import FormatError, GtiError, ImageError, ModelFileError
 
 _MAX_CACHE_BYTES = 1024 * 1024 * 1024
@@ -81,7 +82,7 @@ def load_backbone(path: str | os.PathLike[str]) -> Backbone:
     return Backbone(Path(path), loaded, contract, reader, chip)
 
 
-_OTHER = "take a network that ends in 7x7, for example 14x14 pooled (scripts/check.py tells)"
+_OTHER = "take a network that ends in 7x7, for example 14x14 pooled (gti info tells)"
 
 
 class Computed(NamedTuple):
@@ -100,11 +101,14 @@ def compute(
     cache: str | os.PathLike[str] | None = None,
     device: str = "auto",
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+    *,
+    settings: Settings | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> Computed:
     """Return the features of the image files `paths`; those of the file `cache` are taken from there and kept there.
 
-    `progress`: wraps the iterable of new photographs. Raises FormatError for a `cache` that is another kind of file,
-    DeviceError when no stick can be had.
+    `progress`: wraps the iterable of new photographs; `settings`, `record`: as `GtiModel`. Raises
+    FormatError for a `cache` that is another kind of file, DeviceError when no stick can be had.
     """
     known = {} if cache is None else read_cache(cache, backbone)
     refused: list[GtiError] = []
@@ -131,7 +135,7 @@ def compute(
                 read.append(digest)
                 yield turned(image, backbone.reader)
 
-        with open_stick_or_emulator(backbone.path, device) as model:
+        with open_stick_or_emulator(backbone.path, device, settings=settings, record=record) as model:
             description = model.device_description
             for number, codes in enumerate(progress(model.evaluate_many(images()), len(missing))):
                 known[read[number]] = codes.mean(axis=(0, 1, 2), dtype=np.float32)
@@ -170,7 +174,7 @@ def read_cache(path: str | os.PathLike[str], backbone: Backbone) -> dict[bytes, 
         or not np.isfinite(values).all()
     ):
         raise FormatError(
-            name, "holds no features", expected="a file that teach.py wrote", fix="name another --features"
+            name, "holds no features", expected="a file that gti teach wrote", fix="name another --features"
         )
     if arrays["backbone"].tobytes() != backbone.digest or values.shape[1] != backbone.channels:
         return {}

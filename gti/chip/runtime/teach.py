@@ -19,14 +19,16 @@ import numpy.typing as npt
 from gti.chip.formats import dat
 from gti.chip.formats.blobs import encode_fc
 from gti.chip.formats.model_file import compose
-from gti.chip.host import host_layers, preprocessing, softmax_regression
+from gti.chip.host import preprocessing, softmax_regression
 from gti.chip.host import unknown as unknown_answer
 from gti.chip.host.image_search import SUFFIXES
 from gti.chip.host.softmax_regression import Regression
 from gti.chip.host.unknown import Unknown
 from gti.chip.runtime import features, known_answer
 from gti.chip.runtime.features import Backbone
+from gti.chip.runtime.wrapping import layer_entry, reader_entry
 from gti.chip.spec import FC_READOUT_SIZE
+from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
 from gti.errors import DataError, GtiError, UsageError, listing, sentence
 
@@ -137,17 +139,21 @@ def learn(
     device: str = "auto",
     unknown: float = UNKNOWN_SHARE,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda items, total: items,
+    settings: Settings | None = None,
+    record: str | os.PathLike[str] | None = None,
 ) -> Lesson:
     """Return what the class folders in `folder` teach.
 
     `cache`: file that keeps features; `unknown`: share of photographs of the classes that may be answered "unknown",
-    0 to do without; `progress`: wraps the iterable of new photographs. Raises DataError for folders that teach nothing,
-    FormatError for a `cache` that is none, DeviceError when no stick can be had.
+    0 to do without; `progress`: wraps the iterable of new photographs; `settings` and `record`: as `GtiModel`. Raises
+    DataError for folders that teach nothing, FormatError for a `cache` that is none, DeviceError when no stick can be
+    had.
     """
     if not 0 <= unknown < 1:
         raise UsageError("unknown", "is no share of the photographs", expected="0..1", received=unknown)
     names, photos = find_photos(folder)
-    computed = features.compute(backbone, [photo.path for photo in photos], cache, device, progress)
+    paths = [photo.path for photo in photos]
+    computed = features.compute(backbone, paths, cache, device, progress, settings=settings, record=record)
     used = set(computed.paths)
     photos = [photo for photo in photos if photo.path in used]
     labels = np.array([photo.label for photo in photos], np.intp)
@@ -167,12 +173,9 @@ def to_model(lesson: Lesson, backbone: Backbone, name: str, top: int = LABELS_RE
     """Return the full .MODEL of a lesson; `name`: of the network, in its header; `top`: labels in a result."""
     names = lesson.names
     size, planes = backbone.loaded.size, backbone.loaded.planes
-    order = host_layers.PLANES_BGR
-    reader = backbone.reader or _entry("reader", "IMAGEREADER", size, planes) | {
-        "input format": order,
-        "output format": order,
-    }
-    chip = _entry("chip", "GTICNN", FC_READOUT_SIZE, backbone.channels) | {"device": {"chip": "2801"}} | backbone.chip
+    reader = backbone.reader or reader_entry(size, planes)
+    chip = layer_entry("chip", "GTICNN", FC_READOUT_SIZE, backbone.channels)
+    chip |= {"device": {"chip": "2801"}} | backbone.chip
     chip.pop("data size", None)
     chip |= {
         "data file": "chip.dat",
@@ -187,10 +190,10 @@ def to_model(lesson: Lesson, backbone: Backbone, name: str, top: int = LABELS_RE
     layers = [
         reader,
         chip,
-        _entry("pool", "POOLING", 1, backbone.channels) | {"mode": "average"},
-        _entry("fc", "FC", 1, len(names)) | {"data file": "fc.bin"},
-        _entry("softmax", "SOFTMAX", 1, len(names)),
-        _entry("label", "LABEL", 1, min(top, len(names))) | {"data file": "labels.txt"},
+        layer_entry("pool", "POOLING", 1, backbone.channels) | {"mode": "average"},
+        layer_entry("fc", "FC", 1, len(names)) | {"data file": "fc.bin"},
+        layer_entry("softmax", "SOFTMAX", 1, len(names)),
+        layer_entry("label", "LABEL", 1, min(top, len(names))) | {"data file": "labels.txt"},
     ]
     header: dict[str, Any] = {"name": name, "layer": layers, preprocessing.KEY: backbone.preprocessing.entry()}
     if lesson.unknown is not None:
@@ -204,9 +207,16 @@ def to_model(lesson: Lesson, backbone: Backbone, name: str, top: int = LABELS_RE
     return compose(json.dumps(header, ensure_ascii=False).encode(), data)
 
 
-def _entry(name: str, operation: str, size: int, channels: int) -> dict[str, Any]:
-    shape = {"output width": size, "output height": size, "output channels": channels}
-    return {"name": name, "operation": operation, "data file": None, "data offset": None, **shape}
+def figures(lesson: Lesson) -> dict[str, Any]:
+    """Return how well the classes are told apart, for programs."""
+    return {
+        "classes": lesson.names,
+        "photographs": len(lesson.photos),
+        "left out": [str(problem) for problem in lesson.refused],
+        "held out": len(lesson.held_out),
+        "accuracy": lesson.accuracy,
+        "confusion": lesson.confusion.tolist(),
+    }
 
 
 def report(lesson: Lesson) -> list[str]:

@@ -7,17 +7,15 @@ transport is such a module and a row here.
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, cast
 
+from gti.chip.usb import usb_bus
 from gti.chip.usb.transport import DeviceInfo, Request, Settings, Stick, Transport
-from gti.errors import DeviceError, UsageError
+from gti.errors import DeviceError, UsageError, sentence
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 BACK_ENDS = {
     "usb": "gti.chip.usb.ft60x",
@@ -87,31 +85,60 @@ def parse_device(text: str) -> Selection:
     return Selection(kind, key)
 
 
-def connect(device: str, request: Request, start: Callable[[Stick, bool], T]) -> tuple[Stick, T]:
+class NoStickError(DeviceError):
+    """No real stick can be had; the message says why, each reason once."""
+
+
+def connect(
+    device: str, request: Request, start: Callable[[Stick, bool], T], *, software: bool = True
+) -> tuple[Stick, T]:
     """Return the stick of a `--device` text, and what `start` makes of it.
 
     `start` is told whether the stick must first prove that there is a chip behind it, as one that auto found must; it
-    raises DeviceError otherwise. Raises UsageError for the text, DeviceError where no stick can be had.
+    raises DeviceError otherwise. Where auto finds none, the stick in software serves if `software`. The description of
+    what serves says why others do not. Raises UsageError for the text, DeviceError where no stick can be had,
+    NoStickError for auto without `software`.
     """
     selection = parse_device(device)
     if selection.kind != AUTO:
         return _started(back_end(selection.kind).open_stick(selection.key, request), start, False)
-    reasons = []
+    try:
+        return _first_that_answers(request, start)
+    except NoStickError as problem:
+        if not software:
+            raise
+        reason = str(problem)
+    last = back_end(_LAST).open_stick("", request)
+    return _started(replace(last, description=f"{last.description}, because: {reason}"), start, False)
+
+
+def _first_that_answers(request: Request, start: Callable[[Stick, bool], T]) -> tuple[Stick, T]:
     try:
         sticks = list_sticks(request.backend)
     except DeviceError as problem:
-        log.info("no real stick: %s", problem)
-        sticks = []
+        raise NoStickError(str(problem)) from None
+    reasons: list[str] = []
     for info in sticks:
         try:
-            return _started(_searched().open_info(info, request), start, True)
+            stick, started = _started(_searched().open_info(info, request), start, True)
         except DeviceError as problem:
             reasons.append(str(problem))
-            log.warning("the stick in software is used, because: %s", problem)
-    last = back_end(_LAST).open_stick("", request)
-    if reasons:
-        last = replace(last, description=f"{last.description}, because: {'; '.join(reasons)}")
-    return _started(last, start, False)
+            continue
+        if reasons:
+            stick = replace(stick, description=f"{stick.description}, because: {'; '.join(reasons)}")
+        return stick, started
+    raise NoStickError("; ".join(reasons) or _nothing_there(request.backend))
+
+
+def _nothing_there(backend: Any) -> str:
+    """Return why there is no stick that may be looked for on a bus that could be listed."""
+    if usb_bus.list_devices(usb_bus.EUSB_IDS, backend):
+        return sentence(
+            "USB",
+            "a mass-storage device 05e3:0769 is plugged in, an eUSB stick or a card reader",
+            fix="if it is the stick, name it: --device eusb:<serial or sg node>",
+        )
+    return "no stick is plugged in"
 
 
 def _started(stick: Stick, start: Callable[[Stick, bool], T], prove: bool) -> tuple[Stick, T]:

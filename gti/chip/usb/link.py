@@ -50,6 +50,7 @@ class Link:
     ) -> None:
         self.transport = transport
         self.counts: Counter[str] = Counter()  # frames, loads, faults, recovered
+        self.fault_level = logging.WARNING  # of what the log says about attempts
         self._dat = dat
         self._header = protocol.Header.parse(dat)
         self._channels = channels
@@ -143,13 +144,15 @@ class Link:
                 else:
                     if number > 1:
                         self.counts["recovered"] += 1
-                        log.warning("%s: recovered in attempt %d", self.transport.description, number)
+                        log.log(self.fault_level, "%s: recovered in attempt %d", self.transport.description, number)
                     return result
-            log.warning("%s: %s; attempt %d of %d failed", self.transport.description, fault, number, attempts)
+            log.log(
+                self.fault_level, "%s: %s; attempt %d of %d failed", self.transport.description, fault, number, attempts
+            )
         raise DeviceError(
             self.transport.description,
             f"{attempts} attempts failed, the last one while {fault}",
-            fix="unplug the stick, wait a second and plug it in again; scripts/doctor.py looks for the cause",
+            fix="unplug the stick, wait a second and plug it in again; gti doctor looks for the cause",
         ) from fault
 
     def _note(self, fault: TransferError) -> None:

@@ -43,10 +43,7 @@ _REASONS = {
     errno.EBUSY: "another program or driver holds the stick",
     errno.ENOMEM: "the computer has no memory left for USB transfers",
 }
-PERMISSION_FIX = (
-    "install the udev rule scripts/51-gti.rules (copy it to /etc/udev/rules.d, run `udevadm control --reload`, plug the"
-    " stick in again)"
-)
+PERMISSION_FIX = "install the udev rules with `gti udev --install`, then plug the stick in again"
 
 
 def reason(error: OSError) -> str:

@@ -140,7 +140,7 @@ def select(header: Header) -> ReadOut:
                 "cannot be read out in FC mode",
                 expected=f"an output of {FC_READOUT_SIZE}x{FC_READOUT_SIZE}",
                 received=f"{output.size}x{output.size}",
-                fix="pool the last layer from 14 to 7, or read it with scripts/model_tool.py run --mode single",
+                fix="pool the last layer from 14 to 7, or read it with gti run --mode single",
             )
         return _checked(ReadOut(8, POOLED_TILE, (output,)))
     if every_major:

@@ -13,12 +13,12 @@ import small_data
 import sticks
 from PIL import Image
 
-from addon import edges as script
 from gti.chip.formats import dat, model_file
 from gti.chip.host import edge_head
 from gti.chip.host.edge_head import EdgeHead
 from gti.chip.host.preprocessing import Preprocessing
 from gti.chip.runtime.edges import EdgeModel
+from gti.commands import edges as script
 from gti.errors import ImageError, ModelFileError, UsageError
 
 NETWORK = sticks.small_network()  # 28x28x3, last maps 16 x 28 x 28 and 32 x 14 x 14
@@ -111,10 +111,13 @@ def test_the_camera_shows_edges(folder: Path, monkeypatch: pytest.MonkeyPatch):
             def release(self) -> None:
                 pass
 
+        error = RuntimeError
+        namedWindow = staticmethod(lambda title: None)  # noqa: N815
         imshow = staticmethod(lambda title, picture: shown.append(picture))
         waitKey = staticmethod(lambda delay: -1)  # noqa: N815
         destroyAllWindows = staticmethod(lambda: None)  # noqa: N815
 
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setitem(sys.modules, "cv2", Cv2)  # type: ignore[arg-type]
     assert run(monkeypatch, folder / "e.model", "--camera", "film.mp4", "--device", "emulator") == 0
     assert [(picture.dtype, picture.shape) for picture in shown] == [(np.uint8, (20, 40))] * 2

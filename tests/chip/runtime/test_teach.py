@@ -12,8 +12,7 @@ import pytest
 import small_data
 import sticks
 
-from addon import infer_full
-from addon import teach as script
+from addon import infer_full  # the launcher: it keeps its name and flags
 from gti.chip.formats import model_file, npy
 from gti.chip.formats.blobs import decode_fc
 from gti.chip.host.preprocessing import Preprocessing
@@ -21,6 +20,7 @@ from gti.chip.network.types import MajorLayer, Network
 from gti.chip.runtime import features, known_answer, teach
 from gti.chip.runtime.classifier import Classifier
 from gti.chip.runtime.opening import open_stick_or_emulator
+from gti.commands import teach as script
 from gti.errors import DataError, FormatError, ModelFileError, UsageError
 
 NETWORK = Network((MajorLayer(28, 3, 16, 1, 3, (4,), pooling=True), MajorLayer(14, 16, 32, 1, 3, (6,), pooling=True)))

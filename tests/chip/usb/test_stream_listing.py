@@ -17,8 +17,8 @@ from gti.chip.usb.stream_listing import session
 from gti.chip.usb.transport import VIRTUAL_SETTINGS
 from gti.chip.virtual.faults import Fault, FaultPlan
 from gti.chip.virtual.sticks import virtual_backend
+from gti.commands import trace as usb_trace
 from gti.errors import FormatError
-from scripts import usb_trace
 
 NETWORK = tiny_network()
 

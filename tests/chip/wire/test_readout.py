@@ -175,7 +175,7 @@ def test_bits_between_the_values_are_ignored():
             UNPOOLED,
             Mode.FC,
             "major 2 / sub 1: cannot be read out in FC mode; expected an output of 7x7, received 28x28. "
-            "Fix: pool the last layer from 14 to 7, or read it with scripts/model_tool.py run --mode single.",
+            "Fix: pool the last layer from 14 to 7, or read it with gti run --mode single.",
         ),
         (header((28, 16, 1, True)), Mode.FC, "received 14x14"),
         (header((15, 16, 1, False)), Mode.SINGLE, "expected a multiple of 14, received 15"),

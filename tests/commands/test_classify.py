@@ -1,11 +1,12 @@
-"""addon/classify.py and addon/camera.py."""
+"""gti classify, through its launcher addon/classify.py and by itself."""
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import subprocess
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from full_models import CONTRACT, full_model
 from PIL import Image
 from places import ROOT
 
-from addon import camera, classify
+from gti.chip.driver import GtiModel
 from gti.chip.runtime.classifier import Classifier
-from gti.errors import DeviceError, UsageError
+from gti.chip.runtime.engine_model import EngineModel
+from gti.chip.wire.registers import parse_mode
+from gti.commands import classify
+from gti.errors import UsageError
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ def test_a_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(UsageError, match=r"deep: .*Permission denied"):
-        classify.find_images([str(folder / "photos")])
+        classify.main([str(folder / "full.model"), str(folder / "photos")])
 
 
 def test_more_labels_than_the_file_gives(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
@@ -118,79 +122,81 @@ def test_a_file_without_contract_says_so(folder: Path, monkeypatch: pytest.Monke
     assert "whole pictures are resized" in capsys.readouterr().err
 
 
-class Film:
-    """What cv2.VideoCapture does, with frames in memory."""
-
-    frames: list[np.ndarray] = []
-    opened = True
-    released = 0
-
-    def __init__(self, source: int | str) -> None:
-        self.source = source
-        self._left = list(self.frames)
-
-    def isOpened(self) -> bool:  # noqa: N802  (the name in OpenCV)
-        return self.opened
-
-    def read(self) -> tuple[bool, np.ndarray | None]:
-        return (True, self._left.pop(0)) if self._left else (False, None)
-
-    def release(self) -> None:
-        type(self).released += 1
-
-
-@pytest.fixture
-def cv2(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    """A stand-in for OpenCV that counts what is shown; its window is closed with q after the third frame."""
-    module = types.ModuleType("cv2")
-    random = np.random.RandomState(4)
-    film = type(
-        "OneFilm", (Film,), {"frames": [random.randint(0, 256, (48, 64, 3)).astype(np.uint8) for _ in range(6)]}
-    )
-    module.VideoCapture = film  # type: ignore[attr-defined]
-    module.shown = []  # type: ignore[attr-defined]
-    module.texts = []  # type: ignore[attr-defined]
-    module.FONT_HERSHEY_SIMPLEX = 0  # type: ignore[attr-defined]
-    module.putText = lambda frame, text, *rest: module.texts.append(text)  # type: ignore[attr-defined]
-    module.imshow = lambda name, frame: module.shown.append(frame)  # type: ignore[attr-defined]
-    module.waitKey = lambda wait: ord("q") if len(module.shown) == 3 else -1  # type: ignore[attr-defined]
-    module.destroyAllWindows = lambda: None  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cv2", module)
-    return module
-
-
-def see(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: object) -> None:
-    words = ["camera.py", str(folder / "full.model"), "--device", "virtual", *map(str, arguments)]
-    monkeypatch.setattr(sys, "argv", words)
-    camera.main()
-
-
-def test_camera_prints_what_the_classifier_says(folder: Path, cv2: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any):
-    see(monkeypatch, folder, "--no_window", "--frames", 4)
-    lines = capsys.readouterr().out.splitlines()
-    frames = cv2.VideoCapture.frames[:4]
+def test_json_lines_carry_the_file_and_all_labels(folder: Path, capsys: Any):
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    files = [folder / "photos" / "b.png", folder / "broken.png", folder / "photos" / "a.JPG"]
+    assert classify.main([str(folder / "full.model"), *map(str, files), "--device", "emulator", "--json"]) == 1
+    lines = {line["file"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert set(lines) == set(map(str, files))
+    assert "broken.png" in lines[str(files[1])]["error"]
     with Classifier(folder / "full.model", ["virtual"]) as model:
-        best = [labels[0] for labels in model.classify(CONTRACT.apply(frame, "BGR") for frame in frames)]
-    assert [line.rpartition(", ")[0] for line in lines] == [f"{label.text} {label.probability:.2f}" for label in best]
-    assert cv2.VideoCapture.released == 1
+        for path in (files[0], files[2]):
+            (labels,) = model.classify([CONTRACT.load(path)])
+            told = lines[str(path)]["result"]
+            assert told == [{"index": one.index, "label": one.text, "probability": one.probability} for one in labels]
 
 
-def test_camera_shows_each_frame_with_its_own_result(folder: Path, cv2: Any, monkeypatch: pytest.MonkeyPatch):
-    see(monkeypatch, folder)
-    assert len(cv2.texts) == len(cv2.shown)
-    for shown, frame in zip(cv2.shown, cv2.VideoCapture.frames, strict=False):
-        assert shown is frame
-    # q ended it; the frame that was under way already is shown too.
-    assert 3 <= len(cv2.shown) <= 4
-    assert cv2.VideoCapture.released == 1
+def test_vendor_format_is_the_answer_of_the_whole_model(folder: Path, capsys: Any):
+    path = folder / "photos" / "b.png"
+    assert classify.main([str(folder / "full.model"), str(path), "--device", "virtual", "--format", "vendor"]) == 0
+    with GtiModel(folder / "full.model", "virtual") as stick:
+        assert json.loads(capsys.readouterr().out) == stick.full_inference(CONTRACT.load(path))
 
 
-def test_camera_mistakes(folder: Path, cv2: Any, monkeypatch: pytest.MonkeyPatch):
-    cv2.VideoCapture.opened = False
-    with pytest.raises(DeviceError, match="camera 7"):
-        see(monkeypatch, folder, "--source", 7)
-    with pytest.raises(UsageError, match="leaves nothing to do"):
-        see(monkeypatch, folder, "--frames", 0)
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(UsageError, match=r"OpenCV is not installed.*pip install opencv-python"):
-        see(monkeypatch, folder)
+@pytest.mark.parametrize("name", ["b.png", "array.npy"])
+def test_standard_input_is_an_image(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    path = folder / "photos" / name
+    if name.endswith(".npy"):
+        np.save(path, CONTRACT.load(folder / "photos" / "b.png"))
+    model = [str(folder / "full.model"), "--device", "emulator", "--json"]
+    assert classify.main([*model, str(path)]) == 0
+    expected = json.loads(capsys.readouterr().out)["result"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(path.read_bytes())))
+    assert classify.main([*model, "-"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": "-", "result": expected}
+
+
+def test_standard_input_that_is_no_image(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    words = [str(folder / "full.model"), "-", "--device", "emulator"]
+    for data in (b"no picture", b""):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        if not data:
+            with pytest.raises(UsageError, match="standard input"):
+                classify.main(words)
+            continue
+        assert classify.main(words) == 1
+        assert "error: standard input: " in capsys.readouterr().err
+    with pytest.raises(UsageError, match="twice"):
+        classify.main([words[0], "-", *words[1:]])
+
+
+def test_the_emulator_answers_as_the_stick_in_software(folder: Path):
+    images = [CONTRACT.load(path) for path in sorted((folder / "photos").glob("*.*g"))] * 40
+    path = folder / "full.model"
+    with Classifier(path, ["virtual"]) as one, Classifier(path, ["emulator"]) as two:
+        assert two.device_descriptions[0].startswith("emulator in batches")
+        assert list(one.classify(images[:3])) == list(two.classify(images[:3]))
+        assert len(list(two.classify(images))) == len(images)
+
+
+@pytest.mark.parametrize("mode", ["fc", "single", "learn"])
+def test_maps_of_other_modes_are_those_of_the_stick_in_software(mode: str, folder: Path):
+    path, number = folder / "mode.model", int(parse_mode(mode))
+    path.write_bytes(full_model(mode=number))
+    image = CONTRACT.load(folder / "photos" / "b.png")
+    with GtiModel(path, "virtual") as one, EngineModel(path) as two:
+        for ours, theirs in zip(one.raw_maps(image), two.raw_maps(image), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_settings_and_recordings_concern_sticks(folder: Path):
+    words = [str(folder / "full.model"), str(folder / "photos" / "b.png")]
+    with pytest.raises(UsageError, match="NAME=VALUE"):
+        classify.main([*words, "--set", "retries"])
+    with pytest.raises(UsageError, match="unknown"):
+        classify.main([*words, "--set", "colour=red"])
+    with pytest.raises(UsageError, match="--record"):
+        classify.main([*words, "--device", "emulator", "--record", str(folder / "r.gz")])
+    session = str(folder / "session.gz")
+    assert classify.main([*words, "--device", "virtual", "--record", session, "--set", "flush=open"]) == 0
+    assert classify.main([*words, "--device", f"replay:{session}"]) == 0

@@ -21,8 +21,8 @@ from gti.chip.virtual.chip import VirtualChip
 from gti.chip.virtual.faults import Fault, FaultPlan
 from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire import protocol
+from gti.commands import doctor
 from gti.errors import UsageError
-from scripts import doctor
 
 FAST = VIRTUAL_SETTINGS.changed(retries=0, read_timeout_ms=1.0)
 

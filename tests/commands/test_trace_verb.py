@@ -1,4 +1,4 @@
-"""The command line of usb_trace, on captured sessions and on input that is wrong."""
+"""The command line of gti trace, on captured sessions and on input that is wrong."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import captures
+from places import ROOT
 
 from gti.chip.usb import trace
+from gti.commands import trace as command
 from gti.errors import DatError, FormatError, GtiError, ImageError, UsageError
-from scripts import usb_trace
 
-SCRIPT = Path(usb_trace.__file__)
+SCRIPT = ROOT / "scripts" / "usb_trace.py"
 CASES = [case for case in captures.cases("wire.json") + captures.cases("eusb.json") if isinstance(case["dat"], str)]
 # Two frames, one of a kind: FT601, FT600 with three planes of 28x28, eUSB.
 FTDI = next(case for case in CASES if case["name"] == "syn04_m0")
@@ -26,7 +27,7 @@ EUSB = next(case for case in CASES if case["framing"] == "EUSB")
 
 def run(monkeypatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    usb_trace.main()
+    command.main()
 
 
 def stick(case: dict) -> list[str]:
@@ -187,8 +188,8 @@ def test_help_is_light():
 
 
 def test_a_mistake_is_one_sentence_and_status_2(tmp_path):
-    command = [sys.executable, str(SCRIPT), "show", str(tmp_path / "none.bin")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    words = [sys.executable, str(SCRIPT), "show", str(tmp_path / "none.bin")]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

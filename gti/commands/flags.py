@@ -1,0 +1,130 @@
+"""Flags that mean the same in every verb, and the stick that they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from gti import files, param_parser
+from gti.errors import UsageError
+
+if TYPE_CHECKING:
+    from gti.chip.usb.transport import Settings
+
+EMULATOR = "emulator"
+ENGINES = ("auto", "numpy", "numba")
+_MAX_FILE_BYTES = 1 << 30
+DEVICE = (
+    "auto (a stick that answers, else the emulator) | emulator | usb | usb:<serial or index> | eusb:<serial or node>"
+    " | virtual (the emulator behind the whole USB path) | replay:FILE"
+)
+
+
+class Parser(param_parser.Parser):
+    """The parser of a verb; `text`: the module's docstring, shown as it stands."""
+
+    def __init__(self, verb: str, text: str | None) -> None:
+        super().__init__(text or "")
+        self.prog = f"gti {verb}"
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+
+
+def add_device(parser: argparse.ArgumentParser, *, default: str = "auto", more: str = "") -> None:
+    """Add --device, --set and --record; `more`: a sentence for the help of --device."""
+    stick = parser.add_argument_group("what computes")
+    stick.add_argument("--device", default=default, help=f"{DEVICE}{more} (default: {default})")
+    stick.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of docs/device.md; may be repeated"
+    )
+    stick.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line, in place of text")
+
+
+def settings(args: argparse.Namespace) -> Settings | None:
+    """Return the settings of --set, None without any. Raises UsageError."""
+    if not args.set:
+        return None
+    from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, parse_settings
+
+    pairs: dict[str, str] = {}
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError("--set", "is not understood", expected="NAME=VALUE", received=text)
+        pairs[name.strip()] = value
+    return parse_settings(pairs, VIRTUAL_SETTINGS if args.device.startswith("virtual") else Settings())
+
+
+def stick_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return --set and --record as keyword arguments of what opens sticks. Raises UsageError."""
+    return {"settings": settings(args), "record": args.record}
+
+
+def at_least_one(name: str, value: int | None, problem: str) -> None:
+    """Raise UsageError for a number below 1."""
+    if value is not None and value < 1:
+        raise UsageError(name, problem, expected="at least 1", received=value)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def json_line(value: Any) -> str:
+    """Return `value` as one line of JSON that a terminal may be shown: nothing in it is a control character."""
+    import json
+
+    return for_terminals(json.dumps(value, ensure_ascii=False))
+
+
+def for_terminals(text: str) -> str:
+    """Return JSON `text` with the characters that a terminal may obey as \\u escapes: labels come from the file."""
+    import json
+
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add --engine."""
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="of the emulator (default: auto)")
+
+
+def add_ten_bit(parser: argparse.ArgumentParser) -> None:
+    """Add --ten_bit."""
+    parser.add_argument(
+        "--ten_bit",
+        choices=("auto", "0", "1"),
+        default="auto",
+        help="whether the last layer gives ten-bit codes, which a file does not always tell (default: auto)",
+    )
+
+
+def bit_mode(args: argparse.Namespace) -> int | None:
+    """Return what --ten_bit says, None for auto."""
+    return None if args.ten_bit == "auto" else int(args.ten_bit)
+
+
+def refuse_engine(args: argparse.Namespace) -> None:
+    """Raise UsageError for flags that suit only an emulator where a stick computes, and the other way round."""
+    if args.device == EMULATOR:
+        for name in ("record", "set"):
+            if getattr(args, name):
+                raise UsageError(f"--{name}", "has no stick to concern", fix="pass --device")
+    elif args.engine != "auto":
+        raise UsageError(
+            f"--engine {args.engine}",
+            "chooses how the emulator computes, not a stick",
+            received=f"--device {args.device}",
+            fix="leave out one of the two",
+        )
+
+
+def read_file(path: str) -> bytes:
+    """Return the bytes of a .DAT or .MODEL. Raises FormatError."""
+    return files.read_bytes(path, limit=_MAX_FILE_BYTES)
