@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -24,6 +26,18 @@ PACKAGES = {
     "tqdm": ("tqdm", ""),
     "usb": ("pyusb", ""),
 }
+_MORE_MEMORY = "raise `ulimit -v`, end other programs, or work on smaller batches"
+_LIMITS = {
+    errno.EMFILE: ("open files", "raise `ulimit -n`"),
+    errno.ENFILE: ("open files", "end other programs"),
+    errno.ENOMEM: ("memory", _MORE_MEMORY),
+    errno.EAGAIN: ("processes or threads", "raise `ulimit -u`, or end other programs"),
+    errno.ENOSPC: ("disk", "free space, or write elsewhere"),
+    errno.EDQUOT: ("disk", "free space, or write elsewhere"),
+    errno.EFBIG: ("size of a file", "raise `ulimit -f`"),
+    errno.EROFS: ("disk", "write elsewhere"),
+}
+_NOT_LOADED = re.compile(r"failed to map segment|[Cc]annot allocate memory|cannot open shared object|not enough space")
 CUT_OFF = 141  # what a shell reports of a program that wrote into a pipe without a reader: 128 + SIGPIPE
 
 
@@ -31,13 +45,16 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
     """Run a script's `main` and leave the process with its exit status.
 
     0 for None; 2 for a `GtiError` (a user's mistake, said in one sentence without a traceback), for a package that is
-    not installed and for output that cannot be written; 130 for Ctrl-C; 141 where the reader of the output left
-    (`| head`). Without `needs_listener` the work goes on when its output is lost. Anything else is a defect of the kit
-    and keeps its traceback.
+    not installed, for output that cannot be written and for limits of the system (memory, open files, threads, disk);
+    130 for Ctrl-C; 141 where the reader of the output left (`| head`). What an output's encoding lacks is written with
+    backslash escapes. Without `needs_listener` the work goes on when its output is lost. Anything else is a defect of
+    the kit and keeps its traceback.
     """
     outputs = []
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is not None:
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # streams of other programs
+                getattr(sys, name).reconfigure(errors="backslashreplace")
             outputs.append(_Output(getattr(sys, name), name, needs_listener))
             setattr(sys, name, outputs[-1])
     status: int | str | None
@@ -52,6 +69,11 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
         if name not in PACKAGES:
             raise
         status = _complain(missing(name))
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        sentence_ = limit(error)
+        if not sentence_:
+            raise
+        status = _complain(sentence_)
     except KeyboardInterrupt:
         with contextlib.suppress(SystemExit):
             print("interrupted", file=sys.stderr)
@@ -66,6 +88,22 @@ def missing(name: str) -> str:
     """Return the sentence that says that the package with the import name `name`, of `PACKAGES`, is not installed."""
     package, extra = PACKAGES[name]
     return sentence(package, "is not installed", fix=f'pip install ".[{extra}]"' if extra else f"pip install {package}")
+
+
+def limit(error: BaseException) -> str:
+    """Return the sentence that says which limit of the system `error` ran into, or "" for any other error."""
+    text = str(error)
+    if isinstance(error, MemoryError):
+        return sentence("memory", f"is not enough{f' ({text})' if text else ''}", fix=_MORE_MEMORY)
+    if isinstance(error, OSError) and error.errno in _LIMITS:
+        what, fix = _LIMITS[error.errno]
+        return sentence(str(error.filename or what), f"{what}: {error.strerror}", fix=fix)
+    if "start new thread" in text:
+        return sentence("threads", text, fix="raise `ulimit -u`, or end other programs")
+    if isinstance(error, ImportError) and _NOT_LOADED.search(text):
+        line = next(line for line in text.splitlines() if _NOT_LOADED.search(line))
+        return sentence(error.name or "a library", f"cannot be loaded ({line.strip()})", fix=_MORE_MEMORY)
+    return ""
 
 
 class _Output:

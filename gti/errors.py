@@ -6,8 +6,12 @@ Library code raises these; scripts print the sentence and exit with status 2 (se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+# "{{function_node __wrapped__SaveV2_device_...}} reason [Op:SaveV2] name: "
+_GRAPH_NODE = re.compile(r"\{\{[a-z_]*node [^}]*\}\}:?\s*|\s*\[Op:\w+\](\s*name:\s*\S*)?")
 
 
 class GtiError(Exception):
@@ -96,8 +100,13 @@ def listing(subject: str, problems: Sequence[object], most: int = 40) -> str:
 
 
 def reason(problem: BaseException) -> str:
-    """Return why the system or TensorFlow refused something, in its own words."""
-    return getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
+    """Return why the system or TensorFlow refused something, in its own words.
+
+    One line, without the names of graph nodes that TensorFlow puts around it.
+    """
+    text = getattr(problem, "strerror", None) or getattr(problem, "message", None) or str(problem)
+    lines = [line for line in (_GRAPH_NODE.sub("", line).strip() for line in str(text).splitlines()) if line]
+    return lines[0] if lines else type(problem).__name__
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -133,3 +133,69 @@ def test_a_report_without_jinja2_is_refused_before_the_work(script: str, tmp_pat
         cwd=ROOT, capture_output=True, text=True, check=False, env=BUFFERED | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (2, 'error: jinja2: is not installed. Fix: pip install ".[train]".\n')
+
+
+SAY = "from gti import cli; cli.run(lambda: {})"
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
+)
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_what_an_encoding_lacks_is_escaped(environment, stream):
+    code = SAY.format(f"print('\\u00fcber \\udce4', file=__import__('sys').{stream})")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert getattr(done, stream) == "\\xfcber \\udce4\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("MemoryError()", "memory"),
+        ("MemoryError('Unable to allocate 3 GiB')", "3 GiB"),
+        ("OSError(24, 'Too many open files', 'a.dat')", "ulimit -n"),
+        ("OSError(28, 'No space left on device', 'a.dat')", "a.dat"),
+        ("OSError(27, 'File too large')", "ulimit -f"),
+        ("OSError(30, 'Read-only file system', '/x')", "write elsewhere"),
+        ("BlockingIOError(11, 'Resource temporarily unavailable')", "ulimit -u"),
+        ('RuntimeError("can\'t start new thread")', "ulimit -u"),
+        ("ImportError('x.so: failed to map segment from shared object', name='x')", "ulimit -v"),
+    ],
+)
+def test_limits_of_the_system_are_one_sentence(error, words):
+    code = SAY.format(f"(_ for _ in ()).throw({error})")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_real_limit_of_open_files_is_one_sentence():
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20)); from gti import cli\n"
+        "cli.run(lambda: [open('/dev/null') for _ in range(30)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_other_errors_keep_their_traceback():
+    for error in ("RuntimeError('a defect')", "OSError(5, 'Input/output error')", "ImportError('cannot import name')"):
+        done = subprocess.run(
+            [sys.executable, "-c", SAY.format(f"(_ for _ in ()).throw({error})")],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert "Traceback" in done.stderr

@@ -15,7 +15,7 @@ from gti.chip.network import json_form as network
 from gti.chip.network import rules as network_rules
 from gti.chip.network.rules import Violation, violations
 from gti.chip.network.types import MajorLayer, Network
-from gti.errors import NetworkError, UsageError, listing, printable, sentence
+from gti.errors import NetworkError, UsageError, listing, printable, reason, sentence
 
 FIRST = MajorLayer(28, 3, 16, 2, 3, (4, 5), pooling=True)
 SECOND = MajorLayer(14, 16, 32, 1, 1, (6,))
@@ -207,3 +207,32 @@ def test_an_error_is_the_sentence_of_its_parts() -> None:
     assert (str(broken), broken.violations) == (sentence("x", "breaks rules", **parts), (1, 2))
     again = pickle.loads(pickle.dumps(UsageError("x", "is wrong", **parts)))  # from the process of a stick
     assert str(again) == sentence("x", "is wrong", **parts)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "{{function_node __wrapped__SaveV2_dtypes_3_device_/job:localhost/replica:0/task:0/device:CPU:0}} "
+            "/x/a.data; No space left on device [Op:SaveV2]",
+            "/x/a.data; No space left on device",
+        ),
+        (
+            "{{function_node __wrapped__DecodeImage_device_/job:localhost/replica:0/task:0/device:CPU:0}} Unknown image"
+            " file format. One of JPEG, PNG, GIF, BMP required. [Op:DecodeImage] name: \n and more",
+            "Unknown image file format. One of JPEG, PNG, GIF, BMP required.",
+        ),
+        ("{{node DecodeJpeg}} Corrupt data", "Corrupt data"),
+        ("plain {braces} stay", "plain {braces} stay"),
+    ],
+)
+def test_foreign_texts_lose_their_prefix_and_keep_their_reason(text, expected):
+    class OpError(Exception):
+        message = text
+
+    assert reason(OpError()) == expected
+    assert reason(ValueError(text)) == expected
+
+
+def test_an_error_without_a_text_has_its_kind():
+    assert reason(ValueError()) == "ValueError"

@@ -16,11 +16,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
 from scipy.linalg import cholesky, lapack
 
 from gti.chip import spec
 from gti.chip.emulator.emulator import usable_cores
+from gti.errors import UsageError
+
+try:
+    from numba import config, njit
+except ValueError as problem:  # of a variable NUMBA_... of the environment
+    raise UsageError("numba", f"cannot be imported ({problem})", fix="unset that variable") from None
+if getattr(config, "DISABLE_JIT", 0):
+    raise UsageError("NUMBA_DISABLE_JIT", "is set, and without compiled code rounding takes days", fix="unset it")
 
 TAPS = 9
 # Kernels whose errors are spread over the columns behind them together, by one matrix product.

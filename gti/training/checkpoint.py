@@ -289,8 +289,7 @@ class _Reader:
         try:
             yield
         except self._errors as problem:
-            text = str(problem).replace(self._plain, self.prefix)
-            raise self._damaged(text.splitlines()[0] if text else "unreadable") from problem
+            raise self._damaged(reason(problem).replace(self._plain, self.prefix)) from problem
 
     def _damaged(self, reason: str) -> CheckpointError:
         return CheckpointError(

@@ -5,6 +5,8 @@ Two engines compute the same codes: `engine_numba`, the fast one, and `engine_nu
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -18,6 +20,8 @@ from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.chip.wire.image_arrays import check_image_array
 from gti.chip.wire.registers import Mode, parse_mode
 from gti.errors import GtiError, ImageError, NetworkError, UsageError, sentence
+
+log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "numpy", "numba")
 
@@ -140,17 +144,32 @@ def _engine(
     if name not in ENGINES:
         raise UsageError("engine", "is unknown", expected=", ".join(ENGINES), received=name)
     if name != "numpy":
-        try:
+        problem = numba_problem()
+        if not problem:
             from gti.chip.emulator.engine_numba import NumbaEngine
-        except ImportError as problem:
-            if name == "numba":
-                fix = "pip install numba, or choose the engine numpy"
-                raise UsageError("engine numba", f"cannot be imported ({problem})", fix=fix) from None
-        else:
+
             return NumbaEngine(network, weights, fills, threads or usable_cores())
+        if name == "numba":
+            fix = "correct that, or choose the engine numpy"
+            raise UsageError("engine numba", f"cannot be used ({problem})", fix=fix)
+        _tell_once(f"numba cannot be used ({problem}): the emulator computes the same codes with NumPy, slower")
     from gti.chip.emulator.engine_numpy import NumpyEngine
 
     return NumpyEngine(network, weights, fills)
+
+
+def numba_problem() -> str:
+    """Return why numba cannot compile here, or ""."""
+    try:
+        from numba import config, njit  # noqa: F401
+    except Exception as problem:  # settings in the environment that it refuses end in several kinds
+        return f"it cannot be imported: {problem}"
+    return "NUMBA_DISABLE_JIT is set" if getattr(config, "DISABLE_JIT", 0) else ""
+
+
+@functools.cache
+def _tell_once(text: str) -> None:
+    log.warning(text)
 
 
 def usable_cores() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from contextlib import ExitStack
 from typing import Any
 
@@ -37,7 +38,8 @@ def open_stick(key: str, request: Request) -> Stick:
 
 def emulator_engine() -> str:
     """Return which engine the emulator will use, without loading it."""
-    return "numba" if importlib.util.find_spec("numba") is not None else "numpy"
+    disabled = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+    return "numba" if importlib.util.find_spec("numba") is not None and not disabled else "numpy"
 
 
 def virtual_transport(key: str, settings: Settings = VIRTUAL_SETTINGS, **chip_options: Any) -> Transport:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from emulated import images, layer, lively_weights, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 
 from gti.chip.emulator import engine_numba, engine_numpy, layers_numba
 from gti.chip.emulator.emulator import Emulator
@@ -467,3 +471,28 @@ def test_accumulators_are_sums_of_shifted_images() -> None:
             if 0 <= y + dy - 1 < 5 and 0 <= x + dx - 1 < 6:
                 total += int(codes[n, y + dy - 1, x + dx - 1].astype(int) @ filters[o, :, dy, dx])
         assert got[n, y, x, o] == total
+
+
+@pytest.mark.parametrize("environment", [{"NUMBA_DISABLE_JIT": "1"}, {"NUMBA_NUM_THREADS": "0"}])
+def test_where_numba_cannot_compile_numpy_does_it_and_that_is_said(environment):
+    code = """
+import numpy as np
+from gti.chip.emulator.emulator import Emulator
+from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
+from gti.errors import UsageError
+network = Network((MajorLayer(14, 1, 16, 1, 3, (0,)),))
+weights = [ConvolutionWeights(np.ones((16, 1, 3, 3), np.int16), np.zeros(16, np.int32), 0)]
+print(Emulator(network, weights).engine, Emulator(network, weights).output(np.zeros((1, 14, 14, 1), np.uint8)).sum())
+try:
+    Emulator(network, weights, "numba")
+except UsageError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first.startswith("NumPy")
+    assert second.startswith("engine numba: cannot be used")
+    assert len(done.stderr.splitlines()) == 1
+    assert "numba cannot be used" in done.stderr
