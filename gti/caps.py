@@ -40,13 +40,17 @@ def settings_file(net: str, given: str | Path | None = None) -> Path:
     return Path(given) if given else SETTINGS_DIR / f"{net}_settings.json"
 
 
-def load(path: str | Path) -> dict[str, float]:
+def load(path: str | Path, net: str = "") -> dict[str, float]:
     """Return the calibrated caps of a settings file: variable name -> cap, for example `digits/conv1_1/relu_cap`.
+
+    The old kit's form, `{"relu_cap": {"conv1_1": 5.2}, ...}`, is that of the net `net`.
 
     Raises FormatError where the file is missing, is not JSON or holds anything but numbers of a usable size.
     """
     value = files.read_json(path)
     caps = value.get("relu_caps") if isinstance(value, dict) else None
+    if caps is None and isinstance(value, dict) and isinstance(value.get("relu_cap"), dict):
+        caps = {_full_name(net, layer): cap for layer, cap in value["relu_cap"].items()}
     if not isinstance(caps, dict) or not all(
         isinstance(cap, (int, float)) and not isinstance(cap, bool) and MIN_CAP <= cap <= MAX_CAP
         for cap in caps.values()
@@ -60,6 +64,12 @@ def load(path: str | Path) -> dict[str, float]:
     return {name: float(cap) for name, cap in caps.items()}
 
 
+def _full_name(net: str, layer: str) -> str:
+    # `conv1_1`, `vgg16/conv1_1` and the whole name alike.
+    layer = layer.removeprefix(f"{net}/").removesuffix(f"/{names.CAP}")
+    return names.cap(net, layer)
+
+
 def calibrated(net: str, given: str | Path | None = None) -> dict[str, float]:
     """Return the caps of the net's settings file. Raises UsageError where there is none yet, and as `load` does."""
     path = settings_file(net, given)
@@ -69,4 +79,4 @@ def calibrated(net: str, given: str | Path | None = None) -> dict[str, float]:
             "there are no calibrated caps yet, which quantized activations need",
             fix=f"run set_relu_caps.py --net {net} --chip {CHIP} --quant_w on the quant_w checkpoint",
         )
-    return load(path)
+    return load(path, net)

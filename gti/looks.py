@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Collection
+from pathlib import Path
 
-from gti import caps, files, nets, packing, stage
+from gti import caps, files, host_module, nets, packing, stage
 from gti.chip.network.types import Network
 from gti.data import folders
 from gti.stage import Stage
@@ -28,7 +29,18 @@ def network(args: Namespace) -> Network:
     found = nets.load(args.net, image_size=args.image_size, nets_dir=args.nets_dir)
     if getattr(args, "ten_bit_act", False):
         nets.check_ten_bit(args.net, found)
+    chain(args.net, found, args.nets_dir)
     return found
+
+
+def chain(net: str, network: Network, nets_dir: str | Path | None) -> None:
+    """Look at the files that later steps need of a net, beside its `network`: the host's module and the model.json.
+
+    Raises UsageError and FormatError where one contradicts the network or would end a later step.
+    """
+    host_module.check(net, nets_dir)
+    if nets.model_json(net, nets_dir).exists():  # conversion is the first to need it
+        packing.read_templates(network, net=net, nets_dir=nets_dir)
 
 
 def checkpoint(
@@ -62,7 +74,7 @@ def settings(args: Namespace, found: Stage | None) -> None:
     if found is not None and found < Stage.QUANT_ACT:
         caps.calibrated(args.net, args.settings_file)
     elif args.settings_file is not None and (found is not None or os.path.exists(args.settings_file)):
-        caps.load(args.settings_file)
+        caps.load(args.settings_file, args.net)
 
 
 def data(args: Namespace, *data_dirs: str) -> None:

@@ -166,7 +166,8 @@ def preparation(network: Network, data_dir: str | os.PathLike[str], trained: flo
 def read_templates(network: Network, *, net: str, nets_dir: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return (model JSON of a net for one chip, its chip layer), with the sizes that they have for `network`.
 
-    Raises FormatError where there is not one GTICNN layer, or its mode is none of the chip's.
+    What the network tells and the JSON leaves out is filled in. Raises FormatError where there is not one GTICNN layer,
+    its mode is none of the chip's, or sizes in it contradict the network.
     """
     path = nets.model_json(net, nets_dir)
     model_json = files.read_json(path)
@@ -178,7 +179,32 @@ def read_templates(network: Network, *, net: str, nets_dir: str | Path) -> tuple
         for key in ("output width", "output height"):
             if entry.get("operation") in {"IMAGEREADER", "GTICNN"} and isinstance(entry.get(key), int):
                 entry[key] = entry[key] * network.layers[0].image_size // int(made_for)
+    for entry in model_json["layer"]:
+        if entry.get("operation") == "IMAGEREADER":
+            _fit(entry, network.input_shape[:2], network.input_shape[2], (), str(path))
+            if network.input_shape[2] == 3:
+                entry.setdefault("input format", "CS_BGR24_PLANAR")
+                entry.setdefault("output format", "CS_BGR24_PLANAR")
+    channels, *size = network.output_shape
+    # The read-outs of maps deliver the last layer before its pooling.
+    _fit(on_chip, tuple(size), channels, (network.layers[-1].working_size,), str(path))
     return model_json, on_chip
+
+
+def _fit(entry: dict[str, Any], size: tuple[int, ...], channels: int, or_size: tuple[int, ...], name: str) -> None:
+    # Fills in the sizes that a layer of a model JSON leaves out; those that it has must be the network's.
+    for key, value in (("output height", size[0]), ("output width", size[1]), ("output channels", channels)):
+        given = entry.get(key)
+        if given is None:
+            entry[key] = value
+        elif given != value and not (key != "output channels" and given in or_size):
+            raise FormatError(
+                f"{name}, layer {entry.get('name')}",
+                f'its "{key}" contradicts the network of the dat.json',
+                expected=value,
+                received=given,
+                fix=f"write {value}, or leave the key out: conversion fills it in",
+            )
 
 
 def fc_readout_problem(network: Network, net: str) -> str:

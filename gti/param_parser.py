@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,11 @@ from gti.errors import UsageError
 from gti.stage import FILTER_STEPS, MSE, Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
+# Variables of the old kit -> what is in their place.
+OLD_VARIABLES = {
+    "GTI_CLIP_BIAS": "pass --clip_bias to train.py",
+    "GTI_DEBUG_LAYERS": "chip_infer.py --layer_outputs DIR and scripts/compare.py show the maps of all layers",
+}
 _NET = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 
@@ -40,6 +46,23 @@ class Parser(argparse.ArgumentParser):
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
+
+    def old(self, flag: str, today: str, *, takes: bool = True) -> None:
+        """Add a flag of the old kit, hidden: giving it ends in one sentence that names what is `today` in its place."""
+
+        class Refusal(argparse.Action):
+            def __call__(self, *_: object) -> NoReturn:
+                raise UsageError(flag, "is a flag of the old kit", fix=f"{today} (docs/old_kit.md)")
+
+        self.add_argument(
+            flag, action=Refusal, nargs="?" if takes else 0, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+    def alias(self, flag: str, today: str) -> None:
+        """Let a flag of the old kit be the flag `today`, hidden."""
+        action = next(action for action in self._actions if today in action.option_strings)
+        again: dict[str, Any] = {"dest": action.dest, "type": action.type, "default": argparse.SUPPRESS}
+        self.add_argument(flag, help=argparse.SUPPRESS, **again)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(self.prog, message, fix=f"see {self.prog} --help")
@@ -75,6 +98,11 @@ def train_parser() -> Parser:
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
     group.add_argument("--log_dir", type=path, metavar="DIR", help="folder for TensorBoard scalars and histograms")
+    for flag in ("--train_size", "--val_size"):
+        parser.old(flag, "leave it out: whole sets are counted; --steps_per_epoch ends epochs earlier")
+    for flag in ("--best_checkpoint_dir", "--last_checkpoint_dir"):
+        parser.old(flag, "pass --checkpoint_dir, which holds the last checkpoints, and the best one in best/")
+    parser.alias("--keep_last_n_checkpoints", "--keep")
     return parser
 
 
@@ -87,6 +115,8 @@ def eval_parser() -> Parser:
     _data(parser.add_argument_group("data"), train=False, val=True)
     _json(parser)
     _report(parser)
+    parser.old("--data_size", "leave it out: the whole set is evaluated")
+    parser.alias("--batch_size", "--val_batch_size")
     return parser
 
 
@@ -109,6 +139,10 @@ def calibration_parser() -> Parser:
     group.add_argument("--num_batches", type=count(1), default=5, metavar="N", help="training batches to look at")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of batches")
     _report(parser)
+    parser.old("--data_size", "pass --num_batches, which are of --train_batch_size images")
+    parser.alias("--batch_size", "--train_batch_size")
+    for flag in ("--quant_act", "--fuse"):
+        parser.old(flag, "leave it out: caps are calibrated before activations are quantized", takes=False)
     return parser
 
 
@@ -165,6 +199,8 @@ def infer_parser() -> Parser:
     _report(parser)
     _sizes(parser)
     _data(parser.add_argument_group("data"), train=False, val=True)
+    parser.alias("--data_size", "--num_examples")
+    parser.alias("--batch_size", "--val_batch_size")
     return parser
 
 
@@ -254,6 +290,8 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
     Raises UsageError.
     """
     args = parser.parse_args(arguments)
+    for note in environment_notes(os.environ):
+        print(f"note: {note}", file=sys.stderr)
     data_dir = getattr(args, "data_dir", None)
     args.data_given = any(getattr(args, name, None) for name in ("data_dir", "train_data_dir", "val_data_dir"))
     for name, folder in (("train_data_dir", "train"), ("val_data_dir", "val")):
@@ -274,6 +312,23 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
                 received=args.stage.flags,
             )
     return args
+
+
+def refuse_old(words: Sequence[str], today: Mapping[str, str]) -> None:
+    """Raise UsageError for the first of `words` that is a flag of the old kit; `today`: flag -> what is in its place."""
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag in today:
+            raise UsageError(flag, "is a flag of the old kit", fix=f"{today[flag]} (docs/old_kit.md)")
+
+
+def environment_notes(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable of the old kit that is set and does nothing here."""
+    return [
+        f"{name} is not read any more: {today} (docs/old_kit.md)"
+        for name, today in OLD_VARIABLES.items()
+        if environment.get(name, "").lower() in ("true", "1")
+    ]
 
 
 def _data_folder(data_dir: str, part: str) -> str:

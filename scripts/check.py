@@ -13,6 +13,7 @@ about, and how sure they are.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
+from gti.chip.spec import CHIP
 from gti.errors import UsageError
 from gti.param_parser import Parser, count, net_name
 from scripts.import_model import bits
@@ -35,10 +37,14 @@ def main() -> int:
     if args.net:
         path = nets.existing(nets.dat_json(args.net, args.nets_dir))
         study = feasibility.of_json(path, units=args.fc)
+        _check_chain(args.net, args.nets_dir)
         if args.fc is None:
             study = feasibility.with_host_of_net(study, args.net, args.classes, args.nets_dir)
     elif args.file.endswith(".json"):
         study = feasibility.of_json(args.file, units=args.fc)
+        folder, own = Path(args.file).parent, re.fullmatch(rf"{CHIP}_(\w+)_dat\.json", Path(args.file).name)
+        if own and (folder / f"{own[1]}.py").exists():
+            _check_chain(own[1], folder)
     else:
         _check_kind(args.file)
         study = feasibility.of_model_file(
@@ -50,6 +56,18 @@ def main() -> int:
 
         files.write_json(args.json, feasibility.to_json(study))
     return 0 if study.fits else 1
+
+
+def _check_chain(net: str, nets_dir: str | Path) -> None:
+    # The files beside the dat.json that later steps need; what a dat.json breaks itself is told by the study.
+    from gti import looks, nets
+    from gti.errors import NetworkError
+
+    try:
+        network = nets.load(net, nets_dir=nets_dir)
+    except NetworkError:
+        return
+    looks.chain(net, network, nets_dir)
 
 
 def _check_kind(name: str) -> None:

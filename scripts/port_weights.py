@@ -14,8 +14,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti.cli import run
+from gti.param_parser import refuse_old
 from scripts import import_model
 
+OLD_FLAGS = {
+    "--npy": "pass the weights as .npz: --weights FILE.npz; .npy dictionaries are pickles, which are not read",
+    "--save_checkpoint_to": "pass --checkpoint_dir DIR",
+}
 IMAGENET_MEAN = ("123.68", "116.779", "103.939")
 
 
@@ -24,6 +29,7 @@ def main() -> None:
     if "--weights" in words[:-1]:
         at = words.index("--weights")
         words = [words[at + 1], *words[:at], *words[at + 2 :]]
+    refuse_old(words, OLD_FLAGS)
     if "--mean" not in words and "codes" not in words:
         words += ["--mean", *IMAGENET_MEAN]
     import_model.main(words)

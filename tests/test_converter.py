@@ -204,7 +204,7 @@ def test_another_image_size_is_written_everywhere(tmp_path: Path) -> None:
     small = network.layers[0].image_size
     path = tmp_path / "2801_digits_model.json"
     reader = {"name": "reader", "operation": "IMAGEREADER", "output width": small, "output height": small}
-    chip = {"name": "chip", "operation": "GTICNN", "output width": 7, "output height": 7, "output channels": 16}
+    chip = {"name": "chip", "operation": "GTICNN", "output width": 7, "output height": 7, "output channels": 32}
     files.write_json(path, {"name": "digits", "layer": [reader, chip]})
     doubled = replace(network, layers=tuple(replace(v, image_size=2 * v.image_size) for v in network.layers))
     conversion = converter.convert(doubled, arrays, net="digits")

@@ -40,6 +40,7 @@ TABLE = {
     "stage": "",
     "names": "chip.spec",
     "nets": "chip.network chip.spec names",
+    "host_module": "nets",
     "caps": "chip.network chip.spec files names",
     "param_parser": "chip.spec data stage",
     "quantize": "chip.spec stage",
@@ -58,7 +59,7 @@ TABLE = {
     " model names training",
     "report": "caps chip.emulator chip.network chip.spec converter files fusion model names progress quantize"
     " stage training",
-    "looks": "caps chip.network data files nets packing stage training",
+    "looks": "caps chip.network data files host_module nets packing stage training",
     "ptq": "chip.emulator chip.host chip.network chip.spec data data_utils fusion layers names progress quantize stage",
     "edges": "chip.emulator chip.formats chip.host chip.network chip.runtime chip.wire converter importing ptq",
 }

@@ -112,12 +112,36 @@ class GtiModel:
 
     # Frames
 
-    def evaluate(self, image: npt.NDArray[np.uint8], last_relu_cap: float = float(MAX_CODE)) -> npt.NDArray[np.float32]:
+    def evaluate(
+        self,
+        image: npt.NDArray[np.uint8] | None = None,
+        last_relu_cap: float = float(MAX_CODE),
+        activation_bits: int | None = None,
+        *,
+        numpy_array: npt.NDArray[np.uint8] | None = None,
+    ) -> npt.NDArray[np.float32]:
         """Return the output of the chip, float32 [1,H,W,C]: codes 0..31 (ten-bit: 0..1023) scaled to 0..last_relu_cap.
 
-        `image`: uint8 [H,W,C], 8-bit pixels in the chip's channel order. Raises ImageError for other arrays,
-        DeviceError when no result can be had, UsageError when the mode delivers several maps.
+        `image`: uint8 [H,W,C] or [1,H,W,C], 8-bit pixels in the chip's channel order. `numpy_array` and
+        `activation_bits` are the old kit's: another name of `image`, and 5 or 10 as the network has them. Raises
+        ImageError for other arrays, DeviceError when no result can be had, UsageError when the mode delivers several
+        maps and for arguments that contradict the network or each other.
         """
+        if (image is None) == (numpy_array is None):
+            raise UsageError("evaluate", "takes one image", expected="evaluate(image)", received="both or none")
+        bits = 10 if self._model.ten_bit else 5
+        if activation_bits not in (None, bits):
+            raise UsageError(
+                "activation_bits",
+                "is not that of the network",
+                expected=bits,
+                received=activation_bits,
+                fix="leave it out",
+            )
+        image = numpy_array if image is None else image
+        if isinstance(image, np.ndarray) and image.ndim == 4 and len(image) == 1:
+            image = image[0]
+        assert image is not None
         return next(self.evaluate_many([image], last_relu_cap))
 
     def evaluate_many(

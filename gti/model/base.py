@@ -12,7 +12,8 @@ import importlib
 import importlib.util
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,8 +25,8 @@ from gti.caps import load as load_caps
 from gti.caps import settings_file
 from gti.chip import spec
 from gti.chip.network.types import Network
-from gti.errors import NetworkError, QuantizationError, UsageError
-from gti.layers import ChipConv2D, ChipPooling
+from gti.errors import GtiError, NetworkError, QuantizationError, UsageError
+from gti.layers import ChipConv2D, ChipPooling, HostDense
 from gti.stage import MEAN
 
 # Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square
@@ -39,7 +40,17 @@ def net_module(net: str, nets_dir: str | Path | None = None) -> ModuleType:
     Raises UsageError for an unknown name, and for a module that cannot be run or lacks a part of a net.
     """
     path = nets.users_module(net, nets_dir)
-    return importlib.import_module(f"gti.model.{net}") if path is None else _users_module(net, path)
+    home = path or nets.MODEL_DIR / f"{net}.py"
+    with _own_words(home):
+        module = importlib.import_module(f"gti.model.{net}") if path is None else _users_module(net, path)
+    if not isinstance(getattr(module, "BATCH_NORM", None), bool) or not callable(getattr(module, "host_layers", None)):
+        raise UsageError(
+            str(home),
+            "is not the module of a net",
+            expected="BATCH_NORM = True or False, and host_layers(x, *, classes)",
+            fix="see gti/model/digits.py for an example",
+        )
+    return module
 
 
 def _users_module(net: str, path: Path) -> ModuleType:
@@ -47,22 +58,60 @@ def _users_module(net: str, path: Path) -> ModuleType:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    try:
-        found.loader.exec_module(module)
-    except Exception as problem:
-        where = traceback.extract_tb(problem.__traceback__)[-1]
-        line = problem.lineno if isinstance(problem, SyntaxError) else where.lineno
-        raise UsageError(
-            f"{path}, line {line}", f"cannot be run ({type(problem).__name__}: {problem})", fix="mend the module"
-        ) from problem
-    if not isinstance(getattr(module, "BATCH_NORM", None), bool) or not callable(getattr(module, "host_layers", None)):
-        raise UsageError(
-            str(path),
-            "is not the module of a net",
-            expected="BATCH_NORM = True or False, and host_layers(x, *, classes)",
-            fix="see gti/model/digits.py for an example",
-        )
+    found.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _own_words(path: Path) -> Iterator[None]:
+    # A mistake in a net's module is the user's, wherever the module lies: one sentence with its line.
+    try:
+        yield
+    except GtiError:
+        raise
+    except Exception as problem:
+        lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == str(path)]
+        line = problem.lineno if isinstance(problem, SyntaxError) else (lines or [1])[-1]
+        words = str(problem).strip().splitlines() or [""]
+        raise UsageError(
+            f"{path}, line {line}", f"cannot be run ({type(problem).__name__}: {words[0]})", fix="mend the module"
+        ) from problem
+
+
+def _host_part(module: ModuleType, x: Any, net: str, classes: int) -> Any:
+    """Return the logits of the module's host part, checked. Raises UsageError for a host part that cannot serve."""
+    path = Path(module.__file__ or net)
+    with _own_words(path):
+        logits = module.host_layers(x, classes=classes)
+        made = keras.Model(x, logits, name=f"{net}_host")
+    name = f"{path}, host_layers"
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 2 or shape[1] != classes:
+        fix = "end with HostDense(classes)" + (", after ChipFlatten or global pooling" if len(shape) != 2 else "")
+        raise UsageError(
+            name, "returns another shape than logits", expected=[None, classes], received=list(shape), fix=fix
+        )
+    for layer in made.layers:
+        activation = getattr(getattr(layer, "activation", None), "__name__", getattr(layer, "activation", None))
+        if isinstance(layer, keras.layers.Softmax) or activation == "softmax":
+            raise UsageError(
+                f"{name}, layer {layer.name}",
+                "computes softmax, which training and the .MODEL add themselves",
+                expected="logits",
+                fix="leave softmax out",
+            )
+    weighted = [layer for layer in made.layers if layer.weights]
+    others = [layer for layer in weighted if isinstance(layer, keras.layers.Dense)]
+    others += [layer for layer in weighted[:1] if not isinstance(layer, HostDense) and layer not in others]
+    if others:
+        raise UsageError(
+            f"{name}, layer {others[0].name}",
+            "has weights that fusion and conversion do not know",
+            expected="HostDense of gti.layers",
+            received=type(others[0]).__name__,
+            fix="write HostDense(units, activation) in its place",
+        )
+    return logits
 
 
 def build(
@@ -121,7 +170,7 @@ def build(
         )(x)
         if convolution.pooled:
             x = ChipPooling(network.sampling_method, name=f"pool{convolution.major}")(x)
-    model = keras.Model(inputs, module.host_layers(x, classes=classes), name=net)
+    model = keras.Model(inputs, _host_part(module, x, net, classes), name=net)
     model.network = network
     model.net = net
     return model
@@ -149,7 +198,7 @@ def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) ->
     if caps is None:
         path = settings_file(net)
         source = str(path)
-        caps = load_caps(path) if path.exists() else {}
+        caps = load_caps(path, net) if path.exists() else {}
     missing = [c.path for c in network.convolutions if names.cap(net, c.name) not in caps]
     if missing:
         raise QuantizationError(

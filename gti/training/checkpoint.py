@@ -114,13 +114,32 @@ def load(
 ) -> tuple[Variables, Metadata | None]:
     """Return the variables of a checkpoint by name, and its metadata (None for one of the old TF 1 kit).
 
-    Variables whose name is not `wanted` are not read. Raises CheckpointError when the checkpoint is missing or damaged
+    Variables whose name is not `wanted` are not read. The old kit's caps of shape [1] are scalars here, and biases that
+    it leaves out beside batch norm are zeros. Raises CheckpointError when the checkpoint is missing or damaged
     (every value that is read is checked against its checksum).
     """
     reader = _Reader(prefix)
     metadata = reader.metadata()
     found = [name for name in reader.names if not name.startswith("gti/") and wanted(name)]
-    return reader.arrays(found), metadata
+    return _normalised(reader.arrays(found)), metadata
+
+
+def _normalised(arrays: Variables) -> Variables:
+    # Once, where a checkpoint is read, so that everything behind sees one form.
+    changed = {
+        name: array.reshape(())
+        for name, array in arrays.items()
+        if name.endswith(f"/{names.CAP}") and array.shape == (1,)
+    }
+    for name, gamma in arrays.items():
+        scope, norm, _ = name.rpartition("/batch_normalization/gamma")
+        if norm and f"{scope}/filters" in arrays and f"{scope}/biases" not in arrays:
+            changed[f"{scope}/biases"] = np.zeros(gamma.shape, np.float32)
+    if changed:
+        tensors = {name: tensor for name, tensor in arrays.tensors.items() if name not in changed}
+        arrays.update(changed)
+        arrays.tensors = tensors
+    return arrays
 
 
 def load_optimizer(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -286,7 +286,7 @@ def origin_of_caps(
         return f"caps from {caps.settings_file(net, settings_file)}"
     prefix = source.prefix if source else ""
     if settings_file is not None:
-        given = caps.load(settings_file)
+        given = caps.load(settings_file, net)
         if folded or any(name not in given or np.float32(given[name]) != np.float32(own[name]) for name in names):
             raise UsageError(
                 f"--settings_file {settings_file}",

@@ -66,6 +66,16 @@ def test_evaluate_scales_codes_to_the_cap(path: Path, expected: np.ndarray):
     np.testing.assert_allclose(scaled[0], expected[0] * (6.2 / 31), rtol=1e-6)
 
 
+def test_evaluate_as_the_old_kit_called_it(path: Path, expected: np.ndarray):
+    image = images(NETWORK, 1)[0]
+    with GtiModel(path, device="virtual") as model:
+        result = model.evaluate(numpy_array=image[None], last_relu_cap=31.0, activation_bits=5)
+        np.testing.assert_array_equal(result[0], expected[0])
+        for wrong in ({}, {"image": image, "numpy_array": image}, {"image": image, "activation_bits": 10}):
+            with pytest.raises(UsageError):
+                model.evaluate(**wrong)
+
+
 def test_evaluate_many_keeps_the_order_and_loads_once(path: Path, expected: np.ndarray):
     _, model = open_model(path)
     with model:

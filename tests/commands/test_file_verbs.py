@@ -432,3 +432,14 @@ def test_upsample_mode_zero_survives_in_a_model(monkeypatch, tmp_path, caplog) -
     assert json.loads((tmp_path / "parts" / "dat.json").read_text())["layer"][0]["upsample_mode"] == "zero"
     assert call(monkeypatch, "build", tmp_path / "parts", tmp_path / "again.dat") == 0
     assert "is lost" in caplog.text
+
+
+def test_folders_of_the_sdks_tools_are_built(monkeypatch, tmp_path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    entry = {"operation": "GTICNN", "name": "chip", "data file": "X.model.0", "mode": 0}
+    data = dat.encode(NETWORK, weights())
+    (folder / "X.json").write_text(json.dumps({"layer": [entry]}))
+    (folder / "X.model.0").write_bytes(data)
+    assert call(monkeypatch, "build", folder, tmp_path / "out.model") == 0
+    assert [bytes(layer.blob) for layer in model_file.load(tmp_path / "out.model").layers] == [data]
