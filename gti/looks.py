@@ -40,7 +40,7 @@ def chain(net: str, network: Network, nets_dir: str | Path | None) -> None:
     """
     host_module.check(net, nets_dir)
     if nets.model_json(net, nets_dir).exists():  # conversion is the first to need it
-        packing.read_templates(network, net=net, nets_dir=nets_dir)
+        packing.read_templates(network, net=net, nets_dir=nets_dir or nets.NETS_DIR)
 
 
 def checkpoint(

@@ -315,7 +315,7 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
 
 
 def refuse_old(words: Sequence[str], today: Mapping[str, str]) -> None:
-    """Raise UsageError for the first of `words` that is a flag of the old kit; `today`: flag -> what is in its place."""
+    """Raise UsageError for a flag of the old kit in `words`; `today`: flag -> what is in its place."""
     for word in words:
         flag = word.partition("=")[0]
         if flag in today:
