@@ -13,7 +13,7 @@ from golden import captures
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gti.chip.wire import protocol
+from gti.chip.wire import protocol, words
 from gti.chip.wire.protocol import EUSB, FT600, FT601, FrameEncoder, Framing, Header, Mode, registers
 from gti.errors import DatError, DeviceError, ImageError, UsageError
 
@@ -239,6 +239,30 @@ def test_words_of_a_result(word_bytes):
     assert protocol.strip_words(protocol.word_stream(b"\1\2\xff", word_bytes), word_bytes) == b"\1\2\xff"
     with pytest.raises(DeviceError, match=rf"{word_bytes + 1} bytes"):
         protocol.strip_words(bytes(word_bytes + 1), word_bytes)
+
+
+WIDTHS = [
+    # docs/usb_protocol.md section 2: data, opcode 0..7 and on an FT601 two zeros
+    (b"", None),
+    (bytes([9, 3, 0, 0, 8, 7, 0, 0]), 4),
+    (bytes([9, 3, 0, 1]), 2),
+    (bytes([9, 3, 8, 7, 7, 0]), 2),
+    (bytes([9, 3, 0, 0, 1]), None),
+    (bytes([9, 8]), None),
+    (bytes([9, 8, 0, 0]), None),
+]
+
+
+@pytest.mark.parametrize(("stream", "width"), WIDTHS)
+def test_the_width_of_words_is_seen(stream, width):
+    assert words.word_width(stream) == width
+
+
+def test_opcodes():
+    # docs/usb_protocol.md section 2
+    names = ["IDLE", "SOFT_RESET", "CLOCK_DISABLE", "LOAD_FILTER_IMAGE", "LOAD_REG_0", "LOAD_REG_X", "READ_REG_X"]
+    assert [code.name for code in words.Opcode] == [*names, "READ_STATUS"]
+    assert list(words.Opcode) == list(range(8))
 
 
 def test_import_is_light():

@@ -96,6 +96,21 @@ def test_planes_are_counted_exactly_where_a_plane_is_longer_than_the_filling(fra
     assert (found[-1].size, found[-1].channels) == (size, channels)
 
 
+@pytest.mark.parametrize(("tail", "whole"), [(1023, False), (1024, True), (7 + 1024 + 511, True), (1543, False)])
+def test_the_zeros_behind_an_image_are_counted(tail, whole):
+    # docs/usb_protocol.md section 10: 1024 zeros, up to 7 of rounding and up to 511 of filling.
+    network, image = header(28, inputs=1), picture(1, 28)
+    stream = protocol.encode_load(network.to_bytes(), framing=EUSB)
+    stream += protocol.encode_frame(network, Mode.SINGLE, image, first=True, framing=EUSB)
+    words = np.frombuffer(stream, np.uint8).reshape(-1, EUSB.word_bytes)
+    pixels = int(np.flatnonzero(words[:, 0])[-1]) + 1  # the last word that is not zero ends the image
+    zeros = np.tile(words[-1:], (tail, 1))
+    machine = WordMachine(EUSB.word_bytes)
+    found = events(machine, words[:pixels].tobytes() + zeros.tobytes())
+    assert isinstance(found[-1], Image) is whole
+    assert machine.refused_segments == (0 if whole else 1)
+
+
 def test_the_input_channels_limit_the_planes_of_small_images():
     # 2 planes: 644 + 400 + 1024 = 2068 words, filled up to 2560: 492 zeros that could be 2 planes more.
     image = picture(2, 14)
