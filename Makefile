@@ -18,9 +18,9 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# While working: neither tests of scripts nor slow ones.
+# While working: neither tests of scripts nor slow ones, in two processes.
 quick: setup
-	$(BIN)/python -m pytest -q -m "not slow" --ignore tests/scripts
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --ignore tests/scripts
 
 lint: setup
 	$(BIN)/ruff check .

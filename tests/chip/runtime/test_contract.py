@@ -62,7 +62,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return one, two
 
 
-@pytest.mark.parametrize("kind", ALL)
+# A pool starts processes, which takes seconds.
+KINDS = [pytest.param(kind, marks=pytest.mark.slow) if kind is GtiPool else kind for kind in ALL]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_all_answer_alike(kind: type, files: tuple[Path, Path]):
     pictures = images(NETWORK, 3)
     expected = Emulator(NETWORK, lively_weights(NETWORK, 3)).output(pictures).transpose(0, 2, 3, 1) * np.float32(0.5)

@@ -14,10 +14,12 @@ from sticks import dat_bytes, images, lively_weights, open_model, stick, tiny_ne
 
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.usb import eusb, eusb_disks, eusb_sticks, ft60x, scsi_sg, transport, usb_bus
+from gti.chip.usb.checks import ResultChecks
 from gti.chip.usb.eusb_disks import SgNode
-from gti.chip.usb.link import Link
+from gti.chip.usb.link import Frame, Link
 from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, TransferError
 from gti.chip.virtual.faults import Fault
+from gti.chip.wire import protocol
 from gti.errors import DeviceError
 
 NETWORK = tiny_network()
@@ -251,6 +253,14 @@ def attempts(settings: Settings, place: Place) -> int:
         return model.counts["faults"]
 
 
+def attempts_of_sending(settings: Settings, place: Place) -> int:
+    # The load takes writes 0 to 67; what fails when a frame is started was its first attempt.
+    with place.model(settings, Fault("write", 68, "io", count=10_000)) as model:
+        with pytest.raises(DeviceError):
+            model.evaluate(IMAGE)
+        return model.counts["faults"]
+
+
 def waiting_for_the_stick(settings: Settings, place: Place) -> float:
     """Milliseconds until a stick that has gone is given up."""
     now = [0.0]
@@ -364,7 +374,7 @@ OBSERVED: dict[str, list[tuple[Observation, dict[Any, Any]]]] = {
         (eusb_bulk_patience, {7000.0: 7, 2000.0: 2}),
     ],
     "eusb_check_status": [(eusb_status, {True: "refused", False: "taken"})],
-    "retries": [(attempts, {0: 1, 2: 3, 3: 4})],
+    "retries": [(attempts, {0: 1, 2: 3, 3: 4}), (attempts_of_sending, {0: 1, 2: 3, 3: 4})],
     "reappear_ms": [(waiting_for_the_stick, {0.0: 0, 250.0: 250, 5000.0: 5000})],
     "reload_on_mode_change": [(loads, {True: 3, False: 1})],
     "check_constant": [(constant, {True: 1, False: 0})],
@@ -379,6 +389,20 @@ CASES = [
     for look, table in looks
     for value, seen in table.items()
 ]
+
+
+def test_a_constant_result_that_the_emulator_cannot_judge_passes_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def unknown(frame: Frame) -> bytes:
+        raise DeviceError("nobody knows this arithmetic")
+
+    header = protocol.Header.parse(dat_bytes(NETWORK))
+    check = ResultChecks(header, VIRTUAL_SETTINGS, unknown, "a stick")
+    frame = Frame(IMAGE.transpose(2, 0, 1), 0, b"")
+    for _ in range(2):
+        check(frame, bytes(protocol.read_length(header, 0)))
+    assert caplog.text.count("nobody knows this arithmetic") == 1  # once, not for every frame
 
 
 @pytest.mark.parametrize(("name", "value", "look", "seen"), CASES)
