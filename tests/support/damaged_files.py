@@ -153,7 +153,7 @@ def _networks() -> Iterator[Entry]:
         yield "dat.json", f"{key}-text", f'"{key}" has the wrong type', changed(0, **{key: "3"})
         yield "dat.json", f"{key}-huge", key, changed(0, **{key: 10**39})
     for word, values in {
-        "one shift for each": ([4] * 13,), "0..15": ([-1, 4], [16, 4]), "wrong type": ([4.0, 4], [True, 4]),
+        "one shift for each": ([4] * 13,), "0..15": ([-1, 4], [16, 4]), "wrong type": ([4.5, 4], [True, 4]),
     }.items():  # fmt: skip
         for shifts in values:
             yield "dat.json", f"scaling {shifts}", word, changed(0, scaling=shifts)
@@ -203,7 +203,7 @@ def _blobs() -> Iterator[Entry]:
         ("not-utf-8", "not UTF-8", b"0 background\n1 d\xf6g\n"), ("gap", "leaves out", b"0 background\n1 cat\n3 dog\n"),
         ("number-twice", "stands twice", b"0 background\n1 cat\n1 dog\n"),
         ("name-twice", "stands twice", b"cat\ndog\ncat\n"), ("long-name-twice", "aaa...", (b"a" * 10_000 + b"\n") * 2),
-        ("escape-twice", r"\x1b[2J\x07 stands twice", b"\x1b[2J\x07\n\x1b[2J\x07\n"),
+        ("escape-twice", "U+001B", b"\x1b[2J\x07\n\x1b[2J\x07\n"),
     ):  # fmt: skip
         yield "labels", name, word, data
 
