@@ -62,7 +62,7 @@ def random_weights(network: Network, seed: int = 0) -> list[ConvolutionWeights]:
         shift = network.layers[conv.major - 1].scaling[conv.sub - 1]
         levels, most = (_LEVELS, spec.MAX_STEP_3BIT) if conv.coef_bits == 3 else (_SIGNS, spec.MAX_ALPHA_1BIT)
         kernels = (conv.output_channels, conv.input_channels)
-        pattern = levels[random.randint(0, len(levels), (*kernels, 3, 3))]
+        pattern = levels[random.randint(0, len(levels), (*kernels, 3, 3), np.int8)]
         pattern[..., 1, 1] = _SIGNS[
             random.randint(0, 2, kernels)
         ]  # one step in every kernel: it is read back from that
@@ -73,7 +73,8 @@ def random_weights(network: Network, seed: int = 0) -> list[ConvolutionWeights]:
         scales[random.random_sample(kernels) < 1e-4] = most
         bias = min(BIAS << shift, 2 ** (spec.BIAS_BITS[conv.coef_bits] - 1) - 1)
         biases = random.randint(-bias, bias + 1, conv.output_channels).astype(np.int32)
-        result.append(ConvolutionWeights(pattern * scales.astype(np.int16)[:, :, None, None], biases, shift))
+        pattern *= scales.astype(np.int16)[:, :, None, None]
+        result.append(ConvolutionWeights(pattern, biases, shift))
     return result
 
 

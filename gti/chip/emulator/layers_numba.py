@@ -147,7 +147,7 @@ def _further(
     filters: np.ndarray, largest: np.ndarray, weights: np.ndarray, window: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Limit the transformed filters to 16 bits and return what is beyond, see `Layer`."""
-    width, matrix = filters.shape[3], FILTERS[window].astype(np.float32)
+    width, matrix = filters.shape[3], FILTERS[window]
     found: list[np.ndarray] = [np.zeros((0, width, 2), np.int16)]
     owners: list[np.ndarray] = [np.zeros((0, 2), np.int64)]
     pairs = np.zeros(largest.shape, np.int64)
@@ -156,7 +156,6 @@ def _further(
         y, x = divmod(position, window + 2)
         coefficients = np.outer(matrix[y], matrix[x]).ravel()
         rest = np.zeros((filters.shape[2] * 2, width), np.int64)  # [stored channels, lanes]
-        # Integers far below 2**24: exact in float32.
         rest[: weights.shape[1], : len(kernels)] = (kernels.reshape(*kernels.shape[:2], 9) @ coefficients).T
         held = np.clip(rest, -_INT16_MAX, _INT16_MAX)
         filters[block, position] = held.reshape(-1, 2, width).transpose(0, 2, 1)
