@@ -98,13 +98,13 @@ class GtiModel:
     def _emulation(self, settings: Settings) -> Callable[[Frame], bytes]:
         """Return what computes the chip bytes of a frame; decoder and emulator wait until it is called."""
         twin: list[ExpectedResults] = []
+        model = self._model  # not self: what is in a circle waits for the collector, with the stick's lock
 
         def emulate(frame: Frame) -> bytes:
             from gti.chip.virtual.memory import ExpectedResults
 
             if not twin:
                 layout = settings.ten_bit_layout or "halves"
-                model = self._model
                 twin.append(ExpectedResults(model.dat, model.header, model.name, layout, model.upsample_modes))
             return twin[0].result(frame.planes, frame.mode)
 

@@ -29,7 +29,7 @@ FAST = VIRTUAL_SETTINGS.changed(retries=0, read_timeout_ms=1.0)
 
 @pytest.fixture(autouse=True)
 def _runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("GTI_LOCK_DIR", str(tmp_path))
 
 
 def bridge(product: int = 0x601F, **chip: Any) -> VirtualFt60x:

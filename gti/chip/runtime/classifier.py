@@ -4,6 +4,9 @@
         for labels in model.classify(model.preprocessing.load(path) for path in paths):
             print(labels[0].text, labels[0].probability)
 
+    model = Classifier("nets/2801_digits_full.model")   # for months, from any thread
+    labels = model.classify_one(frame, order="BGR")
+
 The sticks, or without any the emulator in batches, run the layers of the chip, the host runs the others, and the
 preprocessing is that of the file.
 """
@@ -11,23 +14,38 @@ preprocessing is that of the file.
 from __future__ import annotations
 
 import os
-from collections import deque
+import threading
+import weakref
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from gti.chip.driver import GtiModel
 from gti.chip.host import preprocessing
+from gti.chip.host.host_layers import HostLayers
 from gti.chip.loaded_model import load_model
+from gti.chip.runtime.dispatch import Dispatcher, Maps
 from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.chip.spec import FC_SHIFT
 from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
-from gti.errors import UsageError
+from gti.errors import DeviceError, FormatError, ImageError, UsageError
+
+if TYPE_CHECKING:
+    from gti.chip.runtime.pool import GtiPool
+
+K = TypeVar("K")
+# What may wait for the sticks of one `classify_many`: as many as the emulator computes together.
+_AHEAD = 64
+_PATIENCE_S = 1.0  # for the frame in work when all is to end
 
 
 @dataclass(frozen=True)
@@ -45,16 +63,21 @@ class Classifier:
 
     `record`: a file for every USB transfer, of one stick only. Raises FormatError for the file (also for one without
     host layers), UsageError for wrong arguments, DeviceError when a stick cannot be had.
+
+    `classify_one`, `classify_many`, `submit` and `features` may be called by any thread, all of them at the same time;
+    the iterator of `classify` has the sticks for itself until it ends. Released by `release`, at the end of a `with`,
+    or when it is collected.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
-        devices: Sequence[str] = ("auto",),
+        devices: str | Sequence[str] = "auto",
         *,
         settings: Settings | None = None,
         record: str | os.PathLike[str] | None = None,
     ) -> None:
+        devices = (devices,) if isinstance(devices, str) else tuple(devices)
         self._sticks: GtiModel | EngineModel | GtiPool
         if len(devices) == 1:
             self._sticks = open_stick_or_emulator(path, devices[0], None, settings=settings, record=record)
@@ -76,8 +99,16 @@ class Classifier:
             self.has_contract = preprocessing.KEY in loaded.full_container().header
             self.preprocessing = loaded.preprocessing()
         except BaseException:
-            self.release()
+            self._sticks.release()
             raise
+        self._name = loaded.name
+        self._check = loaded.to_planes  # raises ImageError
+        self._counts: Counter[str] = Counter()
+        self._turn = threading.Lock()  # held by whoever feeds the sticks
+        self._streaming: int | None = None  # thread whose `classify` has it
+        # Nothing here refers to the Classifier, so that it can be collected while the thread waits.
+        self._queue = Dispatcher(self._name, partial(_maps, self._sticks, self._streams), self._turn, self._counts)
+        self._end = weakref.finalize(self, _end, self._queue, self._sticks, os.getpid())
 
     @property
     def device_descriptions(self) -> list[str]:
@@ -92,28 +123,186 @@ class Classifier:
         `images`: uint8 [H,W,C] as `preprocessing.load` or `preprocessing.apply` returns them. The next images are read
         and encoded while the sticks compute. Raises ImageError for other arrays, DeviceError when no result can be had.
         """
-        for maps in self._maps(images):
-            result = self._host.outcome(maps).result
-            yield [Label(entry["index"], entry["label"], entry["probability"]) for entry in result["result"]]
+        self._take_turn()
+        self._streaming = threading.get_ident()
+        try:
+            chip_images = (self._host.chip_image(image) for image in images)
+            for maps in _maps(self._sticks, self._streams, chip_images):
+                self._counts["frames"] += 1
+                yield _labels(self._host, maps)
+        finally:
+            self._streaming = None
+            self._turn.release()
 
-    def _maps(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[list[npt.NDArray[np.uint8]]]:
-        if isinstance(self._sticks, (GtiModel, EngineModel)) and not self._streams:
-            for image in images:
-                yield self._sticks.raw_maps(self._host.chip_image(image))
-            return
-        for codes in self._sticks.evaluate_many(self._host.chip_image(image) for image in images):
-            planes = codes[0].transpose(2, 0, 1).astype(np.uint8)
-            yield [planes << FC_SHIFT]
+    def _take_turn(self) -> None:
+        self._refuse_own_stream()
+        self._turn.acquire()
+
+    def _refuse_own_stream(self) -> None:
+        if self._streaming == threading.get_ident():  # it would wait for itself
+            raise UsageError(
+                self._name,
+                "is busy with an iterator of classify of this thread",
+                fix="finish or close that iterator first, or use classify_many",
+            )
+
+    # For many callers
+
+    def classify_one(self, image: npt.NDArray[np.uint8], order: str = "RGB") -> list[Label]:
+        """Return the labels of a picture, most probable first; callers of several threads take turns.
+
+        `image`: uint8 [H,W,C] or [H,W] of any size, whose channels are in `order`, "RGB" or "BGR"; it is cropped and
+        resized as the file says. Raises ImageError for other arrays, DeviceError when no result can be had.
+        """
+        self._refuse_own_stream()
+        return _result(self.submit(image, order))
+
+    def classify_many(
+        self, images: Iterable[tuple[K, npt.NDArray[np.uint8] | str | os.PathLike[str]]], order: str = "RGB"
+    ) -> Iterator[tuple[K, list[Label] | ImageError | FormatError]]:
+        """Yield (key, labels) of each (key, picture) in order; a picture that cannot be used yields its error instead.
+
+        A picture is an array as of `classify_one`, or an image file, whose error may be a FormatError. Pictures are
+        prepared while the sticks compute. Raises DeviceError when no result can be had; what is under way is lost.
+        """
+        waiting: deque[tuple[K, Future[list[Label]] | ImageError | FormatError]] = deque()
+        try:
+            for key, image in images:
+                self._refuse_own_stream()
+                try:
+                    waiting.append((key, self._sent(self._prepared(image, order))))
+                except (ImageError, FormatError) as problem:
+                    self._counts["refused"] += 1
+                    waiting.append((key, problem))
+                while waiting and (len(waiting) > _AHEAD or _settled(waiting[0][1])):
+                    yield _outcome(*waiting.popleft())
+            while waiting:
+                yield _outcome(*waiting.popleft())
+        finally:
+            for _, answer in waiting:
+                if isinstance(answer, Future):
+                    answer.cancel()
+
+    def submit(self, image: npt.NDArray[np.uint8], order: str = "RGB") -> Future[list[Label]]:
+        """Return at once a future of what `classify_one` returns. Raises ImageError for the array, DeviceError after
+        `release`; the future holds DeviceError when no result can be had."""
+        return self._sent(self._counted(image, order))
+
+    def features(self, image: npt.NDArray[np.uint8], order: str = "RGB") -> npt.NDArray[np.float32]:
+        """Return what the chip's last layer says about a picture, float32 [channels]: codes 0..31, averaged over their
+        positions. Arguments and errors as `classify_one`."""
+        self._refuse_own_stream()
+        chip_image = self._host.chip_image(self._counted(image, order))
+        self._check(chip_image)
+        shift = FC_SHIFT if self._streams else 0
+        return _result(self._queue.submit(chip_image, partial(_averages, shift)))
+
+    def _counted(self, image: npt.NDArray[np.uint8], order: str) -> npt.NDArray[np.uint8]:
+        try:
+            return self.preprocessing.apply(image, order)
+        except ImageError:
+            self._counts["refused"] += 1
+            raise
+
+    def _prepared(self, image: npt.NDArray[np.uint8] | str | os.PathLike[str], order: str) -> npt.NDArray[np.uint8]:
+        if isinstance(image, (str, os.PathLike)):
+            return self.preprocessing.load(image)
+        return self.preprocessing.apply(image, order)
+
+    def _sent(self, prepared: npt.NDArray[np.uint8]) -> Future[list[Label]]:
+        chip_image = self._host.chip_image(prepared)
+        self._check(chip_image)
+        return self._queue.submit(chip_image, partial(_labels, self._host))
+
+    # What happened
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Since the start: frames answered, failed (no result), refused (images), and of one stick loads, faults and
+        recovered frames."""
+        found = {"frames": 0, "failed": 0, "refused": 0, **self._counts}
+        of_link = self._sticks.counts if isinstance(self._sticks, GtiModel) and self._end.alive else {}
+        return {**found, **{name: of_link.get(name, 0) for name in ("loads", "faults", "recovered")}}
+
+    @property
+    def state(self) -> str:
+        """What the sticks do now: "ready", "computing", "failing" (no result for the last frame) or "released"."""
+        if not self._end.alive:
+            return "released"
+        if self._queue.problem:
+            return "failing"
+        return "computing" if self._queue.computing or self._streaming is not None else "ready"
+
+    @property
+    def problem(self) -> str:
+        """Why the last frame failed, "" where it did not."""
+        return self._queue.problem
 
     def release(self) -> None:
-        """Give the sticks back; safe to call twice."""
-        self._sticks.release()
+        """Give the sticks back; safe to call twice. Frames that wait are cancelled."""
+        self._end()
 
     def __enter__(self) -> Classifier:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def _maps(
+    sticks: GtiModel | EngineModel | GtiPool, streams: bool, chip_images: Iterable[npt.NDArray[np.uint8]]
+) -> Iterator[Maps]:
+    """Yield the maps of each image as a stick delivers them; `streams`: whether it is read out in mode FC."""
+    if not streams:
+        for image in chip_images:
+            yield cast("GtiModel | EngineModel", sticks).raw_maps(image)
+        return
+    for codes in sticks.evaluate_many(chip_images):
+        planes = codes[0].transpose(2, 0, 1).astype(np.uint8)
+        yield [planes << FC_SHIFT]
+
+
+def _labels(host: HostLayers, maps: Maps) -> list[Label]:
+    result = host.outcome(maps).result
+    return [Label(entry["index"], entry["label"], entry["probability"]) for entry in result["result"]]
+
+
+def _averages(shift: int, maps: Maps) -> npt.NDArray[np.float32]:
+    means: npt.NDArray[np.float32] = (maps[-1] >> shift).mean(axis=(1, 2), dtype=np.float32)
+    return means
+
+
+T = TypeVar("T")
+
+
+def _result(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise DeviceError("Classifier", "was released while a frame waited", fix="open the model again") from None
+    except BaseException:
+        future.cancel()  # Ctrl-C while it waits: nobody wants it any more
+        raise
+
+
+def _settled(answer: Future[list[Label]] | ImageError | FormatError) -> bool:
+    return not isinstance(answer, Future) or answer.done()
+
+
+def _outcome(
+    key: K, answer: Future[list[Label]] | ImageError | FormatError
+) -> tuple[K, list[Label] | ImageError | FormatError]:
+    return key, _result(answer) if isinstance(answer, Future) else answer
+
+
+def _end(waiting: Dispatcher, sticks: GtiModel | EngineModel | GtiPool, pid: int) -> None:
+    """Give the sticks back, unless this is a child of the process that has them."""
+    if os.getpid() != pid:
+        return
+    if waiting.stop(_PATIENCE_S, sticks.release):
+        sticks.release()
+    elif not isinstance(sticks, (GtiModel, EngineModel)):
+        sticks.kill()
 
 
 class Rate:

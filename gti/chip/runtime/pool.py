@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 # One image is in the chip, the next one is encoded meanwhile: more would only wait in memory.
 _AHEAD = 2
+# For a frame in work, or a stick to be given back, when all is to end.
+_PATIENCE_S = 1.0
+_PROGRAM = "gti.chip.runtime.pool_worker"
 # So that the process finds this package also where it is not installed.
 _ROOT = str(Path(__file__).resolve().parents[3])
 
@@ -43,12 +47,14 @@ class _Worker:
         self.device = device
         self.description = device
         self.waiting: deque[int] = deque()  # numbers of the images it has
+        self._disowned = 0  # images before those, whose results nobody waits for any more
         # A program of its own, not a fork: forking a process with threads of numba or TensorFlow in it is unsound.
         search = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gti.chip.runtime.pool_worker", str(theirs.fileno())],
+            [sys.executable, "-m", _PROGRAM, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C of a terminal reaches the whole group: the pool decides
             env={**os.environ, "PYTHONPATH": search},
         )
         theirs.close()
@@ -62,12 +68,25 @@ class _Worker:
             raise DeviceError(str(value))
         self.description = str(value)
 
+    @property
+    def busy(self) -> bool:
+        """Whether it has as many images as it should."""
+        return self._disowned + len(self.waiting) >= _AHEAD
+
+    def disown(self) -> None:
+        """Forget the images that it has; `receive` leaves out their results."""
+        self._disowned += len(self.waiting)
+        self.waiting.clear()
+
     def receive(self) -> tuple[str, Any]:
-        """Return the next message: ("result", array), ("failed", text) or ("ready", text)."""
+        """Return the next message: ("result", array), ("disowned", array), ("failed", text) or ("ready", text)."""
         try:
             message: tuple[str, Any] = self.connection.recv()
         except (EOFError, OSError):
             return "failed", sentence(self.device, "its process ended", fix="see the messages above")
+        if message[0] == "result" and self._disowned:
+            self._disowned -= 1
+            return "disowned", message[1]
         return message
 
     def send(self, number: int, image: npt.NDArray[np.uint8], cap: float) -> bool:
@@ -80,13 +99,20 @@ class _Worker:
         return True
 
     def close(self) -> None:
-        """End the process; it gives its stick back first, if it can."""
+        """Ask the process to give its stick back and to end; `ended` waits for that."""
         self.connection.close()
+
+    def ended(self, deadline: float) -> None:
+        """See that the process is gone: by itself until `deadline` (of time.monotonic), killed then."""
         try:
-            self._process.wait(5)
+            self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """End the process at once; the system gives the stick back."""
+        self._process.kill()
+        self._process.wait()
 
 
 class _Work:
@@ -141,13 +167,22 @@ class GtiPool:
             raise UsageError("GtiPool", "has no devices", expected="at least one --device text")
         self._model = load_model(Path(path))
         told = {"mode": mode, "settings": asdict(settings) if settings else None, "chip": options}
+        self._start = [(os.fspath(path), device, told) for device in devices]
         self._workers: list[_Worker] = []
+        self._released = False
+        self._open()
+
+    def _open(self) -> None:
         try:
-            self._workers = [_Worker(os.fspath(path), device, told) for device in devices]
+            for what in self._start:
+                self._workers.append(_Worker(*what))
             for worker in self._workers:
                 worker.started()
-        except BaseException:
-            self.release()
+        except Exception:
+            self._close()
+            raise
+        except BaseException:  # Ctrl-C
+            self._abort()
             raise
 
     @property
@@ -178,7 +213,14 @@ class GtiPool:
     def evaluate_many(
         self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)
     ) -> Generator[npt.NDArray[np.float32], None, None]:
-        """Yield `GtiModel.evaluate` of each image, in order. Raises DeviceError when the last stick has failed."""
+        """Yield `GtiModel.evaluate` of each image, in order. Raises DeviceError when the last stick has failed.
+
+        The next call then looks for all of the sticks again, as it does after Ctrl-C.
+        """
+        if self._released:
+            raise DeviceError("GtiPool", "was released", fix="open the model again")
+        if not self._workers:
+            self._open()
         work = _Work(images, last_relu_cap)
         try:
             while True:
@@ -190,16 +232,20 @@ class GtiPool:
                 if work.exhausted and not work.images:
                     return
                 self._collect(work)
-        finally:
-            # What is still under way belongs to nobody any more.
-            for worker in [worker for worker in self._workers if worker.waiting]:
-                self._drain(worker)
+        except (Exception, GeneratorExit):
+            for worker in self._workers:
+                worker.disown()
+            raise
+        except BaseException:
+            # Ctrl-C may fall into the middle of a message: what goes on behind it cannot be understood any more.
+            self._abort()
+            raise
 
     def _feed(self, work: _Work) -> None:
         """Give every worker something to do, as far as there is something."""
         for _ in range(_AHEAD):
             for worker in list(self._workers):
-                if len(worker.waiting) < _AHEAD:
+                if not worker.busy:
                     number = work.next(limit=2 * _AHEAD * len(self._workers), check=self._model.to_planes)
                     if number is not None and not worker.send(number, work.images[number], work.cap):
                         work.again.appendleft(number)
@@ -209,6 +255,8 @@ class GtiPool:
         ready = wait([worker.connection for worker in self._workers], timeout=0.5)
         for worker in [worker for worker in self._workers if worker.connection in ready]:
             kind, value = worker.receive()
+            if kind == "disowned":
+                continue
             if kind == "result":
                 number = worker.waiting.popleft()
                 del work.images[number]
@@ -216,25 +264,41 @@ class GtiPool:
                 continue
             log.warning("%s: left out from here on: %s", worker.description, value)
             work.again.extendleft(reversed(worker.waiting))
-            self._workers.remove(worker)
-            worker.close()
+            self._leave(worker)
             if not self._workers:
                 raise DeviceError("GtiPool", f"no stick is left; the last one failed: {value}")
 
-    def _drain(self, worker: _Worker) -> None:
-        while worker.waiting:
-            kind, _ = worker.receive()
-            if kind != "result":
-                self._workers.remove(worker)
-                worker.close()
-                return
-            worker.waiting.popleft()
+    def _leave(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.close()
+        worker.ended(time.monotonic() + _PATIENCE_S)
+
+    def _close(self) -> None:
+        """Ask all processes to end, then see to it."""
+        workers, deadline = self._workers, time.monotonic() + _PATIENCE_S
+        try:
+            for worker in workers:
+                with contextlib.suppress(OSError):
+                    worker.close()
+            for worker in workers:
+                worker.ended(deadline)
+        except BaseException:
+            self._abort()
+            raise
+        self._workers = []
 
     def release(self) -> None:
-        """Give all sticks back."""
-        for worker in self._workers:
-            with contextlib.suppress(OSError):
-                worker.close()
+        """Give all sticks back; safe to call twice."""
+        self._released = True
+        self._close()
+
+    def kill(self) -> None:
+        """End the processes at once, whatever they do; for other threads than the one that waits for results."""
+        for worker in list(self._workers):
+            worker.kill()
+
+    def _abort(self) -> None:
+        self.kill()
         self._workers = []
 
     def __enter__(self) -> GtiPool:

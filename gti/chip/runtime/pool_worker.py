@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -51,7 +50,5 @@ def main(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    # Ctrl-C reaches the whole group; the pool decides, and closes the connection.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         main(Connection(int(sys.argv[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -65,19 +66,38 @@ class SgChannel:
         self._descriptor: int | None = None
 
     def open(self) -> None:
-        """Open the node for reading and writing."""
+        """Open the node for reading and writing, locked."""
+        import fcntl
+
+        self.close()
         try:
-            self._descriptor = os.open(self.node.path, os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.node.path, os.O_RDWR | os.O_CLOEXEC)
         except PermissionError:
             raise DeviceError(self.name, "permission denied", fix=PERMISSION_FIX) from None
         except OSError as error:
             raise TransferError("opening", f"{self.node.path} cannot be opened ({error.strerror})") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the node itself: other users see that too
+        except OSError:
+            os.close(descriptor)
+            raise DeviceError(
+                self.name, "is in use: another process has locked its node", fix=f"see fuser -v {self.node.path}"
+            ) from None
+        self._descriptor = descriptor
 
     def close(self) -> None:
         """Close the node."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            import fcntl
+
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a command that hangs has a copy of the descriptor
+            os.close(descriptor)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # the interpreter may be half gone
+            self.close()
 
     def disk_in_use(self) -> str:
         """Return what uses the disk behind the node, or ""."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ from gti.chip.virtual.storage import VirtualStorage
 from gti.chip.wire.protocol import EUSB
 from gti.errors import DeviceError
 
-NODE = SgNode("/dev/null", "0001", "480", "1-2", ())
+_NODE_FILE = tempfile.NamedTemporaryFile()  # noqa: SIM115  # its own: nodes are locked
+NODE = SgNode(_NODE_FILE.name, "0001", "480", "1-2", ())
 # docs/eusb_protocol.md section 3; INQUIRY is ours, the runtime of the sticks sends none.
 OPENING = [
     ("120000002400", 0),
@@ -35,6 +38,11 @@ OPENING = [
     ("f3000000000000030000", 0),
     ("2a000000200000000100", 512),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _nobody_has_the_node() -> None:
+    gc.collect()  # tracebacks of the test before keep its channel
 
 
 class Kernel:
@@ -119,7 +127,7 @@ def test_captured_sessions(case: dict[str, Any], path: str):
 @pytest.mark.parametrize(("speed", "blocks"), [("480", [128, 128, 8]), ("5000", [264])])
 def test_blocks_of_a_command(speed: str, blocks: list[int]):
     kernel = Kernel()
-    channel = scsi_sg.SgChannel(SgNode("/dev/null", "", speed, "1-2", ()), VIRTUAL_SETTINGS, kernel)
+    channel = scsi_sg.SgChannel(SgNode(_NODE_FILE.name, "", speed, "1-2", ()), VIRTUAL_SETTINGS, kernel)
     transport = eusb.Eusb(channel, VIRTUAL_SETTINGS)
     transport.open()
     kernel.taken()
@@ -296,7 +304,7 @@ def test_a_node_is_looked_for_without_libusb(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_driver_opens_a_named_stick_and_frees_a_refused_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("GTI_LOCK_DIR", str(tmp_path))
     monkeypatch.setattr(eusb_disks, "blocks_of_usb", lambda location: ())
     network = tiny_network()
     path = tmp_path / "tiny.dat"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +25,8 @@ from gti.errors import DeviceError
 
 NETWORK = tiny_network()
 IMAGE = images(NETWORK, 1)[0]
-NODE = SgNode("/dev/null", "X", "480", "1-2", ())
+_NODE_FILE = tempfile.NamedTemporaryFile()  # noqa: SIM115  # its own: nodes are locked
+NODE = SgNode(_NODE_FILE.name, "X", "480", "1-2", ())
 
 
 class Place(SimpleNamespace):
@@ -188,7 +190,7 @@ def eusb_commands(settings: Settings, place: Place) -> list[int]:
 
 def eusb_channel(settings: Settings, place: Place, nodes: tuple[SgNode, ...] = (NODE,)) -> str:
     """Which way leads to the stick X, which is on the bus, and has an sg node."""
-    place.patch.setenv("XDG_RUNTIME_DIR", str(place.folder))
+    place.patch.setenv("GTI_LOCK_DIR", str(place.folder))
     place.patch.setattr(eusb_disks, "list_nodes", lambda: list(nodes))
     place.patch.setattr(usb_bus, "list_devices", lambda ids, backend: [SimpleNamespace(serial="X", name="X", speed=3)])
     try:

@@ -26,7 +26,7 @@ NETWORK = tiny_network()
 @pytest.fixture
 def record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Return a function that records two frames and returns the file."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("GTI_LOCK_DIR", str(tmp_path))
 
     def make(device: str, *faults: Fault) -> Path:
         (tmp_path / "tiny.dat").write_bytes(dat_bytes(NETWORK))

@@ -25,7 +25,7 @@ FAST = Settings(settle_ms=0.0, reappear_ms=0.0, eusb_delay_us=0.0)
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("GTI_LOCK_DIR", str(tmp_path))
     file = tmp_path / "tiny.dat"
     file.write_bytes(dat_bytes(NETWORK))
     return file
