@@ -30,6 +30,6 @@ setup(
         "import": ["onnx>=1.15", "safetensors>=0.4"],
         "gpu": [*train, "tensorflow[and-cuda]>=2.18"],
         "peers": ["onnx>=1.16", "onnxruntime>=1.18", "ai-edge-litert>=1.2", "openvino>=2024.4"],
-        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "onnxruntime>=1.17", "ruff", "mypy"],
+        "test": ["pytest>=8", "pytest-xdist>=3", "hypothesis>=6", "onnx>=1.15", "onnxruntime>=1.17", "ruff", "mypy"],
     },
 )

@@ -22,11 +22,12 @@ VERBS = {
     "extract": "take a file apart into a folder",
     "build": "put a folder together, or wrap a .DAT into a .MODEL",
     "verify": "check the known answer that a .MODEL carries",
+    "export": "write a network as ONNX that gives the same codes",
     "diff": "name what differs first between two files",
     "trace": "USB traffic: encode, decode, show streams and recordings",
     "udev": "show or install the rules that let every user talk to sticks",
 }
-FILE_VERBS = ("info", "extract", "build", "diff", "run", "verify")  # those of scripts/model_tool.py
+FILE_VERBS = ("info", "extract", "build", "diff", "run", "verify", "export")  # those of scripts/model_tool.py
 _STATUSES = """exit status:
   0    everything was done
   1    done in part or answered no: images left out, files differ, a check failed

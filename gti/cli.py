@@ -21,6 +21,7 @@ PACKAGES = {
     "markupsafe": ("markupsafe", "train"),
     "numba": ("numba", ""),
     "numpy": ("numpy", ""),
+    "onnx": ("onnx", "import"),
     "sklearn": ("scikit-learn", "train"),
     "tensorflow": ("tensorflow", "train"),
     "tqdm": ("tqdm", ""),

@@ -32,6 +32,7 @@ MAX_DOCUMENT_BYTES = 1 << 20
 # What a worker would miss in the middle of the work, and the parts that use it.
 NEEDS = {
     "numba": ("emulator", "peers", "conversion"),
+    "onnx": ("conversion",),
     "tensorflow": ("emulator", "qat", "calibration", "conversion", "pipeline"),
 }
 

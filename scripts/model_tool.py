@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""`gti info`, `extract`, `build`, `diff`, `run` and `verify`, in a checkout."""
+"""`gti info`, `extract`, `build`, `diff`, `run`, `verify` and `export`, in a checkout."""
 
 from __future__ import annotations
 

@@ -116,6 +116,7 @@ def test_every_package_stands_in_the_extra_that_is_named() -> None:
         "": re.search(r"install_requires=\[(.*)\]", text),
         "train": re.search(r"train = \[(.*)\]", text),
         "images": re.search(r'"images": \[(.*)\]', text),
+        "import": re.search(r'"import": \[(.*)\]', text),
     }
     through_others = {"h5py", "markupsafe"}  # of keras and jinja2
     for package, extra in cli.PACKAGES.values():

@@ -34,9 +34,11 @@ TABLE = {
     "chip.driver": "chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
     "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec"
     " chip.usb chip.virtual chip.wire files",
+    "chip.export": "chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.runtime chip.spec"
+    " chip.wire",
     "__main__": "cli",
-    "commands": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.runtime chip.usb"
-    " chip.wire files param_parser progress",
+    "commands": "chip.driver chip.emulator chip.export chip.formats chip.host chip.loaded_model chip.network"
+    " chip.runtime chip.usb chip.wire files param_parser progress",
     "stage": "",
     "names": "chip.spec",
     "nets": "chip.network chip.spec names",

@@ -24,6 +24,7 @@ GOAL_CONVERSION = 1.0
 GOAL_INFO = 0.3
 GOAL_ENCODE = 0.15
 GOAL_DECODE = 0.1
+GOAL_EXPORT = 3.0
 CHECKPOINT = "checkpoint"
 
 
@@ -104,6 +105,10 @@ def codec_side(folder: str, net: str) -> Actions:
         "load": partial(np.load, path),
         "info": partial(command, str(ROOT / "scripts/model_tool.py"), "info", f"{folder}/2801_{net}.model"),
         "import": partial(command, "-c", "import numpy"),
+        "export": partial(
+            command, str(ROOT / "scripts/model_tool.py"), "export", f"{folder}/2801_{net}.model", f"{folder}/net.onnx"
+        ),
+        "import onnx": partial(command, "-c", "import onnx"),
     }
 
 
@@ -130,6 +135,13 @@ def measure(scale: Scale) -> Iterator[Figure]:
         with Worker(codec_side, folder, scale.net) as worker:
             for name, action, yardstick, words, goal in (
                 ("model_tool.py info, whole process", "info", "import", "python -c 'import numpy'", GOAL_INFO),
+                (
+                    "model_tool.py export, whole process",
+                    "export",
+                    "import onnx",
+                    "python -c 'import onnx'",
+                    GOAL_EXPORT,
+                ),
                 (".DAT encode", "encode", "save", "np.save of the integers", GOAL_ENCODE),
                 (".DAT decode", "decode", "load", "np.load of the integers", GOAL_DECODE),
             ):

@@ -58,9 +58,9 @@ class Emulator:
         threads: int | None = None,
         upsample_fill: str | None = None,
     ) -> None:
-        problems = _problems(network, weights)
-        if problems:
-            raise NetworkError("\n".join(problems), violations=problems)
+        violations = problems(network, weights)
+        if violations:
+            raise NetworkError("\n".join(violations), violations=violations)
         if upsample_fill not in (None, *spec.UPSAMPLE_MODES):
             raise UsageError(
                 "upsample_fill", "is unknown", expected=" or ".join(spec.UPSAMPLE_MODES), received=upsample_fill
@@ -177,7 +177,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[str]:
+def problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[str]:
     """Return a sentence for each reason why these weights cannot be emulated on this network."""
     convolutions = network.convolutions
     if len(weights) != len(convolutions) or not convolutions:
@@ -189,11 +189,11 @@ def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[s
                 received=f"{len(weights)}",
             )
         ]
-    problems = []
+    found = []
     _, size, channels = network.input_shape
     for number, layer in enumerate(network.layers, 1):
         if layer.image_size != size or layer.input_channels != channels:
-            problems.append(
+            found.append(
                 sentence(
                     f"major {number}",
                     "does not take what the layer before it gives",
@@ -202,11 +202,11 @@ def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[s
                 )
             )
         if layer.pooling and layer.working_size % 2:
-            problems.append(
+            found.append(
                 sentence(f"major {number}", "pools an odd size", expected="an even size", received=layer.working_size)
             )
         if layer.shortcuts:
-            problems.append(
+            found.append(
                 sentence(
                     f"major {number}",
                     "has shortcuts, whose arithmetic on the chip is unknown",
@@ -214,7 +214,7 @@ def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[s
                 )
             )
         if layer.upsample_enable and layer.upsample_mode not in spec.UPSAMPLE_MODES:
-            problems.append(
+            found.append(
                 sentence(
                     f"major {number}",
                     "has an unknown upsample_mode",
@@ -224,8 +224,8 @@ def _problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[s
             )
         size, channels = layer.output_size, layer.output_channels
     for conv, layer_weights in zip(convolutions, weights, strict=True):
-        problems += _weight_problems(conv, layer_weights)
-    return problems
+        found += _weight_problems(conv, layer_weights)
+    return found
 
 
 def _weight_problems(conv: Convolution, layer: ConvolutionWeights) -> list[str]:

@@ -38,7 +38,7 @@ class EngineModel:
         parts = load_chips(Path(path))
         self._reason = reason
         self._first = parts[0]
-        self._emulators = _emulators(parts, str(path), engine)
+        self._emulators = [Emulator(one.network, one.weights, engine=engine) for one in decoded_chips(parts, str(path))]
         self._together = min(_MOST_TOGETHER, *(emulator.images_together for emulator in self._emulators))
 
     @property
@@ -102,14 +102,14 @@ class EngineModel:
         self.release()
 
 
-def _emulators(parts: Sequence[LoadedModel], path: str, engine: str) -> list[Emulator]:
+def decoded_chips(parts: Sequence[LoadedModel], path: str) -> list[dat.Dat]:
+    """Return network and integers of each chip of the file `path`. Raises FormatError."""
     container = parts[0].container
     if container is not None and all(known_answer.KEY in layer.entry for layer in _chip_layers(container)):
         # It knows what no bit of the .DAT tells: ten-bit outputs for sure, and the fill of upsampling.
         found = known_answer.read(container, path)
-        return [known_answer.emulator_of(part.answer, part.data, part.name, engine) for part in found]
-    decoded = [dat.decode(part.dat, activation_bit_mode=int(part.ten_bit), name=part.name) for part in parts]
-    return [Emulator(one.network, one.weights, engine=engine) for one in decoded]
+        return [known_answer.decoded_as(part.answer, part.data, part.name) for part in found]
+    return [dat.decode(part.dat, activation_bit_mode=int(part.ten_bit), name=part.name) for part in parts]
 
 
 def _chip_layers(container: Any) -> list[Any]:

@@ -217,9 +217,15 @@ def check_stick(answer: KnownAnswer, data: bytes, stick: LayeredModel, name: str
 
 
 def emulator_of(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto") -> Emulator:
-    """Return the emulator of the .DAT `data`; ten-bit output and fill of upsampling are as the answer says.
+    """Return the emulator of `decoded_as`. Raises DatError, and NetworkError where the chip's arithmetic is unknown."""
+    decoded = decoded_as(answer, data, name)
+    return Emulator(decoded.network, decoded.weights, engine=engine)
 
-    Raises DatError for the data, NetworkError where the chip's arithmetic is unknown.
+
+def decoded_as(answer: KnownAnswer, data: bytes, name: str) -> dat.Dat:
+    """Return network and integers of the .DAT `data`; ten-bit output and fill of upsampling are as the answer says.
+
+    Raises DatError.
     """
     decoded = dat.decode(data, activation_bit_mode=answer.activation_bit_mode, name=name)
     layers = decoded.network.layers
@@ -227,7 +233,7 @@ def emulator_of(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto
         layers = tuple(
             replace(layer, upsample_mode=mode) for layer, mode in zip(layers, answer.upsample_modes, strict=True)
         )
-    return Emulator(replace(decoded.network, layers=layers), decoded.weights, engine=engine)
+    return replace(decoded, network=replace(decoded.network, layers=layers))
 
 
 def _digests(emulator: Emulator, seed: str) -> tuple[list[str], str]:
