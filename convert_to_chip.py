@@ -58,6 +58,11 @@ def convert(args: Namespace, network: Network, source: Source, host: Host | None
     change = restore.change_of_filter_step(args.filter_step, source)
     for warning in filter(None, (change, *conversion.warnings, packing.fc_readout_problem(network, args.net))):
         print(f"warning: {warning}", file=sys.stderr)
+    lost = [
+        f"{convolution.name} {share:.1%}"
+        for convolution, share in zip(conversion.network.convolutions, conversion.vanished, strict=True)
+    ]
+    print(f"kernels that become 0 on the chip: {', '.join(lost)}")
     paths = packing.write_files(
         conversion,
         net=args.net,

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 # Filters lose this many bits, or more, to the biases' range before it is called an imbalance (user guide section 5.2).
 IMBALANCE_BITS = 3
+# A layer that loses this share of its kernels, or more, is warned of.
+MANY_VANISHED = 0.25
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Conversion:
     network: Network
     weights: tuple[ConvolutionWeights, ...]
     warnings: tuple[str, ...]
+    vanished: tuple[float, ...] = ()  # of each sublayer, the share 0..1 of kernels that become 0
 
     def dat(self) -> bytes:
         """Return the .DAT file."""
@@ -46,6 +49,7 @@ def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, fil
     fused = fusion.fuse_chip(network, arrays, net=net)
     problems, warnings = [], []
     weights = []
+    vanished = []
     for convolution in network.convolutions:
         filters, biases = (fused[names.variable(net, convolution.name, part)] for part in ("filters", "biases"))
         ranges = _Ranges.of(convolution, filters, biases)
@@ -56,10 +60,19 @@ def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, fil
         layer = integer_layer(convolution, filters, biases, filter_step)
         ranges.log(layer.shift)
         weights.append(layer)
-        warnings += ranges.warnings(layer, float(arrays[names.cap(net, convolution.name)]))
+        vanished.append(vanished_kernels(filters, layer))
+        warnings += ranges.warnings(layer, float(arrays[names.cap(net, convolution.name)]), vanished[-1])
     if problems:
         raise QuantizationError("\n".join(problems))
-    return Conversion(with_shifts(network, [layer.shift for layer in weights]), tuple(weights), tuple(warnings))
+    with_all = with_shifts(network, [layer.shift for layer in weights])
+    return Conversion(with_all, tuple(weights), tuple(warnings), tuple(vanished))
+
+
+def vanished_kernels(filters: np.ndarray, layer: ConvolutionWeights) -> float:
+    """Return the share 0..1 of the 3x3 kernels of float `filters` [3, 3, in, out], not zero, that are 0 in `layer`."""
+    alive = np.any(filters, axis=(0, 1)).T  # [out, in]
+    lost = alive & ~np.any(layer.filters, axis=(2, 3))
+    return float(lost.sum() / alive.sum()) if alive.any() else 0.0
 
 
 def integer_layer(
@@ -126,7 +139,7 @@ class _Ranges:
                 )
         return ""
 
-    def warnings(self, layer: ConvolutionWeights, cap: float) -> list[str]:
+    def warnings(self, layer: ConvolutionWeights, cap: float, vanished: float) -> list[str]:
         """Return what a user should know about a sublayer that can be converted."""
         result = []
         lost = self.weight_shift - layer.shift
@@ -140,7 +153,12 @@ class _Ranges:
                 f"every filter becomes 0 on the chip (max|W| {self.weight:.4g}). Train with --clip_bias or batch norm, "
                 "or fuse and fine-tune."
             )
-        elif self.bias and not layer.biases.any():
+        elif vanished >= MANY_VANISHED:
+            result.append(
+                f"{vanished:.0%} of its kernels become 0 on the chip, because few are much larger than the others "
+                f"(max|W| {self.weight:.4g}). Train with weight decay or batch norm, or fuse and fine-tune."
+            )
+        if layer.filters.any() and self.bias and not layer.biases.any():
             result.append(
                 f"every bias becomes 0 on the chip (max|B| {self.bias:.4g} at shift {layer.shift}). Fuse and fine-tune."
             )

@@ -299,3 +299,21 @@ def test_missing_variables_are_a_sentence(tmp_path: Path) -> None:
     del arrays["net/conv1_2/filters"]
     with pytest.raises(GtiError, match="net/conv1_2/filters is missing"):
         converter.convert(network, arrays, net="net")
+
+
+@pytest.mark.parametrize(("coef_bits", "gain"), [(1, 1e5), (3, 1e5), (1, 1.0), (3, 1.0)])
+def test_kernels_that_vanish_are_counted(coef_bits: int, gain: float) -> None:
+    # One kernel of 3 x 16 is so large that the shift leaves nothing of the others; a padded channel does not count.
+    network = small_network((14, 3, 16, 1, coef_bits, False))
+    filters = np.random.default_rng(1).uniform(0.5, 1.0, (3, 3, 3, 16)).astype(F) * F(1 / 64)
+    filters[:, :, :, 15] = 0
+    filters[:, :, 0, 0] *= F(gain)
+    arrays = {"net/conv1_1/filters": filters, "net/conv1_1/biases": np.zeros(16, F), "net/conv1_1/relu_cap": F(31)}
+    result = converter.convert(network, arrays, net="net")
+    alive = (result.weights[0].filters != 0).any(axis=(2, 3)).sum()
+    if gain == 1.0:
+        assert (result.vanished, result.warnings) == ((0.0,), ())
+        return
+    assert alive == 1
+    assert result.vanished == (44 / 45,)
+    assert any("98% of its kernels become 0" in warning for warning in result.warnings)

@@ -172,6 +172,17 @@ def best_accuracy(folder: str | os.PathLike[str], net: str, stage: Stage) -> flo
     return None
 
 
+def best_loss(folder: str | os.PathLike[str], net: str, stage: Stage) -> float | None:
+    """Return the validation loss of the stage's checkpoint in `<folder>/best/`, None where none tells it."""
+    base = Path(folder) / BEST
+    published = _family(base / file_name(net, stage, 0))
+    try:
+        metadata = read_metadata(base / published[-1]) if published else None
+    except CheckpointError:
+        return None
+    return metadata.loss if metadata else None
+
+
 def set_aside(folder: str | os.PathLike[str], net: str, stage: Stage, from_epoch: int) -> list[str]:
     """Move checkpoints of an earlier run from epoch `from_epoch` on to `<folder>/earlier/`; return their names.
 

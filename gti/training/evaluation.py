@@ -63,7 +63,13 @@ class Counter:
         self._strategy = strategy
 
         def of_replica(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-            return batch_sums(labels, forward(images))
+            def sums() -> tf.Tensor:
+                return batch_sums(labels, forward(images))
+
+            if strategy.num_replicas_in_sync == 1:
+                return sums()
+            # Of a last small batch some replicas get nothing, which convolutions do not take.
+            return tf.cond(tf.shape(labels)[0] > 0, sums, lambda: tf.zeros(4))
 
         def step(iterator: Any) -> tf.Tensor:
             sums = strategy.run(of_replica, args=next(iterator))

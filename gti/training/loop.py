@@ -327,6 +327,13 @@ def fit(
     return Result(saver.prefix, saver.best, metadata, tuple(history))
 
 
+def is_better(figures: Evaluation, metadata: Metadata) -> bool:
+    """Return whether `figures` are better than the best so far in `metadata`: of equal accuracies the lower loss."""
+    if metadata.best_accuracy is None or figures.accuracy != metadata.best_accuracy:
+        return metadata.best_accuracy is None or figures.accuracy > metadata.best_accuracy
+    return metadata.best_loss is not None and figures.loss < metadata.best_loss
+
+
 class _Saver:
     """Writes the checkpoints of one run."""
 
@@ -349,15 +356,18 @@ class _Saver:
             self._report(f"moved {them} of an earlier run to {place}: {', '.join(moved)}")
         # The best one that `start` knows of may be elsewhere by now.
         best = checkpoint_folder.best_accuracy(self._folder, start.net, start.stage)
-        return replace(start, best_accuracy=best)
+        loss = checkpoint_folder.best_loss(self._folder, start.net, start.stage)
+        return replace(start, best_accuracy=best, best_loss=loss)
 
     def save(self, metadata: Metadata, validation: Evaluation) -> Metadata:
         """Save the trainer's state as `metadata` with these figures; return the metadata that was written."""
-        better = metadata.best_accuracy is None or validation.accuracy > metadata.best_accuracy
+        better = is_better(validation, metadata)
         metadata = replace(
             metadata,
             accuracy=validation.accuracy,
             best_accuracy=validation.accuracy if better else metadata.best_accuracy,
+            loss=validation.loss,
+            best_loss=validation.loss if better else metadata.best_loss,
         )
         # Every worker takes part in reading variables that are spread over them.
         arrays, state = self._trainer.arrays(), self._trainer.optimizer_arrays()

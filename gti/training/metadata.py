@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeAlias
 
 from gti import __version__, files
 from gti.errors import CheckpointError
 from gti.stage import FILTER_STEPS, Stage
 
 METADATA_NAME = "gti/metadata"
+Loss: TypeAlias = float | None
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Metadata:
     ten_bit: bool = False
     accuracy: float | None = None  # top-1 of the validation set
     best_accuracy: float | None = None  # best so far in this stage
+    loss: Loss = None  # mean cross entropy of the validation set
+    best_loss: Loss = None  # of the best so far in this stage
     optimizer: str = ""
     seed: int = 0
     parent: str = ""  # digest of the checkpoint that the stage began from
@@ -63,6 +67,7 @@ _KINDS = {
     "bool": "true or false",
     "int": "a whole number of at least 0",
     "float | None": "a number 0..1 or null",
+    "Loss": "a number of at least 0 or null",
     "tuple[str, ...]": "a list of texts",
     "filter_step": "one of " + ", ".join(FILTER_STEPS),
     "Stage": "one of " + ", ".join(stage.label for stage in Stage),
@@ -89,6 +94,7 @@ def _checked(key: str, kind: str, value: Any, name: str) -> Any:
         (kind == "str" and isinstance(value, str))
         or (kind == "bool" and isinstance(value, bool))
         or (kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53)
+        or (kind == "Loss" and (value is None or (isinstance(value, int | float) and 0 <= value < math.inf)))
         or (kind == "float | None" and (value is None or (isinstance(value, int | float) and 0 <= value <= 1)))
     ):
         return value
