@@ -33,7 +33,7 @@ def test_files_of_two_chips(converted):
     for number, layer in enumerate(chips, 1):
         assert bytes(layer.blob) == (converted.folder / f"2801_digits_chip{number}.dat").read_bytes()
         assert known_answer.KEY in layer.entry
-    assert [layer.entry.get("mode", 0) for layer in chips] == [2, 0]
+    assert [layer.entry.get("mode", 0) for layer in chips] == [5, 0]
     assert [layer.entry["output scaledown"] for layer in chips[:-1]] == [-3]
     assert files.read_json(converted.folder / "2801_digits.dat.json")["model"][0]["ChipNumber"] == 2
 
@@ -69,13 +69,13 @@ def test_engine_only_on_two_chips(converted, tmp_path, capsys):
 
 def test_chip_number_of_the_json_is_kept_and_one_chip_comes_back(tmp_path):
     result = make(tmp_path, Stage.FUSED)
-    convert(result)
+    convert(result, "--update_templates")
     single, template = result.model_file.read_bytes(), (tmp_path / "2801_digits_model.json").read_bytes()
-    convert(result, "--num_chips", 2)
+    convert(result, "--num_chips", 2, "--update_templates")
     double = result.model_file.read_bytes()
     convert(result)  # ChipNumber is in the JSON now
     assert result.model_file.read_bytes() == double
-    convert(result, "--num_chips", 1)
+    convert(result, "--num_chips", 1, "--update_templates")
     assert result.model_file.read_bytes() == single
     assert (tmp_path / "2801_digits_model.json").read_bytes() == template
 
