@@ -76,7 +76,10 @@ def from_header(header: Mapping[str, Any], channels: Sequence[int], name: str) -
     value = header.get(KEY)
     if value is None:
         raise ModelFileError(
-            name, "holds no network for edges", expected=f'"{KEY}" in its header', fix="scripts/make_edges.py"
+            name,
+            "holds no network for edges",
+            expected=f'"{KEY}" in its header',
+            fix="take a .MODEL that was made for edges (scripts/make_edges.py in the project's sources)",
         )
     where = f'{name}, "{KEY}"'
     weights = value.get("weights") if isinstance(value, dict) else None

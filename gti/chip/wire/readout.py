@@ -180,12 +180,17 @@ def tensor(maps: Sequence[Bytes], scaledown: int = 0, output_type: str | None = 
     float32 for `output_type` "float" or None, uint8 for any other string (docs/usb_protocol.md, section 7).
     """
     # 8 bits are gone after 8 places, so larger shifts change nothing.
-    places = max(-8, min(8, scaledown))
+    table = _scaled(max(-8, min(8, scaledown)), output_type in (None, "float"))
+    result: np.ndarray = table[maps[0].ravel() if len(maps) == 1 else np.concatenate([m.ravel() for m in maps])]
+    return result
+
+
+@functools.lru_cache(maxsize=34)
+def _scaled(places: int, as_float: bool) -> np.ndarray:
+    """Return every 8-bit value after a shift by `places` to the right, below 0 to the left, within 8 bits."""
     values = np.arange(256)
     table = values >> places if places >= 0 else values << -places & 0xFF
-    table = table.astype(np.float32 if output_type in (None, "float") else np.uint8)
-    result: np.ndarray = table[np.concatenate([m.ravel() for m in maps])]
-    return result
+    return table.astype(np.float32 if as_float else np.uint8)
 
 
 def unpack_5bit(packed: Bytes) -> Bytes:
