@@ -27,6 +27,7 @@ PACKAGES = {
     "tqdm": ("tqdm", ""),
     "usb": ("pyusb", ""),
 }
+_ENOUGH_ADDRESSES = 4 << 30  # bytes; TensorFlow's threads take 3 of them
 _MORE_MEMORY = "raise `ulimit -v`, end other programs, or work on smaller batches"
 _LIMITS = {
     errno.EMFILE: ("open files", "raise `ulimit -n`"),
@@ -58,6 +59,7 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
                 getattr(sys, name).reconfigure(errors="backslashreplace")
             outputs.append(_Output(getattr(sys, name), name, needs_listener))
             setattr(sys, name, outputs[-1])
+    _warn_of_memory()
     status: int | str | None
     try:
         status = main()
@@ -105,6 +107,21 @@ def limit(error: BaseException) -> str:
         line = next(line for line in text.splitlines() if _NOT_LOADED.search(line))
         return sentence(error.name or "a library", f"cannot be loaded ({line.strip()})", fix=_MORE_MEMORY)
     return ""
+
+
+def _warn_of_memory() -> None:
+    # Libraries in C++ end the process without a word where they get no memory: said before it.
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if allowed != resource.RLIM_INFINITY and allowed < _ENOUGH_ADDRESSES:
+            least = _ENOUGH_ADDRESSES >> 20
+            print(
+                f"warning: `ulimit -v` allows {allowed >> 20} MiB, with less than {least} MiB libraries may end "
+                "this program without a word",
+                file=sys.stderr,
+            )
 
 
 class _Output:

@@ -200,3 +200,14 @@ def test_other_errors_keep_their_traceback():
         )
         assert done.returncode == 1
         assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(("mebibytes", "warned"), [(2000, True), (8000, False)])
+def test_little_memory_is_told_before_a_library_ends_the_program(mebibytes, warned):
+    code = (
+        "import resource; limit = resource.getrlimit(resource.RLIMIT_AS)[1]\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({mebibytes} << 20, limit)); {SAY.format('print(1)')}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert ("ulimit -v" in done.stderr) == warned

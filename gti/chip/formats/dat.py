@@ -145,7 +145,8 @@ def read_network(data: bytes | memoryview, *, activation_bit_mode: int | None = 
 def guesses(data: bytes | memoryview, *, activation_bit_mode: int | None = None, name: str = "") -> list[str]:
     """Return a sentence for each thing that `decode` does not know of the file but concludes.
 
-    Arguments and errors as in `decode`.
+    That input code 0 means three planes is told where the filters speak against it. Arguments and errors as in
+    `decode`.
     """
     header = dat_header.parse(read_header(data, name))
     found = []
@@ -172,11 +173,12 @@ def guesses(data: bytes | memoryview, *, activation_bit_mode: int | None = None,
             first.coef_bits,
         )
         beyond = np.flatnonzero(filters[:, header.first_input_channels :].any(axis=(0, 2, 3)))
-        found.append(
-            f"major 1: its input code 0, which every count of planes without a code has, is read as "
-            f"{header.first_input_channels} planes"
-            + (f", although the filters of plane {int(beyond[-1]) + 4} are not empty." if beyond.size else ".")
-        )
+        if beyond.size:
+            found.append(
+                f"major 1: its input code 0, which every count of planes without a code has, is read as "
+                f"{header.first_input_channels} planes, although the filters of plane "
+                f"{int(beyond[-1]) + header.first_input_channels + 1} are not empty."
+            )
     return found
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gti.chip import spec
-from gti.chip.formats import blobs, dat, dat_rows, model_file
+from gti.chip.formats import blobs, dat, dat_header, dat_rows, model_file
 from gti.chip.network import file_size
 from gti.chip.network.memory_plan import layer_addresses
 from gti.chip.network.rules import uncomputable
@@ -39,6 +39,7 @@ def describe_dat(data: bytes | memoryview, name: str, ten_bit: int | None = None
         f"{'top-left' if network.sampling_method == 1 else 'max'} pooling",
         f"padding {padding.size} bytes" + (", not all zeros" if padding.any() else ""),
         f"header words {' '.join(f'{word:08x}' for word in words)}",
+        *([] if dat_header.parse(words).input_code else [f"{channels} planes guessed: input code 0 tells no count"]),
         *(f"guess: {guess}" for guess in dat.guesses(data, activation_bit_mode=ten_bit, name=name)),
         *(f"what the chip computes of it is unknown: {problem}" for problem in uncomputable(network)),
         "",
