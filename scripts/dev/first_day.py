@@ -162,7 +162,6 @@ def all_stages(day: Day) -> None:
     stages = ("--quant_w", "--quant_act", "--fuse")
     day.wrong("eval.py", *MINE, *best, *stages, says=("no such data folder",))
     day.right("eval.py", *MINE, *best, *stages, "--data_dir", "holiday/val", says=("12 images",))
-    day.wrong("convert_to_chip.py", *MINE, *best, says=("--fuse",))
     templates = [(day.folder / "nets" / f"2801_mine_{kind}.json").read_bytes() for kind in ("dat", "model")]
     day.right("convert_to_chip.py", *MINE, *best, "--fuse", says=("2801_mine.model", "become 0"))
     day.right("chip_infer.py", *MINE, *best, "--data_dir", "holiday", "--device", "virtual", says=("12 images",))
