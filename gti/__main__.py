@@ -16,6 +16,7 @@ VERBS = {
     "edges": "pictures of the edges of photographs",
     "teach": "learn classes of your own from folders of photographs",
     "features": "features of photographs as arrays, and which photographs are alike",
+    "serve": "a page and an API for many clients",
     "doctor": "find out what is wrong with a stick, and what to do about it",
     "info": "what is in a .DAT or .MODEL: layers, bits, memory",
     "run": "compute the maps of one image in the emulator or on a stick",

@@ -37,8 +37,9 @@ TABLE = {
     "chip.export": "chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.runtime chip.spec"
     " chip.wire",
     "__main__": "cli",
+    "serve": "chip.host chip.loaded_model chip.runtime chip.usb",
     "commands": "chip.driver chip.emulator chip.export chip.formats chip.host chip.loaded_model chip.network"
-    " chip.runtime chip.usb chip.wire files param_parser progress",
+    " chip.runtime chip.usb chip.wire files param_parser progress serve",
     "stage": "",
     "names": "chip.spec",
     "nets": "chip.network chip.spec names",

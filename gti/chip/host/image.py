@@ -34,22 +34,25 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def load_image(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | bytes,
     size: int,
     channels: int = 3,
     prepare: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return the image file `path` as uint8 [size, size, channels], 0..255, in the chip's channel order.
 
+    Bytes are a picture's file itself, as it comes over a network.
     Arrays (`.npy`, `.bin`) must have the network's size; pictures are resized (bilinear, the whole picture, or as
     `prepare` does it, [H,W,C] -> [size,size,C]). The plane of grey pictures and `.npy` ([size, size] or
     [size, size, 1]) is repeated into three channels. Raises ImageError for another type, shape or layout, for
     transparency, more than 8 bits and pictures of more than 100 million pixels, FormatError when the file cannot be
     read.
     """
+    shape = (size, size, channels)
+    if isinstance(path, bytes):
+        return _from_picture(path, shape, "the picture", prepare)
     name = os.fspath(path)
     suffix = Path(name).suffix.lower()
-    shape = (size, size, channels)
     if suffix == ".npy":
         return _from_npy(files.read_bytes(path, limit=size * size * channels * 8 + npy.MAX_HEADER_BYTES), shape, name)
     if suffix == ".bin":

@@ -54,15 +54,15 @@ class Preprocessing:
             "values": VALUES,
         }
 
-    def load(self, path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-        """Return the pixels of an image file, ready for the chip.
+    def load(self, path: str | os.PathLike[str] | bytes) -> npt.NDArray[np.uint8]:
+        """Return the pixels of an image file, or of the bytes of a picture's file, ready for the chip.
 
         Pictures are turned upright, cropped and resized; `.npy` and `.bin` must already be as the chip takes them.
         Raises ImageError and FormatError as `gti.chip.host.image.load_image`.
         """
         prepare = None if self.crop_fraction is None else self._crop_and_resize
         image = load_image(path, self.size, self.channels, prepare)
-        is_array = os.fspath(path).lower().endswith((".npy", ".bin"))
+        is_array = not isinstance(path, bytes) and os.fspath(path).lower().endswith((".npy", ".bin"))
         return image if is_array or self.order == "BGR" else np.ascontiguousarray(image[:, :, ::-1])
 
     def apply(self, image: npt.NDArray[np.uint8], order: str) -> npt.NDArray[np.uint8]:

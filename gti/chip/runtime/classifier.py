@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from gti.chip.runtime.pool import GtiPool
 
 K = TypeVar("K")
+# An array in memory, an image file, or the bytes of one.
+Picture: TypeAlias = "npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes"
 # What may wait for the sticks of one `classify_many`: as many as the emulator computes together.
 _AHEAD = 64
 _PATIENCE_S = 1.0  # for the frame in work when all is to end
@@ -148,22 +150,23 @@ class Classifier:
 
     # For many callers
 
-    def classify_one(self, image: npt.NDArray[np.uint8], order: str = "RGB") -> list[Label]:
+    def classify_one(self, image: Picture, order: str = "RGB") -> list[Label]:
         """Return the labels of a picture, most probable first; callers of several threads take turns.
 
-        `image`: uint8 [H,W,C] or [H,W] of any size, whose channels are in `order`, "RGB" or "BGR"; it is cropped and
-        resized as the file says. Raises ImageError for other arrays, DeviceError when no result can be had.
+        `image`: uint8 [H,W,C] or [H,W] of any size, whose channels are in `order`, "RGB" or "BGR"; or an image file,
+        or the bytes of one, whose order is known. It is cropped and resized as the .MODEL says. Raises ImageError for
+        other arrays, ImageError or FormatError for files, DeviceError when no result can be had.
         """
         self._refuse_own_stream()
         return _result(self.submit(image, order))
 
     def classify_many(
-        self, images: Iterable[tuple[K, npt.NDArray[np.uint8] | str | os.PathLike[str]]], order: str = "RGB"
+        self, images: Iterable[tuple[K, Picture]], order: str = "RGB"
     ) -> Iterator[tuple[K, list[Label] | ImageError | FormatError]]:
         """Yield (key, labels) of each (key, picture) in order; a picture that cannot be used yields its error instead.
 
-        A picture is an array as of `classify_one`, or an image file, whose error may be a FormatError. Pictures are
-        prepared while the sticks compute. Raises DeviceError when no result can be had; what is under way is lost.
+        Pictures are as of `classify_one`; they are prepared while the sticks compute. Raises DeviceError when no result
+        can be had; what is under way is lost.
         """
         waiting: deque[tuple[K, Future[list[Label]] | ImageError | FormatError]] = deque()
         try:
@@ -183,12 +186,12 @@ class Classifier:
                 if isinstance(answer, Future):
                     answer.cancel()
 
-    def submit(self, image: npt.NDArray[np.uint8], order: str = "RGB") -> Future[list[Label]]:
-        """Return at once a future of what `classify_one` returns. Raises ImageError for the array, DeviceError after
-        `release`; the future holds DeviceError when no result can be had."""
+    def submit(self, image: Picture, order: str = "RGB") -> Future[list[Label]]:
+        """Return at once a future of what `classify_one` returns. Raises ImageError and FormatError at
+        once, DeviceError after `release`; the future holds DeviceError when no result can be had."""
         return self._sent(self._counted(image, order))
 
-    def features(self, image: npt.NDArray[np.uint8], order: str = "RGB") -> npt.NDArray[np.float32]:
+    def features(self, image: Picture, order: str = "RGB") -> npt.NDArray[np.float32]:
         """Return what the chip's last layer says about a picture, float32 [channels]: codes 0..31, averaged over their
         positions. Arguments and errors as `classify_one`."""
         self._refuse_own_stream()
@@ -197,15 +200,15 @@ class Classifier:
         shift = FC_SHIFT if self._streams else 0
         return _result(self._queue.submit(chip_image, partial(_averages, shift)))
 
-    def _counted(self, image: npt.NDArray[np.uint8], order: str) -> npt.NDArray[np.uint8]:
+    def _counted(self, image: Picture, order: str) -> npt.NDArray[np.uint8]:
         try:
-            return self.preprocessing.apply(image, order)
-        except ImageError:
+            return self._prepared(image, order)
+        except (ImageError, FormatError):
             self._counts["refused"] += 1
             raise
 
-    def _prepared(self, image: npt.NDArray[np.uint8] | str | os.PathLike[str], order: str) -> npt.NDArray[np.uint8]:
-        if isinstance(image, (str, os.PathLike)):
+    def _prepared(self, image: Picture, order: str) -> npt.NDArray[np.uint8]:
+        if isinstance(image, (str, os.PathLike, bytes)):
             return self.preprocessing.load(image)
         return self.preprocessing.apply(image, order)
 

@@ -54,7 +54,7 @@ class EdgeModel:
         """Height = width at which the network looks at a photograph."""
         return self.preprocessing.size
 
-    def load(self, path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    def load(self, path: str | os.PathLike[str] | bytes) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
         """Return (pixels for the chip, uint8 [size,size,3] BGR, own height and width) of an image file.
 
         Raises ImageError and FormatError as `gti.chip.host.image.load_image`.
