@@ -57,6 +57,8 @@ def chip_number(network: Network) -> int:
     """Return "ChipNumber" of the network's dat.json, 1 where it is absent. Raises UsageError for no number."""
     model = network.extra.get("model")
     value = model.get("ChipNumber", 1) if isinstance(model, dict) else 1
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 2.0, as other numbers of a dat.json
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise UsageError("ChipNumber", "is no number of chips", expected="1 or more", received=value)
     return value

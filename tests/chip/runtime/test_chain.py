@@ -264,3 +264,7 @@ def test_parts_that_select_every_major_layer_are_pooled_by_the_host(tmp_path):
     with open_model(path, "virtual") as model:
         codes = model.layer_outputs(image, "fc")[0]
     assert (codes == Emulator(NETWORK, WEIGHTS).read_out(image, "fc")[0]).all()
+
+
+def test_a_whole_number_of_chips_may_have_a_point():
+    assert splitting.chip_number(Network(NETWORK.layers, extra={"model": {"ChipNumber": 2.0}})) == 2
