@@ -307,11 +307,15 @@ def changed_once(model: Any, change: Callable[[np.ndarray], np.ndarray]) -> None
     way.read = wrong
 
 
-def low_bits(settings: Settings, place: Place) -> int:
-    with place.model(settings) as model:
-        changed_once(model, lambda data: data | 1)
-        model.evaluate(IMAGE)
-        return model.counts.get("faults", 0)
+def low_bits(settings: Settings, place: Place) -> list[int]:
+    """Faults found when one of the three low bits is set in a result, for each of them."""
+    found = []
+    for bit in (1, 2, 4):
+        with place.model(settings) as model:
+            changed_once(model, lambda data, bit=bit: data | np.uint8(bit))  # type: ignore[misc]
+            model.evaluate(IMAGE)
+            found.append(model.counts.get("faults", 0))
+    return found
 
 
 def compared(settings: Settings, place: Place) -> tuple[int, bool]:
@@ -380,7 +384,7 @@ OBSERVED: dict[str, list[tuple[Observation, dict[Any, Any]]]] = {
     "reappear_ms": [(waiting_for_the_stick, {0.0: 0, 250.0: 250, 5000.0: 5000})],
     "reload_on_mode_change": [(loads, {True: 3, False: 1})],
     "check_constant": [(constant, {True: 1, False: 0})],
-    "check_low_bits": [(low_bits, {True: 1, False: 0})],
+    "check_low_bits": [(low_bits, {True: [1, 1, 1], False: [0, 0, 0]})],
     "check_end_ms": [(end_of_result, {0.0: 0, 1.0: 1})],
     "compare_twice": [(compared, {True: (1, True), False: (0, False)})],
     "ten_bit_layout": [(ten_bit, {"": "refused", "halves": "right", "pairs": "otherwise"})],
