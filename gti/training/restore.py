@@ -112,7 +112,9 @@ def number_of_classes(given: int | None, source: Source | None, data_dir: str | 
         return metadata.classes
     if given is not None:
         return given
-    names = (labels_of(data_dir) or folders.look(data_dir).names) if data_dir else None
+    names = labels_of(data_dir) if data_dir else None
+    if not names and data_dir and folders.holds_data(data_dir):
+        names = list(folders.look(data_dir).names)
     if names:
         return len(names)
     raise UsageError(
