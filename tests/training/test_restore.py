@@ -214,9 +214,9 @@ def test_a_checkpoint_of_the_old_kit_without_metadata_fits_any_stage(tmp_path, a
 def test_a_folder_yields_the_preferred_stage_first(tmp_path):
     for stage in (Stage.QUANT_W, Stage.FLOAT):
         saved(tmp_path, stage)
-    assert opened(tmp_path).stage is Stage.FLOAT  # the newest
+    assert opened(tmp_path).stage is Stage.QUANT_W  # the later stage, whichever was written last
     assert opened(tmp_path, preferred=Stage.QUANT_W).stage is Stage.QUANT_W
-    assert opened(tmp_path, preferred=Stage.FUSED).stage is Stage.FLOAT
+    assert opened(tmp_path, preferred=Stage.FUSED).stage is Stage.QUANT_W
     with pytest.raises(CheckpointError, match="expected digits-2801, fused, received digits-2801-epoch-0"):
         opened(tmp_path, stages=(Stage.FUSED,))
 
