@@ -114,6 +114,8 @@ def verbs(model: str) -> Iterator[Try]:
     yield Try(("verify", "wrapped.model", "--device", "virtual"), out="right, code for code")
     yield Try(("trace", "encode", "--model", model, "--image", "array.npy", "--out", "t"), out="load.bin")
     yield Try(("trace", "show", "t/load.bin", "t/frame0.bin"), out="frame0.bin")
+    yield Try(("export", model, "net.onnx"), 2, err="onnx")  # their extras are not installed
+    yield Try(("serve", model), 2, err="starlette")
     yield Try(("udev", "--print"), out='ATTR{idVendor}=="0403"')
     yield Try(("udev", "--install", "--folder", "."), out="51-gti.rules written")
 
