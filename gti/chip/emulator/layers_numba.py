@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import binding
-from numba import config
 
 from gti.chip import spec
 from gti.chip.emulator import arithmetic, kernels_numba
-from gti.chip.emulator.vector_code import FILTERS, LANES
+from gti.chip.emulator.vector_code import FILTERS, LANES, vectors_of_64_bytes
 from gti.chip.network.types import Convolution, ConvolutionWeights
 
 _INT32_MAX = 2**31 - 1
@@ -79,17 +77,9 @@ def _block_width(outputs: int) -> int:
 
     The sums, the filters and one value then fill 32 registers of 64 bytes, or 16 registers of 32 bytes.
     """
-    if not _vectors_of_64_bytes():
+    if not vectors_of_64_bytes():
         return LANES
     return next(width for width in kernels_numba.REGISTER_TILES if outputs % width == 0)
-
-
-def _vectors_of_64_bytes() -> bool:
-    # numba compiles for the features of the host unless its own setting names others.
-    chosen = getattr(config, "CPU_FEATURES", None)
-    if chosen is not None:
-        return "+avx512bw" in chosen
-    return bool(binding.get_host_cpu_features().get("avx512bw"))
 
 
 def fits(layer: ConvolutionWeights, half: int, window: int) -> bool:

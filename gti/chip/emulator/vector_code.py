@@ -14,11 +14,13 @@ follows them is written by the functions of `arithmetic`, which act on vectors a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
+from numba import config
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -161,6 +163,15 @@ def transform_input(typing_context, window, lanes, source, row, pixel, target, p
     return types.none(window, lanes, *[types.int64] * 5), generate
 
 
+def vectors_of_64_bytes() -> bool:
+    """Return whether the processor that numba compiles for has AVX-512 with 16-bit integers."""
+    # numba compiles for the features of the host unless its own setting names others.
+    chosen = getattr(config, "CPU_FEATURES", None)
+    if chosen is not None:
+        return "+avx512bw" in chosen
+    return bool(binding.get_host_cpu_features().get("avx512bw"))
+
+
 def adds_pairs(triple: str) -> bool:
     """Return whether processors of the LLVM target `triple` multiply and add 16-bit pairs in one instruction."""
     return triple.startswith(("x86_64", "i386", "i686"))
@@ -224,41 +235,75 @@ def multiply_panel(typing_context, tiles, vectors, values, stride, filters, pair
     rows, columns = tiles.literal_value, vectors.literal_value
 
     def generate(context, builder, signature, arguments):
-        _, _, values, stride, filters, pairs, sums = arguments
-        products = (_PairProducts if adds_pairs(builder.module.triple) else _HalfProducts)(builder)
-        lanes, vector_bytes = _vector(_I32, LANES), 4 * LANES
-        starts = [_offset(builder, values, stride, r) for r in range(rows)]
-        before = builder.block
-        loop = builder.append_basic_block("pairs")
-        after = builder.append_basic_block("sums")
-        builder.branch(loop)
-
-        builder.position_at_end(loop)
-        index = builder.phi(_I64)
-        accumulators = [[builder.phi(lanes) for _ in range(columns)] for _ in range(rows)]
-        filter_address = builder.add(filters, builder.mul(index, _I64(columns * vector_bytes)))
-        value_offset = builder.mul(index, _I64(4))
-        taps = [products.filters(builder.add(filter_address, _I64(c * vector_bytes))) for c in range(columns)]
-        totals = []
-        for r in range(rows):
-            value = products.value(builder.add(starts[r], value_offset))
-            totals.append([builder.add(accumulators[r][c], products.sum(taps[c], value)) for c in range(columns)])
-        following = builder.add(index, _I64(1))
-        index.add_incoming(_I64(0), before)
-        index.add_incoming(following, loop)
-        for r in range(rows):
-            for c in range(columns):
-                accumulators[r][c].add_incoming(ir.Constant(lanes, [0] * LANES), before)
-                accumulators[r][c].add_incoming(totals[r][c], loop)
-        builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
-
-        builder.position_at_end(after)
-        for r in range(rows):
-            for c in range(columns):
-                _store(builder, totals[r][c], builder.add(sums, _I64((r * columns + c) * vector_bytes)), 4)
+        write = partial(_write_panel, rows, columns)
+        if vectors_of_64_bytes():
+            write(builder, *arguments[2:])
+        else:
+            _called(builder, f"multiply_panel_{rows}_{columns}", write, arguments[2:])
         return context.get_dummy_value()
 
     return types.none(tiles, vectors, *[types.int64] * 5), generate
+
+
+def _called(builder: ir.IRBuilder, name: str, write: Callable[..., None], arguments: Sequence[ir.Value]) -> None:
+    """Call the function `name`, which `write` writes at its first call in a module.
+
+    Where registers are few, a loop inside a large function loses some of them to what is around it: without this, AVX2
+    code takes 1.6 times as long. Where there are enough, a call costs more than it gains.
+    """
+    function = builder.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        function = ir.Function(builder.module, kind, name)
+        function.linkage = "internal"
+        function.attributes.add("noinline")
+        inside = ir.IRBuilder(function.append_basic_block("start"))
+        write(inside, *function.args)
+        inside.ret_void()
+    builder.call(function, arguments)
+
+
+def _write_panel(
+    rows: int,
+    columns: int,
+    builder: ir.IRBuilder,
+    values: ir.Value,
+    stride: ir.Value,
+    filters: ir.Value,
+    pairs: ir.Value,
+    sums: ir.Value,
+) -> None:
+    products = (_PairProducts if adds_pairs(builder.module.triple) else _HalfProducts)(builder)
+    lanes, vector_bytes = _vector(_I32, LANES), 4 * LANES
+    starts = [_offset(builder, values, stride, r) for r in range(rows)]
+    before = builder.block
+    loop = builder.append_basic_block("pairs")
+    after = builder.append_basic_block("sums")
+    builder.branch(loop)
+
+    builder.position_at_end(loop)
+    index = builder.phi(_I64)
+    accumulators = [[builder.phi(lanes) for _ in range(columns)] for _ in range(rows)]
+    filter_address = builder.add(filters, builder.mul(index, _I64(columns * vector_bytes)))
+    value_offset = builder.mul(index, _I64(4))
+    taps = [products.filters(builder.add(filter_address, _I64(c * vector_bytes))) for c in range(columns)]
+    totals = []
+    for r in range(rows):
+        value = products.value(builder.add(starts[r], value_offset))
+        totals.append([builder.add(accumulators[r][c], products.sum(taps[c], value)) for c in range(columns)])
+    following = builder.add(index, _I64(1))
+    index.add_incoming(_I64(0), before)
+    index.add_incoming(following, loop)
+    for r in range(rows):
+        for c in range(columns):
+            accumulators[r][c].add_incoming(ir.Constant(lanes, [0] * LANES), before)
+            accumulators[r][c].add_incoming(totals[r][c], loop)
+    builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
+
+    builder.position_at_end(after)
+    for r in range(rows):
+        for c in range(columns):
+            _store(builder, totals[r][c], builder.add(sums, _I64((r * columns + c) * vector_bytes)), 4)
 
 
 def _divided(sums: list[list[_Lanes]], all_lanes: Callable[[ir.Value], _Lanes]) -> list[list[_Lanes]]:

@@ -43,7 +43,7 @@ def paths(network: Network, weights: list[ConvolutionWeights]) -> list[int]:
 @pytest.fixture(params=[True, False], ids=["64-byte vectors", "smaller vectors"])
 def vector_width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with the register tiles of AVX-512 processors and with those of all others."""
-    monkeypatch.setattr(layers_numba, "_vectors_of_64_bytes", lambda: request.param)
+    monkeypatch.setattr(layers_numba, "vectors_of_64_bytes", lambda: request.param)
 
 
 @pytest.fixture(params=[4, 2], ids=["F(4x4)", "F(2x2)"])

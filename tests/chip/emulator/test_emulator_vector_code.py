@@ -54,11 +54,12 @@ def _compiled(width: int, tiles: int):
 @pytest.mark.parametrize("pairs_in_one_instruction", [True, False], ids=["x86", "neon"])
 @pytest.mark.parametrize("width", list(kernels_numba.REGISTER_TILES))
 @pytest.mark.parametrize("pairs", [1, 2, 37])
-@pytest.mark.parametrize("fewer", [0, 1])
+@pytest.mark.parametrize(("fewer", "called"), [(0, False), (1, False), (0, True), (1, True)])
 def test_register_tiles(
-    width: int, fewer: int, pairs: int, pairs_in_one_instruction: bool, monkeypatch: pytest.MonkeyPatch
+    *, width: int, fewer: int, called: bool, pairs: int, pairs_in_one_instruction: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vector_code, "adds_pairs", lambda triple: pairs_in_one_instruction)
+    monkeypatch.setattr(vector_code, "vectors_of_64_bytes", lambda: not called)
     random = np.random.RandomState(pairs)
     tiles, room = (
         kernels_numba.REGISTER_TILES[width] - fewer,
