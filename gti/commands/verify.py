@@ -48,16 +48,32 @@ def main(words: Sequence[str] | None = None) -> int:
     failed = False
     for part, problems, who in _checked(args, parts, options):
         failed |= bool(problems)
+        covered = {} if problems or args.device != "emulator" else _coverage(part, args.engine)
         if args.json:
             facts = {"file": args.file, "part": part.name, "origin": part.answer.origin, "checked by": who}
-            print(flags.json_line(facts | {"right": not problems, "problems": list(problems)}), flush=True)
+            print(flags.json_line(facts | covered | {"right": not problems, "problems": list(problems)}), flush=True)
             continue
         print(f"{part.name}: {part.answer.origin}; checked by {who}", flush=True)
         if problems:
             print("\n".join(["FAILED", *problems]))
+        if covered:
+            print(
+                f"{covered['known images']} known images show the loss of at least {covered['covered']} of"
+                f" {covered['kernels']} kernels ({covered['covered'] / covered['kernels']:.1%})"
+            )
     if not failed and not args.json:
         print("the known answer is right, code for code")
     return 1 if failed else 0
+
+
+def _coverage(part: Part, engine: str) -> dict[str, int]:
+    """Return how many kernels the known images cover; nothing where the chip's arithmetic is unknown."""
+    from gti.chip.runtime import known_answer
+
+    if not part.answer.sublayers:
+        return {}
+    seen, every = known_answer.coverage_of(part.answer, part.data, part.name, engine)
+    return {"known images": len(part.answer.seeds), "covered": seen, "kernels": every}
 
 
 def _checked(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +22,7 @@ from gti.chip.emulator import arithmetic
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
+from gti.chip.runtime import coverage
 from gti.errors import DatError, ModelFileError, NetworkError, sentence
 
 if TYPE_CHECKING:
@@ -30,10 +31,25 @@ if TYPE_CHECKING:
 
 KEY = "known answer"
 SEED = "known answer 1"
+# Where that image leaves more than this share of kernels uncovered, others join it, at most so many: each of them
+# covers some more. Larger networks keep to one image, as conversion is to take no longer than a second.
+GOAL = 0.99
+MOST_IMAGES = 192
+MOST_KERNELS = 50_000
 _BLOCK = hashlib.sha256().digest_size
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_TEXT = 200
+_VARIANT = re.compile(r"[^,]*(?P<hard>, black and white)?(?:, blocks of (?P<block>[1-9][0-9]{0,2}))?")
 _MAX_SUBLAYERS = spec.MAX_SUBLAYERS * spec.MAX_MAJOR_LAYERS
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the network makes of some images: digests over the codes of all of them, in their order."""
+
+    seeds: tuple[str, ...]
+    sublayers: tuple[str, ...]
+    output: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,18 @@ class KnownAnswer:
     kit_version: str
     stage: str  # of the checkpoint: quant_act or fused, "" where unknown
     parent: str  # digest of the checkpoint (`gti.training.checkpoint.digest`), "" where unknown
+    more: Images | None = None  # further images, so that more kernels are covered
+
+    @property
+    def images(self) -> list[Images]:
+        """The first image, and the others together."""
+        first = Images((self.seed,), self.sublayers, self.output)
+        return [first] if self.more is None else [first, self.more]
+
+    @property
+    def seeds(self) -> list[str]:
+        """Of all images."""
+        return [seed for images in self.images for seed in images.seeds]
 
     @property
     def origin(self) -> str:
@@ -58,7 +86,13 @@ class KnownAnswer:
 
     def to_entry(self) -> dict[str, Any]:
         """Return the JSON object."""
-        return {
+        more = self.more
+        others = (
+            {}
+            if more is None
+            else {"more": {"seeds": list(more.seeds), "sublayers": list(more.sublayers), "output": more.output}}
+        )
+        return others | {
             "seed": self.seed,
             "dat": self.dat,
             "sublayers": list(self.sublayers),
@@ -75,8 +109,22 @@ def known_image(seed: str, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     """Return the image of `seed`, uint8 of `shape` (height, width, channels).
 
     Its bytes in the order [H,W,C] are the blocks SHA-256(seed as UTF-8, then the block's number as 8 bytes, most
-    significant first), numbers from 0: random-looking, and the same in every language and for all time.
+    significant first), numbers from 0: random-looking, and the same in every language and for all time. A seed that
+    ends with ", blocks of n" gives the bytes of an n-th of the size, each n times in both directions; one with
+    ", black and white" makes 255 of bytes from 128 on, 0 of the others.
     """
+    variant = _VARIANT.fullmatch(seed)
+    if variant and variant["block"]:
+        height, width, channels = shape
+        block = int(variant["block"])
+        coarse = _bytes(seed, (-(-height // block), -(-width // block), channels))
+        image = coarse.repeat(block, 0)[:height].repeat(block, 1)[:, :width]
+    else:
+        image = _bytes(seed, shape)
+    return image if not (variant and variant["hard"]) else np.where(image > 127, 255, 0).astype(np.uint8)
+
+
+def _bytes(seed: str, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     count = int(np.prod(shape))
     start = hashlib.sha256(seed.encode())
     stream = bytearray()
@@ -89,8 +137,7 @@ def known_image(seed: str, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
 
 def digest_of_codes(codes: npt.NDArray[Any]) -> str:
     """Return the digest of codes [C,H,W]: their bytes in this order, two a code (low byte first) with ten bits."""
-    plain = np.ascontiguousarray(codes, "<u2" if codes.dtype.itemsize > 1 else np.uint8)
-    return hashlib.sha256(plain.data).hexdigest()
+    return _digest([codes])
 
 
 def make(
@@ -100,25 +147,63 @@ def make(
 
     Networks whose arithmetic is unknown (shortcuts) get the digest of the file alone.
     """
-    sublayers: list[str] = []
-    output = ""
+    first = Images((SEED,), (), "")
+    more = None
     try:
         emulator = Emulator(network, weights)
     except NetworkError:
         pass
     else:
-        sublayers, output = _digests(emulator, SEED)
+        seeds = _chosen(emulator, weights)
+        first = _digests(emulator, seeds[:1])
+        more = _digests(emulator, seeds[1:]) if seeds[1:] else None
     return KnownAnswer(
         seed=SEED,
         dat=hashlib.sha256(data).hexdigest(),
-        sublayers=tuple(sublayers),
-        output=output,
+        sublayers=first.sublayers,
+        output=first.output,
         activation_bit_mode=network.activation_bit_mode,
         upsample_modes=tuple(layer.upsample_mode for layer in network.layers),
         kit_version=__version__,
         stage=stage,
         parent=parent,
+        more=more,
     )
+
+
+def coverage_of(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto") -> tuple[int, int]:
+    """Return (kernels of the .DAT `data` that the images cover, all kernels), `gti.chip.runtime.coverage` says how.
+
+    Raises DatError, and NetworkError where the chip's arithmetic is unknown.
+    """
+    decoded = decoded_as(answer, data, name)
+    emulator = Emulator(decoded.network, decoded.weights, engine=engine)
+    unseen = coverage.all_unseen(decoded.network)
+    for seed in answer.seeds:
+        coverage.cover(emulator, decoded.weights, known_image(seed, decoded.network.input_shape), unseen)
+    every = sum(one.size for one in unseen)
+    return every - sum(int(one.sum()) for one in unseen), every
+
+
+def _chosen(emulator: Emulator, weights: Sequence[ConvolutionWeights]) -> list[str]:
+    """Return the seeds of images that together cover `GOAL` of the kernels, or what `MOST_IMAGES` cover."""
+    unseen = coverage.all_unseen(emulator.network)
+    seeds = [SEED]
+    if sum(one.size for one in unseen) > MOST_KERNELS:
+        return seeds
+    coverage.cover(emulator, weights, known_image(SEED, emulator.network.input_shape), unseen)
+    for number in range(2, MOST_IMAGES + 1):
+        before = coverage.share(unseen)
+        if before >= GOAL:
+            break
+        # Small blocks move many sums, black and white move them far.
+        hard = ", black and white" if number % 2 else ""
+        block = (2, 3, 1, 5, 8, 14, 28)[number // 2 % 7]
+        seed = f"known answer {number}{hard}" + (f", blocks of {block}" if block > 1 else "")
+        coverage.cover(emulator, weights, known_image(seed, emulator.network.input_shape), unseen)
+        if coverage.share(unseen) > before:
+            seeds.append(seed)
+    return seeds
 
 
 class Part(NamedTuple):
@@ -178,8 +263,8 @@ def check_codes(answer: KnownAnswer, data: bytes, name: str, engine: str = "auto
     network = emulator.network
     problems = _same_sublayers(answer, network, name)
     if not problems:
-        found, output = _digests(emulator, answer.seed)
-        problems = _wrong(answer, network.convolutions, found, output)
+        for expected in answer.images:
+            problems = problems or _wrong(expected, network.convolutions, _digests(emulator, expected.seeds))
     changed = check_file(answer, data, name)
     if changed and not problems:
         problems.append(f"{name}: every code of the known image is right, but:")
@@ -200,17 +285,21 @@ def check_stick(answer: KnownAnswer, data: bytes, stick: LayeredModel, name: str
     problems = _same_sublayers(answer, network, name)
     if problems:
         return problems + changed, who
-    image = known_image(answer.seed, network.input_shape)
     doubled = any(layer.upsample_enable for layer in network.layers)
-    found: tuple[str, ...] = ()
     if doubled:
         who += ", the output alone (maps of layers that double their input cannot be read out)"
-    else:
-        found = tuple(map(digest_of_codes, stick.layer_outputs(image, "learn")))
-    output = ""
-    if doubled or network.output_shape[1] == spec.FC_READOUT_SIZE:
-        output = digest_of_codes(stick.layer_outputs(image, "fc")[0])
-    problems = _wrong(answer, network.convolutions, found, output)
+    for expected in answer.images:
+        maps: list[Sequence[npt.NDArray[Any]]] = []
+        outputs: list[npt.NDArray[Any]] = []
+        for seed in expected.seeds:
+            image = known_image(seed, network.input_shape)
+            maps += [] if doubled else [stick.layer_outputs(image, "learn")]
+            if doubled or network.output_shape[1] == spec.FC_READOUT_SIZE:
+                outputs.append(stick.layer_outputs(image, "fc")[0])
+        found = Images(
+            expected.seeds, tuple(map(_digest, zip(*maps, strict=True))), _digest(outputs) if outputs else ""
+        )
+        problems = problems or _wrong(expected, network.convolutions, found)
     if problems and not changed:
         problems.append(f"{name}: the file is intact, so it is the stick ({who}) that computes something else.")
     return problems + changed, who
@@ -236,18 +325,25 @@ def decoded_as(answer: KnownAnswer, data: bytes, name: str) -> dat.Dat:
     return replace(decoded, network=replace(decoded.network, layers=layers))
 
 
-def _digests(emulator: Emulator, seed: str) -> tuple[list[str], str]:
-    image = known_image(seed, emulator.network.input_shape)
-    found = []
-    output = ""
-    for convolution, codes in emulator.sublayers(image[None]):
-        found.append(digest_of_codes(codes[0]))
-        if convolution.index == len(emulator.network.convolutions) - 1:
-            result = codes.transpose(0, 2, 3, 1)
-            if convolution.pooled:
-                result = arithmetic.pool(result, emulator.network.sampling_method)
-            output = digest_of_codes(result[0].transpose(2, 0, 1))
-    return found, output
+def _digests(emulator: Emulator, seeds: Sequence[str]) -> Images:
+    maps: list[list[npt.NDArray[Any]]] = []
+    outputs = []
+    for seed in seeds:
+        image = known_image(seed, emulator.network.input_shape)
+        maps.append([codes[0] for _, codes in emulator.sublayers(image[None])])
+        result = maps[-1][-1].transpose(1, 2, 0)[None]
+        if emulator.network.convolutions[-1].pooled:
+            result = arithmetic.pool(result, emulator.network.sampling_method)
+        outputs.append(result[0].transpose(2, 0, 1))
+    return Images(tuple(seeds), tuple(map(_digest, zip(*maps, strict=True))), _digest(outputs))
+
+
+def _digest(maps: Iterable[npt.NDArray[Any]]) -> str:
+    """Return the digest of some maps in a row; of one map it is `digest_of_codes`."""
+    total = hashlib.sha256()
+    for codes in maps:
+        total.update(np.ascontiguousarray(codes, "<u2" if codes.dtype.itemsize > 1 else np.uint8).data)
+    return total.hexdigest()
 
 
 def _same_sublayers(answer: KnownAnswer, network: Network, name: str) -> list[str]:
@@ -263,16 +359,19 @@ def _same_sublayers(answer: KnownAnswer, network: Network, name: str) -> list[st
     ]
 
 
-def _wrong(answer: KnownAnswer, convolutions: Sequence[Convolution], found: Sequence[str], output: str) -> list[str]:
-    """Return a sentence for the first wrong sublayer, or else for a wrong output; `found` and `output` may be empty."""
-    wrong = [c for c, ours, theirs in zip(convolutions, answer.sublayers, found, strict=False) if ours != theirs]
+def _wrong(answer: Images, convolutions: Sequence[Convolution], found: Images) -> list[str]:
+    """Return a sentence for the first wrong sublayer, or else for a wrong output; those found may be empty."""
+    output = found.output
+    wrong = [
+        c for c, ours, theirs in zip(convolutions, answer.sublayers, found.sublayers, strict=False) if ours != theirs
+    ]
     if wrong:
         first = wrong[0]
         text = sentence(
             first.path,
             "is the first sublayer whose codes of the known image are wrong",
             expected=f"SHA-256 {answer.sublayers[first.index][:16]}...",
-            received=f"{found[first.index][:16]}...",
+            received=f"{found.sublayers[first.index][:16]}...",
         )
         return [f"{text} {len(wrong)} of {len(convolutions)} sublayers are wrong."]
     if output and output != answer.output:
@@ -307,6 +406,22 @@ def _parse(value: object, name: str) -> KnownAnswer:
             raise refuse(key, "64 hex digits")
         return found
 
+    def further() -> Images | None:
+        if "more" not in value:
+            return None
+        more = value["more"] if isinstance(value["more"], Mapping) else {}
+        seeds, maps = more.get("seeds"), more.get("sublayers")
+        if (
+            not isinstance(seeds, list)
+            or not isinstance(maps, list)
+            or not 0 < len(seeds) <= MOST_IMAGES
+            or not all(isinstance(seed, str) and len(seed) <= _MAX_TEXT for seed in seeds)
+        ):
+            raise refuse("more", f"at most {MOST_IMAGES} seeds, a digest for each sublayer and one for the output")
+        if not isinstance(sublayers, list) or len(maps) != len(sublayers):
+            raise refuse("more", "as many sublayers as of the first image")
+        return Images(tuple(seeds), tuple(digest("more", one) for one in maps), digest("more", more.get("output")))
+
     sublayers, modes, bits = value.get("sublayers"), value.get("upsample modes"), value.get("activation bit mode")
     if not isinstance(sublayers, list) or len(sublayers) > _MAX_SUBLAYERS:
         raise refuse("sublayers", "a digest for each sublayer")
@@ -328,4 +443,5 @@ def _parse(value: object, name: str) -> KnownAnswer:
         kit_version=text("kit version"),
         stage=text("stage"),
         parent=text("parent checkpoint"),
+        more=further(),
     )
