@@ -191,12 +191,9 @@ def test_the_last_places_of_the_header_are_read_again() -> None:
     deep = MajorLayer(28, 3, 16, 12, 3, (4,) * 12, shortcuts=(1, 11))
     wide = MajorLayer(14, 1024, 1024, 1, 1, (4,), pooling=True)
     first = replace(wide, input_channels=3, pooling=False)
-    for layers, mode in (
-        ((deep,), 0),
-        ((wide,), 0),
-        ((first, wide), 0),
-        ((first, replace(wide, output_channels=512)), 1),
-    ):
+    begins_wide = MajorLayer(14, 1024, 16, 2, 1, (4, 4), pooling=True)
+    ten_bit = replace(wide, output_channels=512)
+    for layers, mode in (((deep,), 0), ((begins_wide,), 0), ((first, wide), 0), ((first, ten_bit), 1)):
         network = Network(layers, activation_bit_mode=mode)
         shapes = [((c.output_channels, c.input_channels, 3, 3), c.output_channels) for c in network.convolutions]
         zeros = [ConvolutionWeights(np.zeros(f, np.int16), np.zeros(b, np.int32), 4) for f, b in shapes]
