@@ -113,7 +113,7 @@ def test_a_missing_module_of_the_kit_is_a_defect() -> None:
 def test_every_package_stands_in_the_extra_that_is_named() -> None:
     text = (ROOT / "setup.py").read_text(encoding="utf-8")
     lists = {
-        "": re.search(r"install_requires=\[(.*)\]", text),
+        "": re.search(r"numba = ((?s:.*)install_requires=\[.*\])", text),  # numba has a line of its own
         "train": re.search(r"train = \[(.*)\]", text),
         "images": re.search(r'"images": \[(.*)\]', text),
         "import": re.search(r'"import": \[(.*)\]', text),
@@ -121,7 +121,7 @@ def test_every_package_stands_in_the_extra_that_is_named() -> None:
     through_others = {"h5py", "markupsafe"}  # of keras and jinja2
     for package, extra in cli.PACKAGES.values():
         found = lists[extra]
-        assert package in through_others or (found and f'"{package}>=' in found[1]), package
+        assert package in through_others or (found and re.search(rf"[\"']{package}>=", found[1])), package
 
 
 @pytest.mark.parametrize("script", ["set_relu_caps.py", "convert_to_chip.py", "scripts/compare.py"])
