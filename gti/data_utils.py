@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from gti.chip.emulator.emulator import usable_cores
 from gti.chip.host.image import decode
-from gti.chip.host.preprocessing import resized
+from gti.chip.host.resizing import resized
 from gti.chip.spec import MAX_CODE
 from gti.data import pictures, tfrecords
 from gti.data.data_check import Inspection, inspect

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from gti.chip.host.image import load_image
-from gti.chip.host.preprocessing import resized
+from gti.chip.host.resizing import resized
 from gti.data.tfrecords import IMAGE_SUFFIXES, find_shards
 from gti.errors import DataError, FormatError, ImageError, sentence
 from gti.progress import progress_bar

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gti.chip.host.preprocessing import resize_matrix
+from gti.chip.host.resizing import resize_matrix
 from gti.errors import ModelFileError
 
 KEY = "edges"

@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gti.chip.host.image import load_image
+from gti.chip.host.resizing import resized
 from gti.chip.spec import IMAGE_SIZES
 from gti.chip.wire.image_arrays import check_image_array
 from gti.errors import ModelFileError, UsageError
@@ -25,7 +25,6 @@ KEY = "preprocessing"
 ORDERS = ("BGR", "RGB")
 RESIZE = "bilinear"  # averaging where it shrinks, rounded half up
 VALUES = "uint8"
-_STRIP = 4096
 _KEYS = {"width", "height", "channels", "channel order", "crop fraction", "resize", "values"}
 
 
@@ -90,34 +89,6 @@ def center_square(pixels: npt.NDArray[np.uint8], fraction: float) -> npt.NDArray
     side = max(1, int(np.floor(np.float32(min(height, width)) * np.float32(fraction) + np.float32(0.5))))
     top, left = (height - side) // 2, (width - side) // 2
     return pixels[top : top + side, left : left + side]
-
-
-def resized(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint8]:
-    """Return `pixels` [H,W,C] as uint8 [size, size, C]: linear interpolation, averaging where it shrinks.
-
-    The triangle filter of tf.image.resize(antialias=True), rows and columns one after the other.
-    """
-    height, width, channels = pixels.shape
-    if (height, width) == (size, size):
-        return np.ascontiguousarray(pixels)
-    flat, weights = pixels.reshape(height, -1), resize_matrix(height, size)
-    # In strips: the picture as floats takes four times the memory of the picture.
-    strips = [weights @ flat[:, start : start + _STRIP].astype(np.float32) for start in range(0, flat.shape[1], _STRIP)]
-    planes = np.concatenate(strips, axis=1).reshape(size, width, channels).transpose(0, 2, 1)
-    values = planes @ resize_matrix(width, size).T
-    rounded = np.clip(np.floor(values + np.float32(0.5)), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(rounded.transpose(0, 2, 1))
-
-
-@lru_cache(maxsize=16)
-def resize_matrix(length: int, size: int) -> npt.NDArray[np.float32]:
-    """Return the weights [size, length] of each source sample in each of `size` evenly spread ones."""
-    step = length / size
-    centres = (np.arange(size)[:, None] + 0.5) * step
-    distances = np.abs(np.arange(length)[None, :] + 0.5 - centres) / max(step, 1.0)
-    weights = np.maximum(0.0, 1.0 - distances)
-    shares: npt.NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    return shares
 
 
 def _checked(image: Any, channels: int) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from gti.chip.host import edge_head
 from gti.chip.host.image import load_image
-from gti.chip.host.preprocessing import Preprocessing, resized
+from gti.chip.host.preprocessing import Preprocessing
+from gti.chip.host.resizing import resized
 from gti.chip.loaded_model import load_model
 from gti.chip.runtime.opening import open_stick_or_emulator
 from gti.chip.usb.transport import Settings

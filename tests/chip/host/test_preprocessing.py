@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gti.chip.host import preprocessing
-from gti.chip.host.preprocessing import Preprocessing, center_square, resized
+from gti.chip.host import resizing
+from gti.chip.host.preprocessing import Preprocessing, center_square
+from gti.chip.host.resizing import resized
 from gti.chip.loaded_model import load_model
 from gti.errors import GtiError, ImageError, ModelFileError, UsageError
 
@@ -61,11 +62,12 @@ def test_halving_weighs_as_a_triangle():
     assert got.tolist() == [0 * 8 // 7, 30, 10, 0]
 
 
-def test_wide_pictures_are_resized_in_strips_without_seams(monkeypatch: pytest.MonkeyPatch):
-    wide = picture(40, 200)
-    whole = resized(wide, 28)
-    monkeypatch.setattr(preprocessing, "_STRIP", 7)
-    np.testing.assert_array_equal(resized(wide, 28), whole)
+@pytest.mark.parametrize(("height", "width", "size", "channels"), [(480, 640, 224, 3), (5, 90, 28, 1), (9, 9, 56, 3)])
+def test_both_kernels_make_equal_pixels(height: int, width: int, size: int, channels: int):
+    numba = pytest.importorskip("gti.chip.host.resizing_numba", reason="numba is not installed")
+    flat = picture(height, width, channels).reshape(height, -1)
+    how = resizing.taps(height, size), resizing.taps(width, size), channels
+    np.testing.assert_array_equal(numba.with_numba(flat, *how), resizing.with_numpy(flat, *how))
 
 
 @pytest.mark.parametrize(
