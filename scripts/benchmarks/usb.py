@@ -5,6 +5,7 @@ The sticks are in software and answer a pattern after `CHIP_MS`, so that nothing
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import numpy as np
 from gti.chip import spec
 from gti.chip.driver import GtiModel
 from gti.chip.formats import dat
+from gti.chip.host.preprocessing import Preprocessing, center_square
 from gti.chip.network.types import Network
 from gti.chip.runtime.contract import ChipModel
 from gti.chip.runtime.engine_model import EngineModel
@@ -29,6 +31,8 @@ from scripts.benchmarks.measure import Actions, Round, Sample, Worker, repeated
 
 PART = "usb"
 ROOT = Path(__file__).resolve().parents[2]
+PICTURES = {"640x480": (480, 640), "1920x1080": (1080, 1920)}
+GOAL_RESIZE = 1 / 1.2  # of Pillow's speed
 SIZES = (14, 28, 56, 112, 224)
 STICKS = (2, 3, 4)
 CHIP_MS = 20.0
@@ -80,6 +84,21 @@ def frame_side(sizes: tuple[int, ...]) -> Actions:
 
         actions[f"frame {size}"] = host
         actions[f"copies {size}"] = copies
+    return actions
+
+
+def resize_side() -> Actions:
+    """Return a camera's picture cut and resized for a network, and Pillow's resize of the same square."""
+    from PIL import Image
+
+    actions: dict[str, Callable[[], object]] = {}
+    for name, (height, width) in PICTURES.items():
+        pixels = np.random.RandomState(1).randint(0, 256, (height, width, 3)).astype(np.uint8)
+        square = Image.fromarray(np.ascontiguousarray(center_square(pixels, 0.875)))
+        actions[name] = partial(Preprocessing(224, 3, "BGR", 0.875).apply, pixels, "BGR")
+        actions[f"Pillow {name}"] = partial(square.resize, (224, 224), Image.Resampling.BILINEAR)
+        for _ in range(40):  # numba is there from the 33rd on
+            actions[name]()
     return actions
 
 
@@ -146,6 +165,13 @@ def measure(scale: Scale) -> Iterator[Figure]:
                 PART, name, "seconds", ((worker, f"frame {one}"), (worker, f"copies {one}")), "copies in NumPy",
                 **often, goal=GOAL_FRAME if one == 224 else None,
             )  # fmt: skip
+    if importlib.util.find_spec("PIL") is not None:
+        with Worker(resize_side) as worker:
+            for name in PICTURES:
+                yield compare(
+                    PART, f"crop and resize {name} to 224", "speed", ((worker, name), (worker, f"Pillow {name}")),
+                    "Pillow's resize of the same square", **often, goal=GOAL_RESIZE,
+                )  # fmt: skip
     # The time of one stick over that of several for the same frames.
     frames = max(FRAMES_HELD, round(scale.stick_seconds * 1000 / CHIP_MS))
     with tempfile.TemporaryDirectory() as folder:
