@@ -125,9 +125,16 @@ def _write_stream(path: str | os.PathLike[str], data: bytes) -> None:
             left = left[file.write(left) :]
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError where `write_atomic` could not write the file `path`: told before the work, not after it."""
+def check_writable(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
+    """Raise UsageError where `write_atomic` could not write the file `path`: told before the work, not after it.
+
+    Nor may it be one of `inputs`, the files that the work reads: a slip would cost the user a photograph or a network.
+    """
     target = Path(path)
+    if any(os.path.exists(one) and target.exists() and os.path.samefile(target, one) for one in inputs):
+        raise UsageError(
+            str(target), "is read for this work and would be overwritten", fix="name another file to write"
+        )
     if target.is_dir():
         raise UsageError(str(target), "is a folder", expected="a file to write", fix="pass a file's path")
     try:

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Parse the command line, quantize, write."""
     args = parser().parse_args()
-    files.check_writable(args.out)
+    files.check_writable(args.out, args.weights)
     bits = args.coef_bits.split(",") if args.coef_bits is not None else []
     if not all(one in ("1", "3") for one in bits):
         raise UsageError("--coef_bits", "is none", expected="1 or 3 for each block", received=args.coef_bits)

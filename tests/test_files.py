@@ -109,3 +109,12 @@ def test_no_writer_of_the_kit_replaces_a_file_by_itself():
         if "os.replace(" in path.read_text(encoding="utf-8")
     }
     assert found <= allowed
+
+
+def test_what_is_read_is_not_written(tmp_path):
+    (tmp_path / "photo.png").write_bytes(b"a photograph")
+    (tmp_path / "link.png").symlink_to(tmp_path / "photo.png")
+    for path in (tmp_path / "photo.png", tmp_path / "link.png", tmp_path / "." / "photo.png"):
+        with pytest.raises(UsageError, match="overwritten"):
+            files.check_writable(path, tmp_path / "none", tmp_path / "photo.png")
+    files.check_writable(tmp_path / "new.png", tmp_path / "none", tmp_path / "photo.png")

@@ -62,7 +62,7 @@ def _wrapped(args: argparse.Namespace) -> bytes:
         raise UsageError("--crop", "is no share of the shorter side", expected="above 0, at most 1", received=args.crop)
     if Path(args.file).suffix.lower() != ".model":
         raise UsageError("FILE", "is no .MODEL, which a .DAT is wrapped into", expected="*.model", received=args.file)
-    files.check_writable(args.file)
+    files.check_writable(args.file, args.source)
 
     from gti.chip.runtime import wrapping
 

@@ -45,10 +45,14 @@ def parser() -> flags.Parser:
     return result
 
 
-def outputs(images: Sequence[Picture], out: str, *, many: bool) -> list[Path]:
-    """Return the picture to write for each photograph. Raises UsageError where two would have the same name."""
+def outputs(images: Sequence[Picture], model: str, out: str, *, many: bool) -> list[Path]:
+    """Return the picture to write for each photograph.
+
+    Raises UsageError where two would have the same name, and where one would replace `model` or a photograph.
+    """
+    read: list[str | Path] = [model, *(picture.path for picture in images)]
     if not many:
-        files.check_writable(out)
+        files.check_writable(out, *read)
         return [Path(out)]
     names = [f"{picture.path.stem}.png" for picture in images]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -56,6 +60,10 @@ def outputs(images: Sequence[Picture], out: str, *, many: bool) -> list[Path]:
         raise UsageError(
             "--out", "would get two pictures of one name", received=twice[0], fix="take one folder at a time"
         )
+    found = {path.resolve() for path in map(Path, read)}
+    lost = next((name for name in names if (Path(out) / name).resolve() in found), None)
+    if lost is not None:
+        raise UsageError("--out", "would replace what is read", received=lost, fix="name another folder")
     files.make_writable_folder(out)
     return [Path(out) / name for name in names]
 
@@ -94,7 +102,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         images = pictures.find(args.images, stack)
         many = len(images) > 1 or any(Path(name).is_dir() for name in args.images)
-        targets = outputs(images, args.out, many=many) if images else []
+        targets = outputs(images, args.model, args.out, many=many) if images else []
         return _edges(args, images, targets)
 
 

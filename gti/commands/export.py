@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gti.commands import flags
-from gti.files import write_atomic
+from gti.files import check_writable, write_atomic
 
 
 def parser() -> flags.Parser:
@@ -32,6 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     from gti.chip.export import onnx_file
 
+    check_writable(args.onnx, args.file)
     made = onnx_file.export(args.file, all_outputs=args.all_outputs)
     write_atomic(args.onnx, made.model.SerializeToString())
     for remark in made.remarks:

@@ -51,9 +51,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if args.out is None and args.similar is None and not args.json:
         raise UsageError("gti features", "has nothing to do", fix="pass --out, --similar or --json")
     if args.out is not None:
-        files.check_writable(args.out)
+        files.check_writable(args.out, args.model)
     with ExitStack() as stack:
-        return _features(args, pictures.find(args.images, stack))
+        images = pictures.find(args.images, stack)
+        if args.out is not None:
+            files.check_writable(args.out, *(image.path for image in images))
+        return _features(args, images)
 
 
 def _features(args: argparse.Namespace, images: Sequence[Picture]) -> int:

@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     options = flags.stick_options(args)
     flags.refuse_engine(args)
-    files.check_writable(args.out)
+    files.check_writable(args.out, args.file, args.image)
 
     from gti.chip.formats import npy
     from gti.chip.formats.model_folder import chip_network

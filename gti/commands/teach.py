@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gti import files
 from gti.commands import flags
-from gti.errors import printable
+from gti.errors import UsageError, printable
 
 
 def parser() -> flags.Parser:
@@ -45,8 +45,10 @@ def main(words: Sequence[str] | None = None) -> int:
     flags.at_least_one("--top", args.top, "leaves no label")
     options = flags.stick_options(args)
     cache = args.features or f"{args.out}.features.npz"
-    for path in (args.out, cache):
-        files.check_writable(path)
+    files.check_writable(args.out, args.backbone)
+    files.check_writable(cache, args.backbone)
+    if Path(cache).resolve() == Path(args.out).resolve():
+        raise UsageError("--features", "is the file of --out", received=cache, fix="name another file, or leave it out")
 
     from gti.chip.runtime import teach
     from gti.chip.runtime.features import load_backbone

@@ -44,10 +44,21 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments.verb(arguments)
 
 
+class _Verb(flags.Parser):
+    """The parser of a verb of the verb; argparse names it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog.removeprefix("gti "), "")
+
+
 def parser() -> flags.Parser:
     """Return the parser of the command line."""
     result = flags.Parser("trace", __doc__)
-    verbs = result.add_subparsers(required=True, metavar="{encode,decode,show}", parser_class=argparse.ArgumentParser)
+    verbs = result.add_subparsers(
+        required=True,
+        metavar="{encode,decode,show}",
+        parser_class=_Verb,
+    )
 
     encode = verbs.add_parser("encode", help="write the bytes that load a network and send images")
     encode.set_defaults(verb=encode_verb)

@@ -12,8 +12,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,13 +83,15 @@ def _safetensors(name: str) -> Weights:
 # .pth
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor as the pickle describes it: a view of a storage, which is a member of the zip."""
+class _Tensor(NamedTuple):
+    """A tensor as the pickle describes it: a view of a storage, which is a member of the zip.
+
+    A tuple: of anything with a `__dict__` the opcode BUILD would change the fields after they were checked.
+    """
 
     kind: str
     storage: str
-    count: int
+    length: int
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -102,7 +103,11 @@ class _State(dict):  # type: ignore[type-arg]
     def __setstate__(self, state: object) -> None: ...
 
 
-class _Unpickler(pickle.Unpickler):
+# The one in Python: that in C allocates as many places as the largest number of a memo says, 16 bytes each.
+_Plain: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_Plain):  # type: ignore[misc]
     """Builds state dictionaries of tensors' descriptions and calls nothing else."""
 
     def __init__(self, file: Any, name: str) -> None:
@@ -135,6 +140,8 @@ class _Unpickler(pickle.Unpickler):
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     kind, key, count = storage
+    if kind not in _STORAGES.values():
+        raise ValueError("a storage of an unknown kind")
     if len(shape) != len(strides) or len(shape) > 8:
         raise ValueError("a tensor of another number of strides than sizes")
     numbers = [count, offset, *shape, *strides]
@@ -197,7 +204,7 @@ def _storage_reader(archive: zipfile.ZipFile, folder: str, tensor: _Tensor, wher
         item = np.dtype("<u2" if wide else tensor.kind)
         try:
             member = archive.getinfo(f"{folder}data/{tensor.storage}")
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size != tensor.count * item.itemsize:
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size != tensor.length * item.itemsize:
                 raise ValueError("another length than the tensor says")
             values = np.frombuffer(archive.read(member), item)
         except Exception as problem:  # missing, damaged, of another length
@@ -229,6 +236,10 @@ def torchvision_graph(weights: Weights, source: str) -> Graph:
             others.append(name)
     convolutions = [n for n in sorted(features) if len(_shape(features[n])) == 4]
     dense = [n for n in sorted(classifier) if len(_shape(classifier[n])) == 2]
+    norms = {n + 1 for n in convolutions if "running_mean" in features.get(n + 1, {})}
+    # Arrays that no layer takes belong to a layer that is not known here: left out, the result would be another one.
+    others += [f"features.{n}" for n in sorted(features) if n not in norms.union(convolutions)]
+    others += [f"classifier.{n}" for n in sorted(classifier) if n not in dense]
     if others or not convolutions or not dense:
         raise FormatError(
             source,
@@ -241,7 +252,7 @@ def torchvision_graph(weights: Weights, source: str) -> Graph:
     for n, after in zip(convolutions, [*convolutions[1:], None], strict=True):
         layers.append(_convolution(n, features[n]))
         norm = features.get(n + 1, {})
-        batch_norm = "running_mean" in norm
+        batch_norm = n + 1 in norms
         if batch_norm:
             layers.append(_batch_norm(n + 1, norm))
         end = n + 1 + batch_norm
@@ -252,7 +263,7 @@ def torchvision_graph(weights: Weights, source: str) -> Graph:
     pools = sum(layer.kind == "MaxPooling2D" for layer in layers)
     channels, inputs = _shape(features[convolutions[-1]])[0], _shape(classifier[dense[0]])[1]
     # torchvision pools adaptively to 7x7, which changes nothing at the size that the network is made for.
-    size = math.isqrt(max(inputs // channels, 1)) << pools
+    size = math.isqrt(max(inputs // max(channels, 1), 1)) << pools
     layers.append(Layer("Flatten", "flatten", {"order": "chw"}))
     for n, after in zip(dense, [*dense[1:], None], strict=True):
         units, _ = _shape(classifier[n])

@@ -203,3 +203,9 @@ def test_a_recording_that_breaks_off_says_so(monkeypatch, tmp_path, capsys):
         file.write_bytes(kept)
         run(monkeypatch, "show", file)
         assert capsys.readouterr().err.count("the recording breaks off here") == notes
+
+
+@pytest.mark.parametrize("words", [[], ["decode"], ["encode", "--nosuch"], ["show", "--pid", "1"]])
+def test_flags_are_refused_in_one_sentence(words):
+    with pytest.raises(UsageError, match="gti trace"):
+        command.main(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import subprocess
@@ -226,6 +227,78 @@ def test_pickles(tmp_path, value, word):
     (tmp_path / "x.pth").write_bytes(model_files.torch_archive(value(tmp_path), {}))
     assert word in refused(tmp_path, tmp_path / "x.pth", FormatError)
     assert not (tmp_path / "run").exists()
+
+
+class Changed:
+    """In a pickle: a value whose attributes are set after it was made."""
+
+    def __init__(self, value: object, attributes: dict[str, object]) -> None:
+        self.value, self.attributes = value, attributes
+
+
+def pickled(value: object) -> bytes:
+    """Return an archive of `value`, with the opcodes that set attributes where it holds a Changed."""
+
+    class Pickler(model_files.TorchPickler):
+        def save(self, item, *rest, **options):
+            if not isinstance(item, Changed):
+                return super().save(item, *rest, **options)
+            super().save(item.value)
+            super().save(item.attributes)
+            self.write(pickle.BUILD)
+            return None
+
+    stream = io.BytesIO()
+    Pickler(stream, 2).dump(value)
+    return zipped(stream.getvalue())
+
+
+def zipped(data: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    return file.getvalue()
+
+
+def test_a_tensor_is_not_changed_after_it_was_checked(tmp_path):
+    """Steps beyond the storage would read memory of the process."""
+    tensor = rebuilt(Storage(0, "FloatStorage", 4), 0, (4,), (1,))
+    (tmp_path / "x.pth").write_bytes(pickled({"a": Changed(tensor, {"strides": (2**33,)})}))
+    with pytest.raises(FormatError, match=r"no \.pth"):
+        torch_files.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "O", "V4", "c8"])
+def test_storages_of_a_kind_that_pytorch_lacks(tmp_path, kind):
+    storage = Storage(0, "FloatStorage", 4)
+    storage.id = ("storage", kind, "0", "cpu", 4)
+    data = model_files.torch_archive({"a": rebuilt(storage, 0, (4,), (1,))}, {})
+    (tmp_path / "x.pth").write_bytes(data)
+    with pytest.raises(FormatError, match="unknown kind"):
+        torch_files.read(tmp_path / "x.pth")
+
+
+def test_a_number_in_a_pickle_asks_for_no_memory(tmp_path):
+    """The 2**26th place of a memo: a list of all of them is 1 GiB."""
+    resource = pytest.importorskip("resource")
+    (tmp_path / "x.pth").write_bytes(zipped(b"\x80\x02}r" + struct.pack("<I", 2**26) + b"."))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FormatError, match="state dictionary"):
+        torch_files.read(tmp_path / "x.pth")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("features.1.weight", (16,)), ("classifier.1.weight", (5,)), ("features.0.weight", (0, 3, 3, 3))],
+)
+def test_arrays_of_layers_that_are_not_known(tmp_path, name, shape):
+    """A PReLU or a group norm left out would give another result; no kernel is no network."""
+    arrays = {"features.0.weight": np.zeros((16, 3, 3, 3), np.float32),
+              "classifier.0.weight": np.zeros((5, 784), np.float32), name: np.zeros(shape, np.float32)}  # fmt: skip
+    (tmp_path / "x.safetensors").write_bytes(safetensors.numpy.save(arrays))
+    word = "output_channels" if 0 in shape else name.rpartition(".")[0]
+    assert word in refused(tmp_path, tmp_path / "x.safetensors", GtiError)
 
 
 def rebuilt(*arguments):

@@ -90,7 +90,7 @@ def _refuse_too_few(folder: str, names: Sequence[str], labels: Sequence[int]) ->
         if not name.isprintable() or name == unknown_answer.LABEL:
             problems.append(sentence(f"{folder}/{name}", "is no name for a class", fix="rename the folder"))
     if problems:
-        raise DataError(listing(folder, problems))
+        raise DataError(problems[0] if len(problems) == 1 else listing(folder, problems))
 
 
 @dataclass(frozen=True)
