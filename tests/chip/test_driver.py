@@ -166,7 +166,7 @@ IMAGES = [
     (lambda: good()[:, :, 0], "is grey", "repeat"),
     (lambda: np.dstack([good(), good()[:, :, 0]]), "four channels", "alpha"),
     (lambda: good()[:14, :14], "wrong size", "resize it to 28x28"),
-    (lambda: good()[None], "is a batch", "one image at a time"),
+    (lambda: np.stack([good(), good()]), "is a batch", "one image at a time"),
     (lambda: np.zeros((0, 0, 3), np.uint8), "wrong size", "resize"),
     (lambda: good().tolist(), "no NumPy array", "load_image"),
 ]

@@ -88,7 +88,7 @@ def test_a_stick_in_use_is_found():
     findings = list(doctor.findings("usb", FAST, None, backend))
     lock.release()
     assert not findings[-1][0]
-    assert "process" in findings[-1][1]
+    assert "open in this program" in findings[-1][1]
 
 
 def test_the_known_answer_tells_sticks_apart():

@@ -98,7 +98,7 @@ def test_converted_files_are_for_another_script(tmp_path):
     result = check(str(path))
     assert result.returncode == 2
     assert f"{path}: is converted already" in result.stderr
-    assert f"model_tool.py info {path}" in result.stderr
+    assert f"gti info {path}" in result.stderr
 
 
 def test_files_need_no_tensorflow():
@@ -154,7 +154,7 @@ def test_open_questions_about_silicon_are_said(tmp_path):
     files.write_json(tmp_path / "unpooled.json", value)
     (note,) = feasibility.of_json(tmp_path / "unpooled.json").notes
     assert "FC read-out (mode 0), which chip_infer.py classifies with, needs 7x7" in note
-    assert "scripts/model_tool.py run --mode single" in note
+    assert "gti run --mode single" in note
 
 
 def test_advice_goes_up_and_the_nearest_network_and_the_host_follow_it(tmp_path):

@@ -44,6 +44,7 @@ class _Worker:
 
     def __init__(self, path: str, device: str, options: dict[str, Any]) -> None:
         ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())  # before there is a process, which ends when this end is closed
         self.device = device
         self.description = device
         self.waiting: deque[int] = deque()  # numbers of the images it has
@@ -58,7 +59,6 @@ class _Worker:
             env={**os.environ, "PYTHONPATH": search},
         )
         theirs.close()
-        self.connection = Connection(ours.detach())
         self.connection.send((path, device, options))
 
     def started(self) -> None:
@@ -275,8 +275,9 @@ class GtiPool:
 
     def _close(self) -> None:
         """Ask all processes to end, then see to it."""
-        workers, deadline = self._workers, time.monotonic() + _PATIENCE_S
+        workers = self._workers
         try:
+            deadline = time.monotonic() + _PATIENCE_S
             for worker in workers:
                 with contextlib.suppress(OSError):
                     worker.close()
@@ -290,7 +291,11 @@ class GtiPool:
     def release(self) -> None:
         """Give all sticks back; safe to call twice."""
         self._released = True
-        self._close()
+        try:
+            self._close()
+        except BaseException:  # Ctrl-C on the way in
+            self._abort()
+            raise
 
     def kill(self) -> None:
         """End the processes at once, whatever they do; for other threads than the one that waits for results."""

@@ -89,6 +89,7 @@ def run(path: Path, number: int) -> tuple[bool, int]:
                     pass
         except KeyboardInterrupt:
             interrupted = True
+            sticks = None  # interrupted at the very call of __exit__, a pool ends with its last reference
     assert time.monotonic() - started < _HANG_S
     end = time.monotonic() + _HANG_S
     while children() - before and time.monotonic() < end:
