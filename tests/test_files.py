@@ -57,6 +57,8 @@ def test_a_fifo_is_written_to_and_stays(tmp_path):
     read = []
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
+    # A reader that comes first would see the end of the data while nobody writes yet.
+    placeholder = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
 
     def take() -> None:
         with os.fdopen(reader, "rb") as file:
@@ -66,6 +68,7 @@ def test_a_fifo_is_written_to_and_stays(tmp_path):
     files.check_writable(fifo)
     thread.start()
     files.write_atomic(fifo, data)
+    os.close(placeholder)
     thread.join()
     assert read == [data]
     assert stat.S_ISFIFO(fifo.stat().st_mode)
