@@ -112,15 +112,9 @@ def main() -> None:
     source, network = restore.open_for_chip(
         args.checkpoint, args.net, network, fuse=args.fuse, image_size=args.image_size
     )
-    labels_file, labels = data_labels or of_checkpoint(source, args.data_dir)
+    labels_file, labels = data_labels or of_checkpoint(source, args)
     if source.metadata and source.metadata.classes != len(labels):
-        raise UsageError(
-            str(labels_file),
-            "does not fit the checkpoint",
-            expected=f"{source.metadata.classes} classes, background included",
-            received=len(labels),
-            fix="pass the label file that the network was trained with",
-        )
+        raise misfit(labels_file, labels, source.metadata.classes)
     problem = packing.fc_readout_problem(network, args.net)
     if problem:
         raise UsageError(problem)
@@ -144,21 +138,41 @@ def read_labels(args: Namespace) -> tuple[str | Path, list[str]] | None:
     return (path, labels.read_labels(path, args.labels_format)) if path else None
 
 
-def of_checkpoint(source: Source, data_dir: str) -> tuple[str | Path, list[str]]:
-    """Return where the names of the classes are, the checkpoint or the net's data set, and the names.
+def of_checkpoint(source: Source, args: Namespace) -> tuple[str | Path, list[str]]:
+    """Return where the names of the classes are, and the names.
 
-    Raises UsageError, DataError.
+    That is the checkpoint, the label file that import_model.py put beside the net's JSON, or the net's data set. Raises
+    UsageError, DataError.
     """
     from gti.data import labels
 
     if source.labels:
         return source.prefix, [source.labels[0] or labels.BACKGROUND, *source.labels[1:]]
-    path = labels.find_labels(Path(data_dir) / "val")
+    imported = Path(args.nets_dir) / f"{args.net}_labels.txt"
+    path = imported if imported.is_file() else labels.find_labels(Path(args.data_dir) / "val")
     if path is None:
         raise UsageError(
-            "--labels_file", f"neither {source.prefix} nor {data_dir} tells the labels", fix="pass --labels_file FILE"
+            "--labels_file",
+            f"neither {source.prefix} nor {args.data_dir} tells the labels, and {imported} is not there",
+            fix="pass --labels_file FILE, a text of one class a line: `0 NAME`, `1 NAME`, ...",
         )
     return path, labels.read_labels(path)
+
+
+def misfit(labels_file: str | Path, labels: list[str], classes: int) -> UsageError:
+    """Return what to say of a label file with another number of classes than the checkpoint's."""
+    from gti.data.labels import BACKGROUND
+
+    fix = "pass the label file that the network was trained with"
+    if len(labels) == classes + 1 and labels[0] == BACKGROUND:
+        fix += "; of a network without a class for the background, number the lines: `0 NAME`, `1 NAME`, ..."
+    return UsageError(
+        str(labels_file),
+        "does not fit the checkpoint",
+        expected=f"{classes} classes, background included",
+        received=len(labels),
+        fix=fix,
+    )
 
 
 if __name__ == "__main__":

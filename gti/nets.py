@@ -37,7 +37,8 @@ def users_module(net: str, nets_dir: str | Path | None = None) -> Path | None:
             f"net {net}",
             "there is no such net",
             expected="one of " + ", ".join(own_nets()) + f", or your own {path}",
-            fix="add gti/model/<net>.py and nets/<chip>_<net>_dat.json for a new one",
+            fix="pass --nets_dir where its files are elsewhere; of a new net add them, or import it with"
+            " scripts/import_model.py",
         )
     return path
 

@@ -109,7 +109,12 @@ def main(words: list[str] | None = None) -> None:
         mean, std = (" ".join(f"{n:g}" for n in numbers) for numbers in (source.mean, source.std))
         order = " ".join(args.input.upper())
         print(f"input: 8-bit {order}, minus {mean}, divided by {std} (in R G B), folded into the first layer")
-    print(f"Next: scripts/ptq.py --net {args.net} (docs/ptq.md), or train.py --net {args.net} --quant_w.")
+    where = "" if args.nets_dir == "nets" else f" --nets_dir {args.nets_dir}"
+    net = f"--net {args.net} --chip {args.chip}{where}"
+    print(
+        f"Next: scripts/ptq.py {net} --checkpoint {args.checkpoint_dir} --images PHOTOS --checkpoint_dir ptq "
+        f"(docs/ptq.md), or train.py {net} --resume_from {args.checkpoint_dir} --quant_w."
+    )
 
 
 if __name__ == "__main__":

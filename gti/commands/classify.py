@@ -113,10 +113,12 @@ def _classify(args: argparse.Namespace, images: Sequence[Picture]) -> int:
                 flags.note(f"note: --top {args.top}, but the file gives {len(labels)} labels an image")
             print(line(reader.read[count], labels[:top], args.format), flush=True)
             count += 1
-            first = first or time.monotonic()
+            if count == model.together:
+                first = time.monotonic()
         ended = time.monotonic()
-    # The first result waits for everything that is done once: it does not count.
-    rate = f", {(count - 1) / (ended - first):.1f} fps" if count > 1 and ended > first else ""
+    # The first results wait for everything that is done once: they do not count.
+    later = count - model.together
+    rate = f", {later / (ended - first):.1f} fps" if later > 0 and ended > first else ""
     left_out = f", {reader.refused} left out" if reader.refused else ""
     summary = f"{count} images in {ended - started:.2f} s{rate}{left_out}"
     print(summary, file=sys.stdout if args.format == "text" else sys.stderr)

@@ -84,7 +84,7 @@ def of_model_file(
     """Return the study of a model file, as import_model.py reads it; no arrays are read. Raises FormatError."""
     model = architecture.load(path, coef_bits=coef_bits, image_size=image_size, arrays=False)
     result = study(model.network, os.fspath(path), violations=templates.problems(model), units=units)
-    notes = [f"{note[:1].upper()}{note[1:]}." for note in model.notes]
+    notes = [f"{note}." for note in model.notes]
     if model.uncounted:
         names = ", ".join(printable(name) for name in model.uncounted)
         notes.append(

@@ -82,6 +82,11 @@ def bring(model_file: str, wanted: Wanted) -> Iterator[str]:
         outputs = _new_files(model, model_file, wanted, batch_norm=batch_norm)
         if _has_norm(model):
             yield f"note: batch norm is {'kept for training' if batch_norm else 'folded into the convolutions'}"
+        if not model.labels:
+            yield (
+                f"note: the file names no classes: write {_paths(wanted)['labels']}, a line `0 NAME`, `1 NAME`, ... "
+                "for each, before addon/convert_full.py"
+            )
     yield from _port(model_file, wanted, prefix, model, outputs)
 
 

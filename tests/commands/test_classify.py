@@ -66,6 +66,15 @@ def test_a_folder_is_classified_without_tensorflow(folder: Path):
     ]
 
 
+@pytest.mark.parametrize(("together", "has_rate"), [(64, False), (4, False), (3, True)])
+def test_the_rate_counts_no_image_of_the_first_batch(folder: Path, capsys, monkeypatch, together, has_rate):
+    monkeypatch.setattr("gti.chip.runtime.engine_model._MOST_TOGETHER", together)
+    assert classify.main([str(folder / "full.model"), str(folder / "photos"), "--device", "emulator"]) == 0
+    summary = capsys.readouterr().out.splitlines()[-1]
+    assert summary.startswith("4 images in ")
+    assert summary.endswith(" fps") == has_rate
+
+
 def test_images_that_cannot_be_used_are_left_out(folder: Path):
     (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     Image.new("RGBA", (20, 20)).save(folder / "clear.png")

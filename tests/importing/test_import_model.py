@@ -342,3 +342,9 @@ def test_labels_of_the_file(tmp_path, text):
     model = model_files.torch_style(Vgg(), metadata={"names": text})
     imported(tmp_path, model_files.write(model, tmp_path), "--background")
     assert read_labels(tmp_path / "mine_labels.txt") == ["background", "a", "b", "c", "d", "e", "f"]
+
+
+def test_a_file_without_names_of_classes_says_where_they_go(tmp_path, capsys):
+    imported(tmp_path, model_files.write(model_files.torch_style(Vgg()), tmp_path))
+    assert str(tmp_path / "mine_labels.txt") in capsys.readouterr().out
+    assert not (tmp_path / "mine_labels.txt").exists()

@@ -140,6 +140,23 @@ def test_labels_that_do_not_fit(converted, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["labels.txt"]
 
 
+def test_names_without_a_background_are_told_to_be_numbered(converted, tmp_path):
+    (tmp_path / "labels.txt").write_text("".join(f"{name}\n" for name in "abcde"))  # CLASSES of them
+    fuse = ("--fuse",) if "-fs-" in converted.checkpoint.name else ()
+    flags = ("--output_dir", tmp_path, "--labels_file", tmp_path / "labels.txt", *fuse)
+    with pytest.raises(UsageError, match="0 NAME"):
+        run_script("addon/convert_full.py", *converted.flags, *flags)
+
+
+def test_labels_beside_the_net_are_taken(tmp_path):
+    made = make(tmp_path, Stage.FUSED)
+    (tmp_path / "digits_labels.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate("abcde")))
+    flags = ("--data_dir", tmp_path / "nothing", "--output_dir", tmp_path, "--fuse")
+    run_script("addon/convert_full.py", *made.flags, *flags)
+    label = model_file.load(full_model(made)).layers[-1]
+    assert (label.operation, bytes(label.blob).split()) == ("LABEL", [b"a", b"b", b"c", b"d", b"e"])
+
+
 def test_json_of_several_chips_becomes_a_file_for_one(converted, tmp_path):
     made = make(tmp_path, Stage.FUSED)
     labels = made.folder / "data" / "labels.txt"

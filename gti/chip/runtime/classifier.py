@@ -119,6 +119,11 @@ class Classifier:
             return [self._sticks.device_description]
         return list(self._sticks.device_descriptions)
 
+    @property
+    def together(self) -> int:
+        """How many images' results come at once: those of a batch in the emulator, one from sticks."""
+        return self._sticks.together if isinstance(self._sticks, EngineModel) and self._streams else 1
+
     def classify(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[list[Label]]:
         """Yield the labels of each image, in order, most probable first.
 

@@ -31,7 +31,7 @@ class EngineModel:
     """The networks of one file, for one chip or several in a row, on the emulator.
 
     `engine`: as `Emulator`; `reason`: why no stick computes, for the description. Raises FormatError for the file,
-    NetworkError where the chip's arithmetic is unknown.
+    NetworkError where the chip's arithmetic is unknown. `together`: images of one batch.
     """
 
     def __init__(self, path: str | os.PathLike[str], engine: str = "auto", *, reason: str = "") -> None:
@@ -39,12 +39,12 @@ class EngineModel:
         self._reason = reason
         self._first = parts[0]
         self._emulators = [Emulator(one.network, one.weights, engine=engine) for one in decoded_chips(parts, str(path))]
-        self._together = min(_MOST_TOGETHER, *(emulator.images_together for emulator in self._emulators))
+        self.together = min(_MOST_TOGETHER, *(emulator.images_together for emulator in self._emulators))
 
     @property
     def device_description(self) -> str:
         """What computes, and that nothing of USB takes part."""
-        text = f"emulator in batches of {self._together}, no USB framing ({self._emulators[0].engine})"
+        text = f"emulator in batches of {self.together}, no USB framing ({self._emulators[0].engine})"
         return text + (f", because: {self._reason}" if self._reason else "")
 
     @property
@@ -66,7 +66,7 @@ class EngineModel:
         last = self._emulators[-1]
         scale = np.float32(last_relu_cap / TOP_CODE[last.network.convolutions[-1].ten_bit])
         stream = iter(images)
-        while batch := list(itertools.islice(stream, self._together)):
+        while batch := list(itertools.islice(stream, self.together)):
             pixels = np.stack([self._checked(image) for image in batch])
             for emulator in self._emulators[:-1]:
                 pixels = np.stack([next_image(codes, pooled=False) for codes in emulator.output(pixels)])
