@@ -38,6 +38,9 @@ _LIMITS = {
     errno.EDQUOT: ("disk", "free space, or write elsewhere"),
     errno.EFBIG: ("size of a file", "raise `ulimit -f`"),
     errno.EROFS: ("disk", "write elsewhere"),
+    # Where a look at a path is refused, pathlib raises in place of answering no.
+    errno.EACCES: ("permission", "check the permissions of the path and of the folders above it"),
+    errno.ENAMETOOLONG: ("name of a file", "take a shorter one"),
 }
 _NOT_LOADED = re.compile(r"failed to map segment|[Cc]annot allocate memory|cannot open shared object|not enough space")
 CUT_OFF = 141  # what a shell reports of a program that wrote into a pipe without a reader: 128 + SIGPIPE

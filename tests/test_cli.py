@@ -166,6 +166,8 @@ def test_what_an_encoding_lacks_is_escaped(environment, stream):
         ("OSError(28, 'No space left on device', 'a.dat')", "a.dat"),
         ("OSError(27, 'File too large')", "ulimit -f"),
         ("OSError(30, 'Read-only file system', '/x')", "write elsewhere"),
+        ("PermissionError(13, 'Permission denied', '/locked/x')", "/locked/x"),
+        ("OSError(36, 'File name too long', 'xxx')", "shorter"),
         ("BlockingIOError(11, 'Resource temporarily unavailable')", "ulimit -u"),
         ('RuntimeError("can\'t start new thread")', "ulimit -u"),
         ("ImportError('x.so: failed to map segment from shared object', name='x')", "ulimit -v"),
