@@ -16,9 +16,9 @@ demo: setup
 	$(BIN)/python scripts/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# While working: neither tests of scripts nor slow ones, in two processes.
+# While working: neither tests of scripts nor slow ones.
 quick: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --ignore tests/scripts
 
