@@ -409,7 +409,9 @@ def net_name(text: str) -> str:
 
 def _net(parser: argparse.ArgumentParser, *, caps: bool = True) -> None:
     group = parser.add_argument_group("network")
-    group.add_argument("--net", required=True, type=net_name, help="model name: gti/model/<net>.py")
+    group.add_argument(
+        "--net", required=True, type=net_name, help="model name: gti/model/<net>.py, or <net>.py in --nets_dir"
+    )
     group.add_argument("--chip", required=True, type=_chip, help=f"target chip: {CHIP}")
     group.add_argument("--nets_dir", default="nets", type=path, metavar="DIR", help="folder of <chip>_<net>_dat.json")
     if caps:
