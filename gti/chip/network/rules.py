@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gti.chip import spec
 from gti.chip.network.memory_plan import MEMORY_BYTES, address_plan
@@ -16,7 +17,7 @@ from gti.errors import sentence
 
 # Hostile files may list a million layers: what lies this far beyond the limit is not looked at one by one.
 MAX_EXAMINED = 16
-_ODD_STARTS = "odd starts (1, 3, 5, ...)"
+_ODD_STARTS, _START_ODD = "odd starts (1, 3, 5, ...)", "start shortcuts at odd sublayers"
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,34 @@ class Violation:
         return sentence(self.layer, self.problem, expected=self.expected, received=self.received, fix=self.fix)
 
 
-_Finding = tuple[str, str, object, object, str]  # layer, problem, expected, received, fix: the rule's name is added
-_Check = Callable[[Sequence[MajorLayer], int], Iterator[_Finding]]
+class _Finding(NamedTuple):
+    """What a check says of its layer, or of the sublayer `sub` (1-based) in it; the rule adds name and place."""
+
+    problem: str
+    expected: object
+    received: object
+    fix: str
+    sub: int = 0
+
+
+class _Place(NamedTuple):
+    """Where a check looks."""
+
+    layer: MajorLayer
+    before: MajorLayer | None  # None for the first layer
+    major: int  # 1-based
+
+    @property
+    def late(self) -> bool:
+        return self.major >= spec.FIRST_LATE_MAJOR_LAYER
+
+
+_Check = Callable[[_Place], Iterator[_Finding]]
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """A rule about major layer `i`, and the fields it reads of that layer and of the one before."""
+    """A rule about one major layer, and the fields it reads of that layer and of the one before."""
 
     name: str
     fields: frozenset[str]
@@ -55,7 +77,8 @@ class LayerRule:
 
     def broken(self, layers: Sequence[MajorLayer], i: int) -> Iterator[Violation]:
         """Yield what breaks the rule in layer `i` (0-based)."""
-        for layer, problem, expected, received, fix in self.check(layers, i):
+        for problem, expected, received, fix, sub in self.check(_Place(layers[i], layers[i - 1] if i else None, i + 1)):
+            layer = sub_path(i + 1, sub) if sub else major_path(i + 1)
             yield Violation(layer, self.name, problem, expected, received, fix, self.tolerated, self.computed)
 
 
@@ -100,306 +123,193 @@ def _padded(channels: int, legal: Sequence[int]) -> str:
 
 
 @_layer_rule("image-size", "image_size")
-def _image_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    size = layers[i].image_size
-    if size not in spec.IMAGE_SIZES:
-        yield (
-            major_path(i + 1),
-            "image_size is not a size of the chip",
-            _one_of(spec.IMAGE_SIZES),
-            size,
-            _nearest(size, spec.IMAGE_SIZES),
-        )
+def _image_size(at: _Place) -> Iterator[_Finding]:
+    size, legal = at.layer.image_size, spec.IMAGE_SIZES
+    if size not in legal:
+        yield _Finding("image_size is not a size of the chip", _one_of(legal), size, _nearest(size, legal))
 
 
 @_layer_rule("size-448-first", "image_size", computed=True)
-def _size_448_first(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if i > 0 and layers[i].image_size == 448:
-        yield (
-            major_path(i + 1),
-            "image_size 448 is possible in the first major layer only",
-            "at most 224",
-            448,
-            "pool or leave out the upsampling before this layer",
-        )
+def _size_448_first(at: _Place) -> Iterator[_Finding]:
+    if at.before and at.layer.image_size == 448:
+        problem = "image_size 448 is possible in the first major layer only"
+        yield _Finding(problem, "at most 224", 448, "pool or leave out the upsampling before this layer")
 
 
 @_layer_rule("upsample-size", "image_size", "upsample_enable", computed=True)
-def _upsample_size(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if layers[i].upsample_enable and layers[i].image_size >= 448:
-        yield (
-            major_path(i + 1),
-            "upsampling would go beyond the chip's largest size",
-            "image_size at most 224 (before doubling)",
-            layers[i].image_size,
-            "leave out upsample_enable",
+def _upsample_size(at: _Place) -> Iterator[_Finding]:
+    size = at.layer.image_size
+    if at.layer.upsample_enable and size >= 448:
+        expected = "image_size at most 224 (before doubling)"
+        yield _Finding(
+            "upsampling would go beyond the chip's largest size", expected, size, "leave out upsample_enable"
         )
 
 
 @_layer_rule("upsample-mode", "upsample_mode")
-def _upsample_mode(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if layers[i].upsample_mode not in spec.UPSAMPLE_MODES:
-        yield (
-            major_path(i + 1),
-            "upsample_mode is unknown",
-            _one_of(spec.UPSAMPLE_MODES),
-            layers[i].upsample_mode,
-            "use repeat",
-        )
+def _upsample_mode(at: _Place) -> Iterator[_Finding]:
+    mode = at.layer.upsample_mode
+    if mode not in spec.UPSAMPLE_MODES:
+        yield _Finding("upsample_mode is unknown", _one_of(spec.UPSAMPLE_MODES), mode, "use repeat")
 
 
 @_layer_rule("size-chain", "image_size", previous=("image_size", "pooling", "upsample_enable"), computed=True)
-def _size_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if i > 0 and layers[i].image_size != layers[i - 1].output_size:
-        yield (
-            major_path(i + 1),
-            "image_size is not what the major layer before delivers",
-            layers[i - 1].output_size,
-            layers[i].image_size,
-            f"set image_size to {layers[i - 1].output_size}, or change pooling or upsample_enable of major {i}"
-            if layers[i - 1].output_size in spec.IMAGE_SIZES
-            else f"change pooling or upsample_enable of major {i}",
-        )
+def _size_chain(at: _Place) -> Iterator[_Finding]:
+    size = at.layer.image_size
+    if at.before and size != (delivered := at.before.output_size):
+        fix = f"change pooling or upsample_enable of major {at.major - 1}"
+        if delivered in spec.IMAGE_SIZES:
+            fix = f"set image_size to {delivered}, or {fix}"
+        yield _Finding("image_size is not what the major layer before delivers", delivered, size, fix)
 
 
 @_layer_rule("first-input-channels", "input_channels", tolerated=True)
-def _first_input_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    count = layers[i].input_channels
-    if i == 0 and count not in spec.FIRST_INPUT_CHANNELS:
-        yield (
-            major_path(1),
-            "input_channels of the first layer is not a count that the chip's input takes",
-            _one_of(spec.FIRST_INPUT_CHANNELS),
-            count,
-            _padded(count, spec.FIRST_INPUT_CHANNELS),
-        )
+def _first_input_channels(at: _Place) -> Iterator[_Finding]:
+    count, legal = at.layer.input_channels, spec.FIRST_INPUT_CHANNELS
+    if not at.before and count not in legal:
+        problem = "input_channels of the first layer is not a count that the chip's input takes"
+        yield _Finding(problem, _one_of(legal), count, _padded(count, legal))
 
 
 @_layer_rule("channel-chain", "input_channels", previous=("output_channels",), tolerated=True)
-def _channel_chain(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if i > 0 and layers[i].input_channels != layers[i - 1].output_channels:
-        yield (
-            major_path(i + 1),
-            "input_channels differs from output_channels of the major layer before",
-            layers[i - 1].output_channels,
-            layers[i].input_channels,
-            f"set input_channels to {layers[i - 1].output_channels}",
-        )
+def _channel_chain(at: _Place) -> Iterator[_Finding]:
+    count = at.layer.input_channels
+    if at.before and count != (delivered := at.before.output_channels):
+        problem = "input_channels differs from output_channels of the major layer before"
+        yield _Finding(problem, delivered, count, f"set input_channels to {delivered}")
 
 
 @_layer_rule("output-channels", "output_channels", tolerated=True)
-def _output_channels(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    count = layers[i].output_channels
-    if count not in spec.OUTPUT_CHANNELS:
-        yield (
-            major_path(i + 1),
-            "output_channels is not a count of the chip",
-            _one_of(spec.OUTPUT_CHANNELS),
-            count,
-            _padded(count, spec.OUTPUT_CHANNELS),
-        )
-
-
-def _most_sublayers(major: int) -> int:
-    return spec.MAX_SUBLAYERS_LATE if major >= spec.FIRST_LATE_MAJOR_LAYER else spec.MAX_SUBLAYERS
+def _output_channels(at: _Place) -> Iterator[_Finding]:
+    count, legal = at.layer.output_channels, spec.OUTPUT_CHANNELS
+    if count not in legal:
+        yield _Finding("output_channels is not a count of the chip", _one_of(legal), count, _padded(count, legal))
 
 
 @_layer_rule("sublayer-number", "sublayer_number", "pooling", "shortcuts")
-def _sublayer_number(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    layer = layers[i]
-    most = _most_sublayers(i + 1)
+def _sublayer_number(at: _Place) -> Iterator[_Finding]:
+    layer = at.layer
+    most = spec.MAX_SUBLAYERS_LATE if at.late else spec.MAX_SUBLAYERS
     if not 1 <= layer.chip_sublayers <= most:
+        expected = f"1..{most}" + (" from major layer 4 on" if at.late else "")
         counted = f"{layer.sublayer_number} and the extra shortcut pass" if layer.extra_pass else layer.sublayer_number
-        yield (
-            major_path(i + 1),
-            "sublayer_number is out of range",
-            f"1..{most}" + (" from major layer 4 on" if most == spec.MAX_SUBLAYERS_LATE else ""),
-            counted,
-            "split the major layer, or use fewer sublayers",
-        )
+        fix = "split the major layer, or use fewer sublayers"
+        yield _Finding("sublayer_number is out of range", expected, counted, fix)
 
 
 @_layer_rule("coef-bits", "coef_bits")
-def _coef_bits(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if layers[i].coef_bits not in spec.COEF_BITS:
-        yield (
-            major_path(i + 1),
-            "coef_bits is not a width of this chip",
-            "1 or 3",
-            layers[i].coef_bits,
-            "use 3 for the first layers and 1 for wide ones",
-        )
+def _coef_bits(at: _Place) -> Iterator[_Finding]:
+    bits = at.layer.coef_bits
+    if bits not in spec.COEF_BITS:
+        fix = "use 3 for the first layers and 1 for wide ones"
+        yield _Finding("coef_bits is not a width of this chip", "1 or 3", bits, fix)
 
 
 @_layer_rule("scaling-length", "scaling", "sublayer_number")
-def _scaling_length(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if len(layers[i].scaling) != layers[i].sublayer_number:
-        yield (
-            major_path(i + 1),
-            "scaling does not hold one shift for each sublayer",
-            f"{layers[i].sublayer_number} values",
-            f"{len(layers[i].scaling)} values",
-            "list one shift for each sublayer (zeros in a template)",
-        )
+def _scaling_length(at: _Place) -> Iterator[_Finding]:
+    expected, received = f"{at.layer.sublayer_number} values", f"{len(at.layer.scaling)} values"
+    if received != expected:
+        fix = "list one shift for each sublayer (zeros in a template)"
+        yield _Finding("scaling does not hold one shift for each sublayer", expected, received, fix)
 
 
 @_layer_rule("shift-range", "scaling", tolerated=True)
-def _shift_range(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    for sub, shift in enumerate(layers[i].scaling[:MAX_EXAMINED], 1):
+def _shift_range(at: _Place) -> Iterator[_Finding]:
+    for sub, shift in enumerate(at.layer.scaling[:MAX_EXAMINED], 1):
         if not 0 <= shift <= spec.MAX_SHIFT_STORED:
-            yield (
-                sub_path(i + 1, sub),
-                "the shift in scaling is out of range",
-                f"0..{spec.MAX_SHIFT_STORED}",
-                shift,
-                "convert the layer again; training uses 0..12",
-            )
+            fix = "convert the layer again; training uses 0..12"
+            yield _Finding("the shift in scaling is out of range", f"0..{spec.MAX_SHIFT_STORED}", shift, fix, sub)
 
 
 @_layer_rule("one-coef-length", "one_coef", "sublayer_number", tolerated=True)
-def _one_coef_length(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    flags = layers[i].one_coef
-    if flags and len(flags) != layers[i].sublayer_number:
-        yield (
-            major_path(i + 1),
-            "one_coef does not hold one flag for each sublayer",
-            f"{layers[i].sublayer_number} values",
-            f"{len(flags)} values",
-            "list 0 (3x3) or 1 (1x1) for each sublayer, or leave one_coef out",
-        )
+def _one_coef_length(at: _Place) -> Iterator[_Finding]:
+    expected, received = f"{at.layer.sublayer_number} values", f"{len(at.layer.one_coef)} values"
+    if at.layer.one_coef and received != expected:
+        fix = "list 0 (3x3) or 1 (1x1) for each sublayer, or leave one_coef out"
+        yield _Finding("one_coef does not hold one flag for each sublayer", expected, received, fix)
 
 
 @_layer_rule("one-coef-values", "one_coef", tolerated=True)
-def _one_coef_values(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    for sub, flag in enumerate(layers[i].one_coef[:MAX_EXAMINED], 1):
+def _one_coef_values(at: _Place) -> Iterator[_Finding]:
+    for sub, flag in enumerate(at.layer.one_coef[:MAX_EXAMINED], 1):
         if flag not in (0, 1):
-            yield (
-                sub_path(i + 1, sub),
-                "one_coef holds an unknown flag",
-                "0 (3x3) or 1 (1x1)",
-                flag,
-                "use 0 for a 3x3 convolution",
-            )
+            fix = "use 0 for a 3x3 convolution"
+            yield _Finding("one_coef holds an unknown flag", "0 (3x3) or 1 (1x1)", flag, fix, sub)
 
 
 @_layer_rule("late-one-coef", "one_coef", tolerated=True)
-def _late_one_coef(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if i + 1 >= spec.FIRST_LATE_MAJOR_LAYER and any(layers[i].one_coef):
-        yield (
-            major_path(i + 1),
-            "one_coef is lost from major layer 4 on, as the file has no place for it",
-            "no one_coef, or zeros",
-            list(layers[i].one_coef[:MAX_EXAMINED]),
-            "use a 3x3 convolution with a filled centre, or move the layer to major 1..3",
-        )
+def _late_one_coef(at: _Place) -> Iterator[_Finding]:
+    if at.late and any(at.layer.one_coef):
+        problem = "one_coef is lost from major layer 4 on, as the file has no place for it"
+        fix = "use a 3x3 convolution with a filled centre, or move the layer to major 1..3"
+        yield _Finding(problem, "no one_coef, or zeros", list(at.layer.one_coef[:MAX_EXAMINED]), fix)
 
 
 @_layer_rule("late-shortcuts", "shortcuts", tolerated=True)
-def _late_shortcuts(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if i + 1 >= spec.FIRST_LATE_MAJOR_LAYER and layers[i].shortcuts:
-        yield (
-            major_path(i + 1),
-            "resnet_shortcut_start_layers is lost from major layer 4 on, as the file has no place for it",
-            "no shortcuts",
-            list(layers[i].shortcuts[:MAX_EXAMINED]),
-            "use shortcuts in major 1..3 only",
-        )
+def _late_shortcuts(at: _Place) -> Iterator[_Finding]:
+    starts = list(at.layer.shortcuts[:MAX_EXAMINED])
+    if at.late and starts:
+        problem = "resnet_shortcut_start_layers is lost from major layer 4 on, as the file has no place for it"
+        yield _Finding(problem, "no shortcuts", starts, "use shortcuts in major 1..3 only")
 
 
 @_layer_rule("shortcut-range", "shortcuts", "sublayer_number")
-def _shortcut_range(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    for start in layers[i].shortcuts[:MAX_EXAMINED]:
-        if not 1 <= start < layers[i].sublayer_number:
-            yield (
-                major_path(i + 1),
-                "a shortcut starts outside the major layer",
-                f"1..{layers[i].sublayer_number - 1}" if layers[i].sublayer_number > 1 else "at least 2 sublayers",
-                start,
-                "start it at a sublayer before the last",
-            )
+def _shortcut_range(at: _Place) -> Iterator[_Finding]:
+    count = at.layer.sublayer_number
+    for start in at.layer.shortcuts[:MAX_EXAMINED]:
+        if not 1 <= start < count:
+            expected = f"1..{count - 1}" if count > 1 else "at least 2 sublayers"
+            fix = "start it at a sublayer before the last"
+            yield _Finding("a shortcut starts outside the major layer", expected, start, fix)
 
 
-def _even_starts(layer: MajorLayer) -> tuple[list[int], bool]:
-    """Return the even shortcut starts, and whether there are odd ones beside them."""
+def _even_starts(layer: MajorLayer, *, mixed: bool) -> list[int]:
+    """Return the even shortcut starts where odd ones stand beside them (`mixed`) or do not, else none."""
     starts = layer.shortcuts[:MAX_EXAMINED]
     even = [start for start in starts if start % 2 == 0]
-    return even, len(even) < len(starts)
+    return even if (len(even) < len(starts)) is mixed else []
 
 
 @_layer_rule("shortcut-mixed", "shortcuts")
-def _shortcut_mixed(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    even, mixed = _even_starts(layers[i])
-    if even and mixed:
-        yield (
-            major_path(i + 1),
-            "odd and even shortcut starts are mixed",
-            _ODD_STARTS,
-            even,
-            "start shortcuts at odd sublayers",
-        )
+def _shortcut_mixed(at: _Place) -> Iterator[_Finding]:
+    if even := _even_starts(at.layer, mixed=True):
+        yield _Finding("odd and even shortcut starts are mixed", _ODD_STARTS, even, _START_ODD)
 
 
 @_layer_rule("shortcut-even", "shortcuts", tolerated=True)
-def _shortcut_even(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    even, mixed = _even_starts(layers[i])
-    if even and not mixed:
-        yield (
-            major_path(i + 1),
-            "even shortcut starts are stored like odd ones",
-            _ODD_STARTS,
-            even,
-            "start shortcuts at odd sublayers",
-        )
+def _shortcut_even(at: _Place) -> Iterator[_Finding]:
+    if even := _even_starts(at.layer, mixed=False):
+        yield _Finding("even shortcut starts are stored like odd ones", _ODD_STARTS, even, _START_ODD)
 
 
 @_layer_rule("shortcut-order", "shortcuts")
-def _shortcut_order(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    starts = list(layers[i].shortcuts[:MAX_EXAMINED])
-    if starts != sorted(set(starts)):
-        yield (
-            major_path(i + 1),
-            "resnet_shortcut_start_layers is unsorted or repeats a start",
-            "rising starts, each once",
-            starts,
-            f"write {sorted(set(starts))}",
-        )
+def _shortcut_order(at: _Place) -> Iterator[_Finding]:
+    starts = list(at.layer.shortcuts[:MAX_EXAMINED])
+    if starts != (ordered := sorted(set(starts))):
+        problem = "resnet_shortcut_start_layers is unsorted or repeats a start"
+        yield _Finding(problem, "rising starts, each once", starts, f"write {ordered}")
 
 
 @_layer_rule("shortcut-identity", "shortcuts", "pooling", "sublayer_number", "coef_bits", tolerated=True)
-def _shortcut_identity(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if layers[i].extra_pass and layers[i].coef_bits == 1:
-        yield (
-            major_path(i + 1),
-            "a shortcut into the pooling needs an identity pass, which 1-bit coefficients cannot hold",
-            "coef_bits 3",
-            1,
-            "use coef_bits 3, or end the last shortcut one sublayer earlier",
-        )
+def _shortcut_identity(at: _Place) -> Iterator[_Finding]:
+    if at.layer.extra_pass and at.layer.coef_bits == 1:
+        problem = "a shortcut into the pooling needs an identity pass, which 1-bit coefficients cannot hold"
+        yield _Finding(problem, "coef_bits 3", 1, "use coef_bits 3, or end the last shortcut one sublayer earlier")
 
 
 @_layer_rule("depth-enable", "depth_enable")
-def _depth_enable(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    if layers[i].extra.get("depth_enable"):
-        yield (
-            major_path(i + 1),
-            "depthwise convolutions have no usable form in the file",
-            "depth_enable false",
-            "true",
-            "use full 3x3 convolutions",
-        )
+def _depth_enable(at: _Place) -> Iterator[_Finding]:
+    if at.layer.extra.get("depth_enable"):
+        problem = "depthwise convolutions have no usable form in the file"
+        yield _Finding(problem, "depth_enable false", "true", "use full 3x3 convolutions")
 
 
 @_layer_rule("address-range", "in_address", "out_address")
-def _address_range(layers: Sequence[MajorLayer], i: int) -> Iterator[_Finding]:
-    for key, address in (("in_addr", layers[i].in_address), ("out_addr", layers[i].out_address)):
+def _address_range(at: _Place) -> Iterator[_Finding]:
+    for key, address in (("in_addr", at.layer.in_address), ("out_addr", at.layer.out_address)):
         if address is not None and not 0 <= address < spec.MEMORY_UNITS:
-            yield (
-                major_path(i + 1),
-                f"{key} lies outside the activation memory",
-                f"0..{spec.MEMORY_UNITS - 1}",
-                address,
-                f"leave {key} out: the plan chooses it",
-            )
+            problem = f"{key} lies outside the activation memory"
+            yield _Finding(problem, f"0..{spec.MEMORY_UNITS - 1}", address, f"leave {key} out: the plan chooses it")
 
 
 def violations_of_layers(layers: Sequence[MajorLayer], unread: Sequence[frozenset[str]] = ()) -> list[Violation]:
