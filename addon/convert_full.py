@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from gti import cli, param_parser
+from gti import arguments, cli, param_parser
 from gti.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 LABELS_RETURNED = 5
 
 
-def parser() -> param_parser.Parser:
+def parser() -> arguments.Parser:
     """Return the flags: those of convert_to_chip.py that a file for one stick can have, and the labels."""
     flags = param_parser.conversion_parser("Pack chip layers, host layers and labels of a checkpoint into one .MODEL.")
     flags.add_argument(
-        "--labels_file", type=param_parser.path, metavar="FILE", help="default: the checkpoint's, or the data set's"
+        "--labels_file", type=arguments.path, metavar="FILE", help="default: the checkpoint's, or the data set's"
     )
     param_parser.labels_format(flags)
     flags.add_argument(
-        "--top", type=param_parser.count(1), default=LABELS_RETURNED, metavar="N", help="labels in a result"
+        "--top", type=arguments.count(1), default=LABELS_RETURNED, metavar="N", help="labels in a result"
     )
     return flags
 

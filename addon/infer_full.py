@@ -8,7 +8,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gti import cli, param_parser
+from gti import arguments, cli
 from gti.commands import classify
 
 OLD_FLAGS = {
@@ -21,7 +21,7 @@ OLD_FLAGS = {
 
 def main() -> int:
     """Classify, print the vendor's JSON."""
-    param_parser.refuse_old(sys.argv[1:], OLD_FLAGS)
+    arguments.refuse_old(sys.argv[1:], OLD_FLAGS)
     return classify.main(["--format", "vendor", *sys.argv[1:]])
 
 

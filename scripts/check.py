@@ -22,9 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
+from gti.arguments import Parser, count, net_name
 from gti.chip.spec import CHIP
 from gti.errors import UsageError
-from gti.param_parser import Parser, count, net_name
 from scripts.import_model import bits
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gti import param_parser
+from gti import arguments, param_parser
 from gti.chip.spec import CHIP
 from gti.cli import run
 from gti.errors import UsageError
@@ -30,22 +30,22 @@ TORCHVISION = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def parser() -> param_parser.Parser:
+def parser() -> arguments.Parser:
     """Return the flags."""
-    flags = param_parser.Parser(
+    flags = arguments.Parser(
         "Import a pretrained network: .onnx, .keras, .h5; .pth and .safetensors in torchvision's naming of VGG. For a "
         "net that is there, weights alone too (.weights.h5, .npz, TensorFlow checkpoint).",
         "Keras' own VGG16 takes --input bgr --mean 123.68 116.779 103.939; pixels in 0..1 are --std 255 255 255. "
         "Without --mean and --std pixels count as they are, and torchvision's names as its normalisation.",
     )
-    flags.add_argument("model", type=param_parser.path, metavar="MODEL", help="model file, or prefix of a checkpoint")
-    flags.add_argument("--net", required=True, type=param_parser.net_name, help="name of the net, new or there already")
+    flags.add_argument("model", type=arguments.path, metavar="MODEL", help="model file, or prefix of a checkpoint")
+    flags.add_argument("--net", required=True, type=arguments.net_name, help="name of the net, new or there already")
     flags.add_argument("--chip", required=True, choices=[CHIP], help="target chip")
     flags.add_argument(
-        "--nets_dir", default="nets", type=param_parser.path, metavar="DIR", help="folder of the net's files"
+        "--nets_dir", default="nets", type=arguments.path, metavar="DIR", help="folder of the net's files"
     )
     flags.add_argument(
-        "--checkpoint_dir", default="checkpoints", type=param_parser.path, metavar="DIR", help="for the checkpoint"
+        "--checkpoint_dir", default="checkpoints", type=arguments.path, metavar="DIR", help="for the checkpoint"
     )
     flags.add_argument(
         "--coef_bits", type=bits, metavar="N,N,...", help="3 or 1, for all or for each block up to a pooling (3)"
@@ -56,15 +56,15 @@ def parser() -> param_parser.Parser:
         choices=ORDERS,
         help="order of the pixels 0..255 that the source takes, or codes 0..31 as the chip",
     )
-    number = param_parser.number
+    number = arguments.number
     rgb = ("R", "G", "B")
     flags.add_argument("--mean", nargs=3, metavar=rgb, type=number(0, 255), help="subtracted from pixels, in R G B")
     flags.add_argument("--std", nargs=3, metavar=rgb, type=number(1e-3, 1e4), help="then divided by, in R G B")
-    flags.add_argument("--image_size", type=param_parser.count(1), metavar="PIXELS", help="default: the model's")
-    flags.add_argument("--classes", type=param_parser.count(2), metavar="N", help="default: the model's")
+    flags.add_argument("--image_size", type=arguments.count(1), metavar="PIXELS", help="default: the model's")
+    flags.add_argument("--classes", type=arguments.count(2), metavar="N", help="default: the model's")
     flags.add_argument("--background", action="store_true", help="add a class 0 in front of the model's classes")
     flags.add_argument("--new_layers", nargs="+", default=[], metavar="LAYER", help="host layers to start anew")
-    flags.add_argument("--seed", type=param_parser.count(0), default=0, metavar="N", help="of new layers")
+    flags.add_argument("--seed", type=arguments.count(0), default=0, metavar="N", help="of new layers")
     return flags
 
 

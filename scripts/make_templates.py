@@ -14,9 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, files
+from gti.arguments import Parser, net_name
 from gti.chip.spec import CHIP
 from gti.errors import UsageError
-from gti.param_parser import Parser, net_name
 
 
 def main() -> None:

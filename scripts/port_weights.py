@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gti.arguments import refuse_old
 from gti.cli import run
-from gti.param_parser import refuse_old
 from scripts import import_model
 
 OLD_FLAGS = {

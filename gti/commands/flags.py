@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from gti import files, param_parser
+from gti import arguments, files
 from gti.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ DEVICE = (
 )
 
 
-class Parser(param_parser.Parser):
+class Parser(arguments.Parser):
     """The parser of a verb; `text`: the module's docstring, shown as it stands."""
 
     def __init__(self, verb: str, text: str | None) -> None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gti import param_parser
+from gti import arguments
 from gti.chip.spec import CHIP
 from gti.cli import run
 
@@ -122,13 +122,13 @@ class Run(Started):
         return int(found[-1]) if found else None
 
 
-def parser() -> param_parser.Parser:
+def parser() -> arguments.Parser:
     """Return the flags."""
-    flags = param_parser.Parser("Kill training at random moments and check that it always goes on.")
-    share = param_parser.number(0, 1)
-    seconds = param_parser.number(0, above=True)
-    flags.add_argument("--trials", type=param_parser.count(1), default=50, metavar="N", help="kills")
-    flags.add_argument("--seed", type=param_parser.count(0), default=0, metavar="N", help="of the moments")
+    flags = arguments.Parser("Kill training at random moments and check that it always goes on.")
+    share = arguments.number(0, 1)
+    seconds = arguments.number(0, above=True)
+    flags.add_argument("--trials", type=arguments.count(1), default=50, metavar="N", help="kills")
+    flags.add_argument("--seed", type=arguments.count(0), default=0, metavar="N", help="of the moments")
     flags.add_argument("--window", type=seconds, default=3.0, metavar="S", help="seconds of training")
     flags.add_argument(
         "--starting", type=share, default=0.1, metavar="SHARE", help="killed before the first epoch is done"
@@ -190,7 +190,7 @@ def trial(folder: Path, data: Path, counts: Counts, before: int | None, *, when:
 
 
 def main() -> int:
-    args = param_parser.parse(parser())
+    args = parser().parse_args()
     import random
 
     from gti import files

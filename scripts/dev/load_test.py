@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gti import param_parser
+from gti import arguments
 from gti.cli import run
 from gti.errors import UsageError
 from scripts.dev.soak import IMAGES, memory_and_descriptors, model_bytes
@@ -152,7 +152,7 @@ def measure(clients: int, seconds: float) -> dict[str, Any]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Parse the command line, run, print the report as JSON."""
-    parser = param_parser.Parser(__doc__ or "")
+    parser = arguments.Parser(__doc__ or "")
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args(words)

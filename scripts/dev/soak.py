@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from gti import param_parser
+from gti import arguments
 from gti.cli import run
 from gti.errors import UsageError
 
@@ -181,7 +181,7 @@ def passed(report: dict[str, Any]) -> bool:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Parse the command line, run, print the report as JSON."""
-    parser = param_parser.Parser(__doc__ or "")
+    parser = arguments.Parser(__doc__ or "")
     parser.add_argument("--frames", type=int, default=200_000)
     parser.add_argument("--fault_every", type=int, default=1000)
     args = parser.parse_args(words)
