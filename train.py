@@ -61,13 +61,14 @@ def train(held: ExitStack) -> None:
     import_tensorflow()
     from gti import data_utils
     from gti.data import data_check
-    from gti.training import checkpoint, checkpoint_folder
+    from gti.training import checkpoint, checkpoint_folder, strategies
     from gti.training import loop as training
     from gti.training.metadata import Metadata
+    from gti.training.optimization import Settings
 
-    training.make_deterministic(args.seed)
-    strategy = training.make_strategy(args.num_gpus)
-    say = print if training.is_chief(strategy) else (lambda line: None)
+    strategies.make_deterministic(args.seed)
+    strategy = strategies.make_strategy(args.num_gpus)
+    say = print if strategies.is_chief(strategy) else (lambda line: None)
 
     source = None
     if args.resume_from:
@@ -84,7 +85,7 @@ def train(held: ExitStack) -> None:
     origin = restore.origin_of_caps(args.net, network, args.stage, source, args.settings_file)
     if origin:
         say(origin)
-    if training.is_chief(strategy) and "TF_CONFIG" in os.environ:
+    if strategies.is_chief(strategy) and "TF_CONFIG" in os.environ:
         looks.outputs(args, args.checkpoint_dir, args.log_dir)
         held.enter_context(ownership.owned(args.checkpoint_dir))
     classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
@@ -112,26 +113,38 @@ def train(held: ExitStack) -> None:
             seed=seed,
         )
 
+    metadata = source.metadata if source else None
+    resumed = metadata if metadata and metadata.stage is args.stage else None
+    epochs, done = args.num_epochs, 0
+    if args.total_epochs:
+        epochs, done = args.total_epochs - (resumed.epoch if resumed else 0), resumed.step if resumed else 0
+        if epochs <= 0:
+            say(f"nothing is left to train: {args.total_epochs} epochs of {args.stage.label} are done")
+            return
     batches = int(train_data(args.seed).cardinality())
-    settings = training.Settings(
-        num_epochs=args.num_epochs,
+    settings = Settings(
+        num_epochs=epochs,
         learning_rate=args.learning_rate,
         schedule=args.schedule,
+        schedule_span=tuple(args.schedule_span),
+        warmup_steps=args.warmup_steps,
         optimizer=args.optimizer,
         momentum=args.momentum,
+        nesterov=args.nesterov,
         weight_decay=args.weight_decay,
+        label_smoothing=args.label_smoothing,
+        ema=args.ema,
         seed=args.seed,
         keep=args.keep,
         steps_per_epoch=args.steps_per_epoch,
         log_dir=args.log_dir,
     )
-    steps = args.num_epochs * min(batches, args.steps_per_epoch or batches)
-    trainer = training.Trainer(model, settings, strategy=strategy, steps=steps)
+    steps = (args.total_epochs or epochs) * min(batches, args.steps_per_epoch or batches)
+    trainer = training.Trainer(model, settings, strategy=strategy, steps=steps, done=done)
 
-    metadata = source.metadata if source else None
-    if metadata and metadata.stage is args.stage and source:
-        start = training.continued(metadata, settings)
-        kept = metadata.optimizer == args.optimizer and trainer.restore_optimizer(
+    if resumed and source:
+        start = training.continued(resumed, settings)
+        kept = resumed.optimizer == args.optimizer and trainer.restore_optimizer(
             checkpoint.load_optimizer(source.prefix)
         )
         say(f"going on after epoch {start.epoch}, optimizer state {'resumed' if kept else 'reset'}")

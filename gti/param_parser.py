@@ -47,11 +47,42 @@ def train_parser() -> Parser:
     group = parser.add_argument_group("optimization")
     group.add_argument("--learning_rate", type=number(0, above=True), default=1e-4, metavar="RATE", help="first rate")
     group.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate")
-    group.add_argument("--num_epochs", type=count(0), default=10, metavar="N", help="epochs of this run; 0 saves only")
+    group.add_argument(
+        "--schedule_span",
+        nargs=2,
+        type=number(0, 1),
+        default=[0.0, 1.0],
+        metavar=("FROM", "TO"),
+        help="part of the cosine that these epochs take; 0 1 is all of it, and stages may share one",
+    )
+    group.add_argument("--warmup_steps", type=count(0), default=0, metavar="N", help="batches of a rising rate first")
+    epochs = group.add_mutually_exclusive_group()
+    epochs.add_argument("--num_epochs", type=count(0), default=10, metavar="N", help="epochs of this run; 0 saves only")
+    epochs.add_argument(
+        "--total_epochs",
+        type=count(1),
+        metavar="N",
+        help="epochs of the stage in all its runs: trains those that are left, on one schedule for all",
+    )
     group.add_argument("--steps_per_epoch", type=count(1), metavar="N", help="end epochs after N batches")
     group.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="update rule")
     group.add_argument("--momentum", type=number(0, 1), default=0.9, metavar="M", help="of sgd")
+    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum in sgd")
     group.add_argument("--weight_decay", type=number(0), default=1e-4, metavar="L2", help="on filters and fc weights")
+    group.add_argument(
+        "--label_smoothing",
+        type=number(0, 0.99),
+        default=0.0,
+        metavar="SHARE",
+        help="of each target that all classes share",
+    )
+    group.add_argument(
+        "--ema",
+        type=number(0, 0.999999),
+        default=0.0,
+        metavar="DECAY",
+        help="evaluate and keep an average of the weights, 0.99 to 0.9999; 0: none",
+    )
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
     group.add_argument("--log_dir", type=path, metavar="DIR", help="folder for TensorBoard scalars and histograms")
@@ -268,7 +299,31 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
                 expected=Stage.QUANT_ACT.flags,
                 received=args.stage.flags,
             )
+    if getattr(args, "optimizer", None) is not None:
+        _check_optimization(args)
     return args
+
+
+def _check_optimization(args: argparse.Namespace) -> None:
+    if args.nesterov and not (args.optimizer == "sgd" and args.momentum > 0):
+        raise UsageError(
+            "--nesterov",
+            "is a kind of momentum",
+            expected="--optimizer sgd --momentum above 0",
+            received=f"--optimizer {args.optimizer} --momentum {args.momentum:g}",
+        )
+    begin, end = args.schedule_span
+    if begin >= end:
+        raise UsageError(
+            "--schedule_span", "is empty", expected="FROM below TO", received=f"{begin:g} {end:g}", fix="swap them"
+        )
+    if args.schedule == "constant" and (begin, end) != (0, 1):
+        raise UsageError(
+            "--schedule_span",
+            "is a part of a schedule, and a constant rate has none",
+            expected="--schedule cosine",
+            received="--schedule constant",
+        )
 
 
 def environment_notes(environment: Mapping[str, str]) -> list[str]:

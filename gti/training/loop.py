@@ -7,11 +7,10 @@ so a crash, Ctrl-C or a loss that is not a number leaves the last epoch's checkp
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,35 +20,25 @@ import numpy as np
 import tensorflow as tf
 
 from gti import __version__
-from gti.errors import TrainingError, UsageError
+from gti.errors import TrainingError
 from gti.layers import WeightsHeld
 from gti.model.base import chip_layers, named_variables
 from gti.progress import progress_bar
 from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder, tensorboard
+from gti.training.averaging import Average, agree
 from gti.training.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
+from gti.training.losses import smoothed_cross_entropy
 from gti.training.metadata import Metadata
+from gti.training.optimization import Schedule, Settings, make_optimizer
+from gti.training.strategies import is_chief
 
 # Steps between looks at the loss: a GPU runs ahead of Python meanwhile.
 GPU_CHECK_STEPS = 20
 # Variables under weight decay, by the last part of their name: filters of the chip and weights of fc layers.
 DECAYED = ("filters", "weights")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train; defaults of the user guide (sections 7.1.3 and 7.1.7)."""
-
-    num_epochs: int = 10
-    learning_rate: float = 1e-4
-    schedule: str = "constant"  # or "cosine": to 0 at the end of this run
-    optimizer: str = "sgd"  # or "adam"
-    momentum: float = 0.9
-    weight_decay: float = 1e-4  # L2: adds weight_decay / 2 * sum(w**2) to the loss that is minimised
-    seed: int = 0
-    keep: int = 5  # last checkpoints of the stage
-    steps_per_epoch: int | None = None
-    log_dir: str | None = None
+# Weights that the optimizer goes on from, in its state, where the checkpoint's own are their average.
+TRAINED = "trained/"
 
 
 @dataclass(frozen=True)
@@ -62,77 +51,11 @@ class Result:
     history: tuple[tuple[float, Evaluation], ...]  # per epoch: mean training loss, validation
 
 
-def make_deterministic(seed: int) -> None:
-    """Make this process repeatable: `seed` for initial weights, and operations with one result on the same device."""
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
-
-
-def make_strategy(num_gpus: int = 0) -> tf.distribute.Strategy:
-    """Return the strategy for TF_CONFIG (several machines), for `num_gpus` GPUs, or for one device (0).
-
-    Must come before any other TensorFlow operation where TF_CONFIG is set. Raises UsageError for more GPUs than there
-    are and for a TF_CONFIG that is no cluster.
-    """
-    available = tf.config.list_physical_devices("GPU")
-    if num_gpus > len(available):
-        raise UsageError(
-            "--num_gpus",
-            "there are fewer GPUs",
-            expected=f"at most {len(available)}",
-            received=num_gpus,
-            fix="leave it out to train on one device",
-        )
-    text = os.environ.get("TF_CONFIG", "")
-    if text:
-        try:
-            workers = json.loads(text)["cluster"]["worker"]
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(
-                "TF_CONFIG",
-                "describes no cluster",
-                expected='{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}',
-                received=text[:120],
-            ) from None
-        if len(workers) > 1:
-            return tf.distribute.MultiWorkerMirroredStrategy()
-    if num_gpus:
-        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(num_gpus)])
-    return tf.distribute.get_strategy()
-
-
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Return whether this process writes checkpoints and logs: of several workers, the first alone."""
-    resolver = strategy.cluster_resolver
-    return resolver is None or not resolver.task_type or (resolver.task_type == "worker" and resolver.task_id == 0)
-
-
-class Cosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Half a cosine from `rate` at step `first` to 0 after `steps` more."""
-
-    def __init__(self, rate: float, steps: int, first: int = 0) -> None:
-        self.rate, self.steps, self.first = rate, max(steps, 1), first
-
-    def __call__(self, step: Any) -> Any:
-        share = (tf.cast(step, tf.float32) - self.first) / self.steps
-        return self.rate * 0.5 * (1 + tf.cos(math.pi * tf.clip_by_value(share, 0.0, 1.0)))
-
-    def get_config(self) -> dict[str, Any]:
-        return {"rate": self.rate, "steps": self.steps, "first": self.first}
-
-
-def make_optimizer(settings: Settings, steps: int) -> keras.optimizers.Optimizer:
-    """Return the optimizer; `steps` is the length of the run, for the cosine schedule."""
-    rate: Any = settings.learning_rate
-    if settings.schedule == "cosine":
-        rate = Cosine(settings.learning_rate, steps)
-    if settings.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
-    return keras.optimizers.SGD(rate, momentum=settings.momentum)
-
-
 class Trainer:
-    """One model with its optimizer under a strategy: steps, evaluation, saving, restoring."""
+    """One model with its optimizer under a strategy: steps, evaluation, saving, restoring.
+
+    `steps` is the length of the rate's schedule, of which earlier runs took `done`.
+    """
 
     def __init__(
         self,
@@ -141,20 +64,25 @@ class Trainer:
         *,
         strategy: tf.distribute.Strategy | None = None,
         steps: int = 0,
+        done: int = 0,
     ) -> None:
         self.model = model
         self.settings = settings
+        self._done = done
         self.strategy = strategy or tf.distribute.get_strategy()
         self.variables = named_variables(model)
         with self.strategy.scope():
-            self.optimizer = make_optimizer(settings, steps)
+            self.optimizer = make_optimizer(settings, steps, done)
             self.optimizer.build(model.trainable_variables)
+        self.average = Average(self.variables, settings.ema, self.strategy) if settings.ema else None
         self._step = tf.function(self._train_step, reduce_retracing=True, autograph=False)
         self._held = WeightsHeld(chip_layers(model))
         self._counter = Counter(lambda images: model(images, training=False), self.strategy)
 
     def _train_step(self, iterator: Any) -> tf.Tensor:
         sums = self.strategy.run(self._replica_step, args=next(iterator))
+        if self.average:
+            self.average.update(self.optimizer.iterations.value)
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
 
     def _replica_step(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -165,7 +93,7 @@ class Trainer:
             count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+            losses = smoothed_cross_entropy(labels, logits, self.settings.label_smoothing)
             loss = tf.reduce_sum(losses) / count  # the optimizer adds the gradients of all replicas
         gradients = tape.gradient(loss, [v.value for v in trained])
         decay = self.settings.weight_decay / replicas
@@ -174,7 +102,8 @@ class Trainer:
                 g + decay * v.value if v.path.rsplit("/", 1)[-1] in DECAYED else g
                 for g, v in zip(gradients, trained, strict=True)
             ]
-        self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
+        with tf.control_dependencies([labels]):  # a step that finds no batch is not counted
+            self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
         return batch_sums(labels, logits)
 
     def train_epoch(self, dataset: tf.data.Dataset, seed: int, *, progress: str = "") -> tuple[float, float, int]:
@@ -214,7 +143,13 @@ class Trainer:
                 expected=f"at least one batch of {replicas} images or more",
                 fix="check the data folder, or use fewer replicas",
             )
+        self._agree_on_statistics()
         return total[0] / total[3], total[1] / total[3], steps
+
+    def _agree_on_statistics(self) -> None:
+        names = [name for name in self.variables if "/batch_normalization/moving_" in name]
+        statistics = [self.variables[name].value for name in names]
+        agree(statistics + ([self.average.of(name) for name in names] if self.average else []), self.strategy)
 
     @staticmethod
     def _checked(total: np.ndarray) -> np.ndarray:
@@ -223,28 +158,45 @@ class Trainer:
         return total
 
     def evaluate(self, dataset: tf.data.Dataset, *, progress: str = "") -> Evaluation:
-        """Return the figures of the whole data set `dataset`."""
-        with float32_convolutions(), self.strategy.scope(), self._held:
+        """Return the figures of the whole data set `dataset`, with the average of the weights where there is one."""
+        with float32_convolutions(), self.strategy.scope(), self._averaged(), self._held:
             return self._counter.run(dataset, progress)
 
+    def _averaged(self) -> AbstractContextManager[None]:
+        return self.average.in_use() if self.average else nullcontext()
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the model's variables by name."""
+        """Return the model's variables by name, their averages where there are any."""
+        return self.average.arrays() if self.average else self._trained_arrays()
+
+    def _trained_arrays(self) -> dict[str, np.ndarray]:
         return {name: np.asarray(variable) for name, variable in self.variables.items()}
 
     def optimizer_arrays(self) -> dict[str, np.ndarray]:
-        """Return the optimizer's variables by name; the learning rate is a setting, not state."""
-        return {v.name: np.asarray(v) for v in self.optimizer.variables if v.name != "learning_rate"}
+        """Return what training goes on from, by name, beside `arrays`: the optimizer's variables, and where those are
+        averages, the weights themselves. The learning rate is a setting, not state."""
+        trained = self._trained_arrays() if self.average else {}
+        own = {v.name: np.asarray(v) for v in self.optimizer.variables if v.name != "learning_rate"}
+        return own | {f"{TRAINED}{name}": value for name, value in trained.items()}
 
     def restore_optimizer(self, arrays: Mapping[str, np.ndarray]) -> bool:
-        """Take over the optimizer's variables of a checkpoint; return False, changing nothing, if they do not fit."""
+        """Take over the `optimizer_arrays` of a checkpoint, whose `arrays` the model has already.
+
+        Return False, changing nothing, if they do not fit: of another optimizer, or of averages that are not kept now.
+        An average that is new begins with the weights as they are.
+        """
         own = {v.name: v for v in self.optimizer.variables if v.name != "learning_rate"}
+        if self.average and any(name.startswith(TRAINED) for name in arrays):
+            own |= {f"{TRAINED}{name}": variable for name, variable in self.variables.items()}
         if own.keys() != arrays.keys() or any(tuple(own[n].shape) != arrays[n].shape for n in own):
             return False
+        if self.average:
+            self.average.start_from(self._trained_arrays())
         for name, variable in own.items():
             variable.assign(arrays[name])
         schedule = getattr(self.optimizer, "_learning_rate", None)
-        if isinstance(schedule, Cosine):  # counts from here
-            schedule.first = int(self.optimizer.iterations)
+        if isinstance(schedule, Schedule):  # counts from here
+            schedule.first = int(self.optimizer.iterations) - self._done
         return True
 
     def _seed_dropout(self, seed: int) -> None:

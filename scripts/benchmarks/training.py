@@ -66,7 +66,8 @@ def data(network: Network, batch: int, batches: int, classes: int = CLASSES) -> 
 def epoch_side(net: str, network: Network, batch: int, steps: int, stages: tuple[str, ...]) -> Actions:
     """Return an epoch of `steps` training steps of every stage, out of the kit's own trainer."""
     start_tensorflow()
-    from gti.training.loop import Settings, Trainer
+    from gti.training.loop import Trainer
+    from gti.training.optimization import Settings
 
     def epoch(trainer: Trainer) -> None:
         trainer.train_epoch(batches, seed=0)

@@ -26,13 +26,15 @@ def main() -> None:
 
     from gti.stage import Stage
     from gti.training import loop as training
+    from gti.training import strategies
     from gti.training.metadata import Metadata
+    from gti.training.optimization import Settings
 
-    training.make_deterministic(7)
+    strategies.make_deterministic(7)
     if replicas > 1:
         strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
     else:
-        strategy = training.make_strategy()
+        strategy = strategies.make_strategy()
 
     random = np.random.default_rng(0)
     images = random.integers(0, 32, (28, 14, 14, 3)).astype(np.float32)
@@ -47,13 +49,16 @@ def main() -> None:
     network = small_nets.small_network((14, 3, 16, 1, 3, True))
     nets = folder / f"nets{os.getpid()}"
     nets.mkdir(parents=True)
-    settings = training.Settings(num_epochs=3, learning_rate=1e-3, seed=7)
+    settings = Settings(
+        num_epochs=3, learning_rate=1e-3, schedule="cosine", warmup_steps=3, nesterov=True,
+        label_smoothing=0.1, ema=0.9, seed=7,
+    )  # fmt: skip
     with strategy.scope():
         caps = small_nets.some_caps(network)
         model = small_nets.build(
             network, nets, classes=4, quant_w=True, quant_act=True, caps=caps, train_caps=True, clip_bias=True
         )
-    trainer = training.Trainer(model, settings, strategy=strategy)
+    trainer = training.Trainer(model, settings, strategy=strategy, steps=12)
     start = Metadata("digits", "2801", Stage.QUANT_ACT, 0, 0, 4, 14)
     result = training.fit(trainer, data, data(0), folder / "ck", start)
     losses = [[loss, figures.loss, figures.accuracy, figures.count] for loss, figures in result.history]
