@@ -32,7 +32,7 @@ TABLE = {
     "chip.virtual": "chip.emulator chip.formats chip.network chip.spec chip.usb chip.wire",
     "chip.host": "chip.formats chip.spec chip.wire files",
     "chip.loaded_model": "chip.formats chip.host chip.wire files",
-    "chip.driver": "chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
+    "chip.driver": "chip.emulator chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
     "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec"
     " chip.usb chip.virtual chip.wire files",
     "chip.export": "chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.runtime chip.spec"

@@ -101,11 +101,17 @@ class GtiModel:
         model = self._model  # not self: what is in a circle waits for the collector, with the stick's lock
 
         def emulate(frame: Frame) -> bytes:
+            from gti.chip.emulator.behaviours import parse
             from gti.chip.virtual.memory import ExpectedResults
 
             if not twin:
                 layout = settings.ten_bit_layout or "halves"
-                twin.append(ExpectedResults(model.dat, model.header, model.name, layout, model.upsample_modes))
+                behaviours = parse(settings.behaviours)
+                twin.append(
+                    ExpectedResults(
+                        model.dat, model.header, model.name, layout, model.upsample_modes, behaviours=behaviours
+                    )
+                )
             return twin[0].result(frame.planes, frame.mode)
 
         return emulate

@@ -1,7 +1,8 @@
 """The chip's arithmetic beside the convolution itself: each rule stands here once, for both engines.
 
-No silicon has confirmed the last rounding bit; a capture from a real stick would be answered by a change in this file
-alone. Formulas: docs/numerics.md section 6; five-bit input: user guide, section 5. Array axes are [N, H, W, C].
+No silicon has confirmed the last rounding bit. What a chip may do otherwise stands in the table of `behaviours.py`, and
+`alternative_codes` computes it. Formulas: docs/numerics.md section 6; five-bit input: user guide, section 5. Array axes
+are [N, H, W, C].
 
 `requantize` and `pool_window` use only functions that mean the same for NumPy arrays, for the scalars of compiled code
 and for its vectors: the fast engine compiles these very functions.
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gti.chip import spec
+from gti.chip.emulator.behaviours import ASSUMED, Behaviours
 
 TOP_LEFT = 1  # SamplingMethod of a network that pools by taking the top-left pixel
 
@@ -67,15 +69,40 @@ def pool_window(top_left: Any, top_right: Any, bottom_left: Any, bottom_right: A
     return np.maximum(np.maximum(top_left, top_right), np.maximum(bottom_left, bottom_right))
 
 
-def pool(codes: np.ndarray, sampling_method: int) -> np.ndarray:
+def alternative_codes(
+    sums: np.ndarray, biases: np.ndarray, shift: int, ten_bit: bool, behaviours: Behaviours
+) -> np.ndarray:
+    """Return the codes that a chip with `behaviours` makes of sums (int64 [..., out], without biases int64 [out]).
+
+    With `behaviours.ASSUMED` they are those of `requantize`.
+    """
+    rule = requantization(shift, ten_bit)
+    width = behaviours.value("accumulator")
+
+    def shifted(numbers: np.ndarray) -> np.ndarray:
+        rounded: np.ndarray = behaviours.value("rounding")(numbers, rule.right) if rule.right else numbers << rule.left
+        return rounded
+
+    match behaviours["bias"]:
+        case "full":
+            values = shifted(width(sums + biases))
+        case "after_shift":
+            values = shifted(width(sums)) + shifted(biases)
+        case _:
+            values = shifted(width(sums)) + biases
+    codes: np.ndarray = behaviours.value("saturation")(values, rule.top)
+    return codes.astype(np.uint16 if ten_bit else np.uint8)
+
+
+def pool(codes: np.ndarray, sampling_method: int, behaviours: Behaviours = ASSUMED) -> np.ndarray:
     """Return codes [N, H, W, C] pooled 2x2 with stride 2 to [N, H/2, W/2, C]."""
-    pooled: np.ndarray = pool_window(
-        codes[:, 0::2, 0::2],
-        codes[:, 0::2, 1::2],
-        codes[:, 1::2, 0::2],
-        codes[:, 1::2, 1::2],
-        sampling_method == TOP_LEFT,
-    )
+    window = (codes[:, 0::2, 0::2], codes[:, 0::2, 1::2], codes[:, 1::2, 0::2], codes[:, 1::2, 1::2])
+    take_top_left = sampling_method == TOP_LEFT
+    question = "sampling" if take_top_left else "pooling"
+    if dict(behaviours.others).get(question):
+        other: np.ndarray = behaviours.value(question)(*window)
+        return other
+    pooled: np.ndarray = pool_window(*window, take_top_left)
     return pooled
 
 

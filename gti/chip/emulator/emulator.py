@@ -1,6 +1,7 @@
 """The chip in software: exact integer codes of every sublayer, and what each read-out mode delivers.
 
-Two engines compute the same codes: `engine_numba`, the fast one, and `engine_numpy`. docs/emulator.md.
+Two engines compute the same codes: `engine_numba`, the fast one, and `engine_numpy`. docs/emulator.md. A chip that
+behaves otherwise than assumed is computed by `engine_behaviours`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from gti.chip import spec
-from gti.chip.emulator import arithmetic
+from gti.chip.emulator import arithmetic, engine_behaviours
+from gti.chip.emulator.behaviours import ASSUMED, Behaviours
 from gti.chip.network.delivered import delivered
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.chip.wire.image_arrays import check_image_array
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "numpy", "numba")
 
+_QUESTIONS = {Mode.LEARN: "learn_maps", Mode.LASTMAJOR: "learn_maps", Mode.SUBLAST: "sublast_maps"}
 # Images computed together are limited so that memory stays bounded, whatever the size of the data set: this many
 # bytes for the largest activation map of a group.
 _GROUP_BYTES = 32 << 20
@@ -47,7 +50,8 @@ class Emulator:
 
     `engine`: "numba", "numpy" or "auto" (numba where it is installed). `threads`: of the numba engine, default one per
     core that this process may use. `upsample_fill`: "repeat" or "zero" in place of the network's own `upsample_mode`.
-    Raises NetworkError where weights and network do not belong together or the chip's arithmetic is unknown.
+    `behaviours`: of the chip; any but today's assumptions are computed by NumPy, whatever `engine` says. Raises
+    NetworkError where weights and network do not belong together or the chip's arithmetic is unknown.
     """
 
     def __init__(
@@ -57,8 +61,12 @@ class Emulator:
         engine: str = "auto",
         threads: int | None = None,
         upsample_fill: str | None = None,
+        *,
+        behaviours: Behaviours = ASSUMED,
     ) -> None:
-        violations = problems(network, weights)
+        behaviours = behaviours.of_the_chip
+        network = engine_behaviours.as_read(network, behaviours)
+        violations = problems(network, weights, behaviours)
         if violations:
             raise NetworkError("\n".join(violations), violations=violations)
         if upsample_fill not in (None, *spec.UPSAMPLE_MODES):
@@ -67,12 +75,13 @@ class Emulator:
             )
         if threads is not None and threads < 1:
             raise UsageError("threads", "must be positive", expected="1 or more", received=threads)
-        self.network = network
+        self.network = network  # as the chip reads it
         fills = [
             (upsample_fill or network.layers[conv.major - 1].upsample_mode) if conv.upsampled else ""
             for conv in network.convolutions
         ]
-        self._engine = _engine(engine, network, weights, fills, threads)
+        self._behaviours = behaviours
+        self._engine = _engine(engine, network, weights, fills, threads, behaviours)
         largest = max(conv.size**2 * max(conv.output_channels, conv.input_channels) for conv in network.convolutions)
         self.images_together = max(1, _GROUP_BYTES // largest)  # of a larger batch, so that memory stays bounded
 
@@ -106,6 +115,7 @@ class Emulator:
         sublast: the last sublayer of every major layer; lastmajor: every sublayer of the last layer; all but fc
         before pooling (docs/usb_protocol.md, result). Raises GtiError where fc meets a result that is not 7x7.
         """
+        question = _QUESTIONS.get(parse_mode(mode))
         chosen = delivered(self.network, parse_mode(mode))
         image = np.asarray(image)
         if image.ndim != 3:
@@ -121,7 +131,21 @@ class Emulator:
                     fix="choose the mode single, or pool the last layer down to 7x7",
                 )
             return [self.output(image[None])[0]]
-        return [codes[0] for conv, codes in self.sublayers(image[None]) if conv in chosen]
+        return [
+            self.as_delivered(conv, codes[0], question) for conv, codes in self.sublayers(image[None]) if conv in chosen
+        ]
+
+    def as_delivered(self, conv: Convolution, codes: np.ndarray, question: str | None) -> np.ndarray:
+        """Return the map that a read-out delivers of the codes [C, H, W] of a sublayer before pooling.
+
+        `question`: of the behaviours, about the maps of pooled layers in this read-out; None: there is none.
+        """
+        place = self._behaviours.value(question) if question and conv.pooled else None
+        if place is None:
+            return codes
+        pooled = arithmetic.pool(codes.transpose(1, 2, 0)[None], self.network.sampling_method, self._behaviours)
+        delivered_map: np.ndarray = place(pooled[0].transpose(2, 0, 1), codes.shape)
+        return delivered_map
 
     def _codes(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -138,11 +162,18 @@ class Emulator:
         return arithmetic.five_bit(images)
 
 
-def _engine(
-    name: str, network: Network, weights: Sequence[ConvolutionWeights], fills: Sequence[str], threads: int | None
+def _engine(  # noqa: PLR0917  (each once, from one place)
+    name: str,
+    network: Network,
+    weights: Sequence[ConvolutionWeights],
+    fills: Sequence[str],
+    threads: int | None,
+    behaviours: Behaviours,
 ) -> Engine:
     if name not in ENGINES:
         raise UsageError("engine", "is unknown", expected=", ".join(ENGINES), received=name)
+    if behaviours != ASSUMED:
+        return engine_behaviours.BehaviourEngine(network, weights, fills, behaviours)
     if name != "numpy":
         problem = numba_problem()
         if not problem:
@@ -177,7 +208,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[str]:
+def problems(network: Network, weights: Sequence[ConvolutionWeights], behaviours: Behaviours = ASSUMED) -> list[str]:
     """Return a sentence for each reason why these weights cannot be emulated on this network."""
     convolutions = network.convolutions
     if len(weights) != len(convolutions) or not convolutions:
@@ -205,14 +236,6 @@ def problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[st
             found.append(
                 sentence(f"major {number}", "pools an odd size", expected="an even size", received=layer.working_size)
             )
-        if layer.shortcuts:
-            found.append(
-                sentence(
-                    f"major {number}",
-                    "has shortcuts, whose arithmetic on the chip is unknown",
-                    fix="remove resnet_shortcut_start_layers; such a network can be encoded, not emulated",
-                )
-            )
         if layer.upsample_enable and layer.upsample_mode not in spec.UPSAMPLE_MODES:
             found.append(
                 sentence(
@@ -223,12 +246,13 @@ def problems(network: Network, weights: Sequence[ConvolutionWeights]) -> list[st
                 )
             )
         size, channels = layer.output_size, layer.output_channels
+    found += engine_behaviours.problems(network, behaviours)
     for conv, layer_weights in zip(convolutions, weights, strict=True):
-        found += _weight_problems(conv, layer_weights)
+        found += _weight_problems(conv, layer_weights, behaviours)
     return found
 
 
-def _weight_problems(conv: Convolution, layer: ConvolutionWeights) -> list[str]:
+def _weight_problems(conv: Convolution, layer: ConvolutionWeights, behaviours: Behaviours) -> list[str]:
     shape = (conv.output_channels, conv.input_channels, 3, 3)
     if layer.filters.shape != shape or layer.filters.dtype != np.int16:
         return [
@@ -259,7 +283,8 @@ def _weight_problems(conv: Convolution, layer: ConvolutionWeights) -> list[str]:
                 fix="take network and weights from the same file",
             )
         )
-    if conv.one_coef and np.any(layer.filters.reshape(*shape[:2], 9)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]]):
+    beside = np.any(layer.filters.reshape(*shape[:2], 9)[:, :, [0, 1, 2, 3, 5, 6, 7, 8]])
+    if conv.one_coef and beside and behaviours["one_coef"] == "refused":
         problems.append(
             sentence(
                 conv.path,

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gti.chip.emulator.behaviours import ASSUMED, Behaviours
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat
 from gti.chip.formats.splitting import next_image
@@ -31,14 +32,24 @@ class EngineModel:
     """The networks of one file, for one chip or several in a row, on the emulator.
 
     `engine`: as `Emulator`; `reason`: why no stick computes, for the description. Raises FormatError for the file,
-    NetworkError where the chip's arithmetic is unknown. `together`: images of one batch.
+    NetworkError where the chip's arithmetic is unknown. `together`: images of one batch. `behaviours`: of the chip.
     """
 
-    def __init__(self, path: str | os.PathLike[str], engine: str = "auto", *, reason: str = "") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        engine: str = "auto",
+        *,
+        reason: str = "",
+        behaviours: Behaviours = ASSUMED,
+    ) -> None:
         parts = load_chips(Path(path))
         self._reason = reason
         self._first = parts[0]
-        self._emulators = [Emulator(one.network, one.weights, engine=engine) for one in decoded_chips(parts, str(path))]
+        self._emulators = [
+            Emulator(one.network, one.weights, engine=engine, behaviours=behaviours)
+            for one in decoded_chips(parts, str(path))
+        ]
         self.together = min(_MOST_TOGETHER, *(emulator.images_together for emulator in self._emulators))
 
     @property

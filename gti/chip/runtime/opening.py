@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from gti.chip.driver import GtiModel
+from gti.chip.emulator.behaviours import ASSUMED, parse
 from gti.chip.loaded_model import load_model
 from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.usb.devices import AUTO, NoStickError, parse_device
@@ -26,17 +27,18 @@ def open_stick_or_emulator(
     """Return a model of the file `path` on a stick in read-out `mode` (None: that of the file), or on the emulator.
 
     The emulator serves for the device "emulator", and for "auto" where no stick answers: its description says why.
-    `settings` and `record` concern sticks, as in `GtiModel`. Raises FormatError for the file, UsageError for wrong
-    arguments, DeviceError when the stick cannot be had.
+    `settings` and `record` concern sticks, as in `GtiModel`; the emulator has the behaviours of settings too. Raises
+    FormatError for the file, UsageError for wrong arguments, DeviceError when the stick cannot be had.
     """
+    behaviours = parse(settings.behaviours) if settings is not None else ASSUMED
     if device == EMULATOR:
         if record is not None:
             raise UsageError("--record", "writes what a stick does", received=f"--device {EMULATOR}")
-        return EngineModel(path)
+        return EngineModel(path, behaviours=behaviours)
     # A recording is one of the USB path: the stick in software has it too.
     software = record is not None or parse_device(device).kind != AUTO
     loaded = load_model(Path(path))
     try:
         return GtiModel(loaded, device, mode=mode, settings=settings, record=record, software=software)
     except NoStickError as problem:
-        return EngineModel(path, reason=str(problem))
+        return EngineModel(path, reason=str(problem), behaviours=behaviours)

@@ -170,7 +170,7 @@ def open_stick(key: str, request: Request) -> Stick:
         selection = devices.parse_device(replay.session["device"])
     except (KeyError, TypeError, AttributeError, UsageError):
         raise FormatError(key, "is a recording of another version of the kit") from None
-    kind = "eusb" if selection.kind == "eusb" or selection.key == "eusb" else "usb"
+    kind = "eusb" if selection.kind == "eusb" or selection.key.partition(",")[0] == "eusb" else "usb"
     transport = devices.transport_on(replay, kind, settings, "" if selection.kind == "virtual" else selection.key)
     return Stick(transport, settings, f"replay of {transport.description} from {key}")
 

@@ -57,6 +57,7 @@ class Settings:
     check_end_ms: float = 0.0  # FT60x: after a result, wait so long for bytes that must not follow; 0 = do not
     compare_twice: bool = False  # evaluate every frame twice and require equal results
     ten_bit_layout: str = ""  # ten-bit results on the wire: "" = unknown, refuse; "halves" or "pairs" of 5-bit maps
+    behaviours: str = ""  # of the chip where it is otherwise than assumed: `gti.chip.emulator.behaviours`, as text
 
     def __post_init__(self) -> None:
         for name in ("write_chunk", "read_chunk"):

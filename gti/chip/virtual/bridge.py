@@ -1,12 +1,14 @@
 """The FT600 / FT601 bridge in software, as a device of `virtual.VirtualBackend`.
 
 It knows what docs/usb_protocol.md section 8 says: session commands on EP 0x01, words into 0x02, results out of 0x82 as
-far as reads were announced, a FIFO of 4 KiB between chip and host, the 152-byte configuration, GPIO requests.
+far as reads were announced, a FIFO of 4 KiB between chip and host, the 152-byte configuration, GPIO requests. What it
+asks of the driver beyond that (GPIO levels, a pause, announced or small writes) is among the chip's behaviours.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 
 from gti.chip.usb import usb_bus
 from gti.chip.usb.ft60x import (
@@ -20,6 +22,7 @@ from gti.chip.usb.ft60x import (
     EP_SESSION,
     FIFO_MODE_BYTE,
     GPIO_ENABLE,
+    GPIO_MASK,
     GPIO_REQUEST,
     GPIO_WRITE,
     REQUEST_CONFIGURATION,
@@ -58,6 +61,8 @@ class VirtualFt60x:
         self.gpio_level = 0
         self._fifo = bytearray()
         self._announced = 0
+        self._write_announced = 0
+        self._opened_at: float | None = None
 
     def phase(self, endpoint: int) -> str:
         """EP 0x01 is "session", 0x02 "write", 0x82 "read"."""
@@ -88,6 +93,7 @@ class VirtualFt60x:
             return True
         if request != GPIO_REQUEST:
             return False
+        self._note_opening()
         mask, level = index & 0xFF, index >> 8
         if value == GPIO_ENABLE:
             self.gpio_direction = self.gpio_direction & ~mask | level & mask
@@ -99,9 +105,10 @@ class VirtualFt60x:
 
     def bulk_out(self, endpoint: int, data: bytes) -> bool:
         """Obey session commands; pass words to the chip."""
+        self._note_opening()
         if endpoint == EP_OUT:
             self._prefetch()
-            self.chip.feed(data)
+            self.chip.feed(self._heard(data))
             return True
         if len(data) != SESSION.size:
             return True  # a broken command changes nothing
@@ -113,9 +120,31 @@ class VirtualFt60x:
             self._announced = 0
         elif command == COMMAND_TRANSFER and pipe == EP_IN:
             self._announced += length
+        elif command == COMMAND_TRANSFER and pipe == EP_OUT:
+            self._write_announced += length
         elif command == _STREAM_COMMAND and pipe == EP_IN:
             self._announced = 1 << 62
         return True
+
+    def _note_opening(self) -> None:
+        if self._opened_at is None:
+            self._opened_at = time.monotonic()
+
+    def _heard(self, data: bytes) -> bytes:
+        """Return what of a write reaches the chip."""
+        behaviours = self.chip.behaviours
+        driven = self.gpio_direction & GPIO_MASK
+        if behaviours["gpio"] == "high" and driven & self.gpio_level != GPIO_MASK:
+            return b""
+        if behaviours["gpio"] == "untouched" and driven:
+            return b""
+        if behaviours["write_command"] == "needed":
+            announced, self._write_announced = self._write_announced, 0
+            data = data[:announced]
+        assert self._opened_at is not None
+        if time.monotonic() - self._opened_at < behaviours.value("settle") / 1000.0:
+            return b""
+        return data[: behaviours.value("chunks")]
 
     def _prefetch(self) -> None:
         # The chip's side fills the FIFO by itself, so a reset of the chip cannot call these bytes back.
@@ -140,12 +169,14 @@ class VirtualFt60x:
     def closed(self) -> None:
         """The host let go: the chip and the FIFO keep what they hold, half a word is lost."""
         self.chip.end_of_stream()
+        self._opened_at = None
 
     def power_cycle(self) -> None:
         """Forget everything."""
         self.chip.power_cycle()
         self._fifo.clear()
-        self._announced = 0
+        self._announced = self._write_announced = 0
+        self._opened_at = None
         self.gpio_direction = self.gpio_level = 0
 
     def disturb(self, fault: Fault) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gti.chip.emulator.behaviours import ASSUMED, Behaviours
 from gti.chip.virtual.faults import Fault
 from gti.chip.wire import protocol
 from gti.errors import DeviceError, GtiError
@@ -41,7 +42,9 @@ class VirtualChip:
         engine: str = "auto",
         ten_bit_layout: str = "halves",
         upsample_modes: tuple[str, ...] = (),
+        behaviours: Behaviours = ASSUMED,
     ) -> None:
+        self.behaviours = behaviours
         self._framing = framing
         self._chip_time_ms = chip_time_ms
         self._engine = engine
@@ -133,6 +136,8 @@ class VirtualChip:
                 self._queue.clear()
                 self._pending = None
             elif isinstance(event, protocol.Coefficients):
+                if len(event.data) < self.behaviours.value("load_length"):
+                    continue
                 self._coefficients = event.data
                 self._digest = hashlib.sha256(event.data).digest()
             elif isinstance(event, protocol.Image):
@@ -161,6 +166,8 @@ class VirtualChip:
         self._last = data[:1024] or self._last
         words = protocol.word_stream(data, self._framing.word_bytes)
         self._queue += self._disturbed(words)
+        if self.behaviours["end_of_result"] == "padded" and self._queue:
+            self._queue += bytes(self.behaviours.value("end_of_result"))
         if self._extra and self._queue:
             self._queue += self.stale_words(self._extra)
             self._extra = 0
@@ -178,8 +185,11 @@ class VirtualChip:
         if key not in self._networks:
             if len(self._networks) > 3:
                 self._networks.clear()
-            dat = decode_registers(header, self._coefficients)
-            self._networks[key] = SoftwareNetwork(dat, self._engine, self._ten_bit_layout, self._upsample_modes)
+            behaviours = self.behaviours.of_the_chip
+            dat = decode_registers(header, self._coefficients, behaviours)
+            self._networks[key] = SoftwareNetwork(
+                dat, self._engine, self._ten_bit_layout, self._upsample_modes, behaviours=behaviours
+            )
         return self._networks[key]
 
 

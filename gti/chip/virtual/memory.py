@@ -7,10 +7,12 @@ wants them as a converter writes them.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 
 from gti.chip import spec
+from gti.chip.emulator.behaviours import ASSUMED, Behaviours
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.formats import dat as dat_file
 from gti.chip.formats import upsampling
@@ -20,13 +22,34 @@ from gti.chip.wire import protocol
 from gti.chip.wire.ten_bit import split_codes
 from gti.errors import DatError, ImageError
 
+_D_WORDS = 3  # major layers that have a word D
 
-def decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.Dat:
+
+def decode_registers(header: protocol.Header, coefficients: bytes, behaviours: Behaviours = ASSUMED) -> dat_file.Dat:
     """Return the network that `header`, registers as sent, and `coefficients`, bytes from 92 on, stand for.
 
-    SINGLE hides the pooling of the last layer, and then five bits pooled look like ten bits unpooled; where the header
-    leaves it open, the filters tell. Raises DatError where the decoder of files does.
+    A chip of other `behaviours` may forget rows, and understand layers that no converter writes usably.
+    Raises DatError where the decoder of files does.
     """
+    if behaviours.value("filter_memory"):
+        kept = behaviours.value("filter_memory") * spec.ROW_BYTES
+        coefficients = coefficients[:kept].ljust(len(coefficients), b"\0")
+    depthwise = [bool(bits.D_DEPTH.of(header.words[bits.LATE + i])) for i in range(len(header.layers[:_D_WORDS]))]
+    if behaviours["depthwise"] == "refused" or not any(depthwise):
+        return _decode_registers(header, coefficients)
+    words = list(header.words)
+    for i in range(len(depthwise)):
+        words[bits.LATE + i] &= ~bits.D_DEPTH.mask
+    dat = _decode_registers(protocol.Header.from_words(words), coefficients)
+    layers = list(dat.network.layers)
+    for i in (i for i, one in enumerate(depthwise) if one):
+        layers[i] = replace(layers[i], extra={"depth_enable": True})
+    return replace(dat, network=replace(dat.network, layers=tuple(layers)))
+
+
+def _decode_registers(header: protocol.Header, coefficients: bytes) -> dat_file.Dat:
+    # SINGLE hides the pooling of the last layer, and then five bits pooled look like ten bits unpooled; where the
+    # header leaves it open, the filters tell.
     last = header.layers[-1]
     poolings = (True,) if last.pooling else (False, True)
     fits = {ten: [pooled for pooled in poolings if header.last_reads_as(bool(ten), pooled)] for ten in (0, 1)}
@@ -70,10 +93,19 @@ class SoftwareNetwork:
     """A decoded network with its emulator."""
 
     def __init__(
-        self, dat: dat_file.Dat, engine: str, ten_bit_layout: str, upsample_modes: tuple[str, ...] = ()
+        self,
+        dat: dat_file.Dat,
+        engine: str,
+        ten_bit_layout: str,
+        upsample_modes: tuple[str, ...] = (),
+        *,
+        behaviours: Behaviours = ASSUMED,
     ) -> None:
-        self._emulator = Emulator(upsampling.applied(dat.network, upsample_modes), dat.weights, engine=engine)
-        self._ten_bit_layout = ten_bit_layout
+        network = upsampling.applied(dat.network, upsample_modes)
+        self._emulator = Emulator(network, dat.weights, engine=engine, behaviours=behaviours)
+        self._behaviours = behaviours
+        other = behaviours["ten_bit"] != ASSUMED["ten_bit"]
+        self._ten_bit_layout = behaviours.value("ten_bit") if other else ten_bit_layout
         self._numbers = {(conv.major - 1, conv.sub - 1): conv.index for conv in dat.network.convolutions}
 
     def result(self, image: protocol.Image) -> bytes:
@@ -84,11 +116,12 @@ class SoftwareNetwork:
             raise ImageError("image", "has too few planes", expected=channels, received=image.channels)
         # Zeros behind a small image can pass for planes: the network knows how many there are.
         pixels = np.ascontiguousarray(image.planes()[:channels].transpose(1, 2, 0))[None]
-        return read_out.pack([self._on_wire(codes, read_out) for codes in self._maps(pixels, read_out)])
+        return read_out.pack([self._on_wire(codes, read_out) for codes in self._maps(pixels, read_out, image.header)])
 
-    def _maps(self, pixels: np.ndarray, read_out: protocol.ReadOut) -> list[np.ndarray]:
+    def _maps(self, pixels: np.ndarray, read_out: protocol.ReadOut, header: protocol.Header) -> list[np.ndarray]:
         if all(maps.pooled for maps in read_out.sets):
             return [self._emulator.output(pixels)[0]] * len(read_out.sets)
+        question = _question(header)
         wanted = []
         for maps in read_out.sets:
             if (maps.major, maps.sublayer) not in self._numbers:
@@ -97,13 +130,23 @@ class SoftwareNetwork:
         computed = {}
         for conv, codes in self._emulator.sublayers(pixels):
             if conv.index in wanted:
-                computed[conv.index] = codes[0]
+                computed[conv.index] = self._emulator.as_delivered(conv, codes[0], question)
         return [computed[index] for index in wanted]
 
     def _on_wire(self, codes: np.ndarray, read_out: protocol.ReadOut) -> np.ndarray:
         if codes.dtype == np.uint16:
             codes = split_codes(codes, self._ten_bit_layout)
-        return np.ascontiguousarray(codes << read_out.shift)
+        values = codes << read_out.shift
+        if read_out.shift and self._behaviours["fc_low_bits"] == "data":
+            values |= codes >> 2  # the code's own high bits: some data
+        return np.ascontiguousarray(values)
+
+
+def _question(header: protocol.Header) -> str | None:
+    """Return the question about the maps of pooled layers that the registers concern, None for the output alone."""
+    if bits.LAST_LAYER_OUT.of(header.reg0):
+        return "sublast_maps"
+    return "learn_maps" if any(layer.learning for layer in header.layers) else None
 
 
 class ExpectedResults:
@@ -116,8 +159,11 @@ class ExpectedResults:
         name: str,
         ten_bit_layout: str,
         upsample_modes: tuple[str, ...] = (),
+        *,
+        behaviours: Behaviours = ASSUMED,
     ) -> None:
         self._dat = dat
+        self._behaviours = behaviours
         self._header = header
         self._name = name
         self._ten_bit_layout = ten_bit_layout
@@ -128,7 +174,9 @@ class ExpectedResults:
         """Return the chip bytes that answer planes, uint8 [C,H,W], in `mode`; GtiError where nobody can tell."""
         header = protocol.Header.from_registers(*protocol.registers(self._header, mode), self._name)
         if self._network is None:
-            dat = decode_registers(self._header, self._dat[spec.HEADER_BYTES :])
-            self._network = SoftwareNetwork(dat, "auto", self._ten_bit_layout, self._upsample_modes)
+            dat = decode_registers(self._header, self._dat[spec.HEADER_BYTES :], self._behaviours)
+            self._network = SoftwareNetwork(
+                dat, "auto", self._ten_bit_layout, self._upsample_modes, behaviours=self._behaviours
+            )
         channels, size, _ = planes.shape
         return self._network.result(protocol.Image(header, size, channels, protocol.image_tiles(planes)))

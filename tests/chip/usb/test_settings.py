@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from sticks import dat_bytes, images, lively_weights, open_model, stick, tiny_network
 
+from gti.chip.emulator.behaviours import parse
 from gti.chip.emulator.emulator import Emulator
+from gti.chip.formats import dat
+from gti.chip.network import file_size
 from gti.chip.usb import eusb, eusb_disks, eusb_sticks, ft60x, scsi_sg, transport, usb_bus
 from gti.chip.usb.checks import ResultChecks
 from gti.chip.usb.eusb_disks import SgNode
@@ -348,6 +351,25 @@ def ten_bit(settings: Settings, place: Place) -> str:
         return "right" if np.array_equal(model.layer_outputs(image, "fc")[0], codes) else "otherwise"
 
 
+def twin(settings: Settings, place: Place) -> bool:
+    """Whether a dead result passes for what the emulator computes: a chip that ends at 30 where ours ends at 31."""
+    network = tiny_network()
+    bright = [replace(one, biases=np.full(16, 20_000, np.int32)) for one in lively_weights(network, 1)]
+    path = place.folder / "bright.dat"
+    path.write_bytes(dat.encode(network, bright, length=92 + 192 * file_size.row_count(network)))
+    chip = {"behaviours": parse("saturation=below_top")}
+    with open_model(path, settings=settings.changed(retries=0), chip=chip)[1] as model:
+        link = model._opened()
+        frame = link.encode(np.full((1, 14, 14), 255, np.uint8), model.mode)
+        try:
+            link.start(frame)
+            # FC tiles have unused bytes of zero behind the values.
+            link._check(frame, bytes([30 << 3]) * len(link.finish()))
+        except DeviceError:
+            return False
+        return True
+
+
 Observation = Callable[[Settings, Place], Any]
 GPIO_ON = (3, 3)
 
@@ -387,6 +409,7 @@ OBSERVED: dict[str, list[tuple[Observation, dict[Any, Any]]]] = {
     "check_low_bits": [(low_bits, {True: [1, 1, 1], False: [0, 0, 0]})],
     "check_end_ms": [(end_of_result, {0.0: 0, 1.0: 1})],
     "compare_twice": [(compared, {True: (1, True), False: (0, False)})],
+    "behaviours": [(twin, {"": False, "saturation=below_top": True})],
     "ten_bit_layout": [(ten_bit, {"": "refused", "halves": "right", "pairs": "otherwise"})],
 }  # fmt: skip
 CASES = [
