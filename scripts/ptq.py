@@ -9,6 +9,7 @@ Writes a fused checkpoint, which convert_to_chip.py turns into exactly the integ
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,6 +19,12 @@ from gti.ptq import pictures
 
 
 def main() -> None:
+    with ExitStack() as held:
+        quantize(held)
+
+
+def quantize(held: ExitStack) -> None:
+    """Do all of it; what holds the checkpoint folder is put into `held`."""
     args = param_parser.parse(param_parser.ptq_parser())
     from gti import files, looks, stage
     from gti.stage import MSE, Stage
@@ -27,6 +34,9 @@ def main() -> None:
     stage.check_ptq(found_stage, prefix)
     pictures.look(args.images)
     looks.outputs(args, args.checkpoint_dir)
+    from gti.training import ownership
+
+    held.enter_context(ownership.owned(args.checkpoint_dir))
 
     from gti.quiet import import_tensorflow
 

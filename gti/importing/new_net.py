@@ -63,11 +63,16 @@ def bring(model_file: str, wanted: Wanted) -> Iterator[str]:
     Raises FormatError for a damaged file, NetworkError with all the reasons why the chip cannot run it, UsageError and
     CheckpointError for weights of another net and outputs that cannot be written.
     """
-    from gti.training import checkpoint
+    from gti.training import checkpoint, ownership
 
     prefix = Path(wanted.checkpoint_dir) / checkpoint.file_name(wanted.net, Stage.FLOAT, 0)
     checkpoint.refuse_existing(prefix)
     files.make_writable_folder(wanted.checkpoint_dir)
+    with ownership.owned(wanted.checkpoint_dir):
+        yield from _bring(model_file, wanted, prefix)
+
+
+def _bring(model_file: str, wanted: Wanted, prefix: Path) -> Iterator[str]:
     known = is_known(wanted)
     model = _architecture(model_file, wanted, known)
     if model is None:

@@ -1,4 +1,4 @@
-"""Who trains in a checkpoint folder: one process at a time, which a file in the folder names.
+"""Who writes to a checkpoint folder: one process at a time, which a file in the folder names.
 
 The system releases the lock when its holder dies, however that happens, so what a killed run left is taken over. A
 copy of the file in a copied folder locks nothing. Where the file system knows no locks, pid and start time of the
@@ -125,6 +125,6 @@ def _in_use(folder: Path, holder: dict[str, Any]) -> CheckpointError:
         who += f" on {holder['host']}"
     return CheckpointError(
         str(folder),
-        f"is in use by another training ({who}, since {holder.get('since', 'an unknown time')})",
+        f"is in use by another run ({who}, since {holder.get('since', 'an unknown time')})",
         fix="wait for it or end it, or pass another --checkpoint_dir",
     )

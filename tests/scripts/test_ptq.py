@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from places import ROOT
 
 from gti import converter
 from gti.stage import MSE, Stage
-from gti.training import checkpoint, restore
+from gti.training import checkpoint, ownership, restore
 from gti.training.checkpoint import Metadata
 
 NETWORK = small_nets.small_network((14, 3, 16, 1, 3, False), (14, 16, 32, 1, 1, True))
@@ -92,3 +93,25 @@ def test_mistakes_are_one_sentence(folder, flags, word):
     assert word in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ptq.py", "--checkpoint", "float", "--images", "photos"),
+        ("import_model.py", "digits.h5", "--input", "rgb"),
+    ],
+)
+def test_a_folder_that_another_run_writes_to_is_refused(folder, words):
+    with ownership.owned(folder / "held"):
+        common = ("--net", "digits", "--chip", "2801", "--nets_dir", "nets", "--checkpoint_dir", "held")
+        done = subprocess.run(
+            [sys.executable, ROOT / "scripts" / words[0], *words[1:], *common],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert f"pid {os.getpid()}" in done.stderr
+        assert [path.name for path in (folder / "held").iterdir()] == [ownership.FILE]
