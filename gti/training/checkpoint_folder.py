@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ from gti.training.checkpoint import (
     SAVING,
     bundle,
     damage,
+    digest,
     file_name,
     flush,
     index_path,
@@ -114,8 +116,9 @@ def _given(path: str | os.PathLike[str], net: str) -> Path:
 def latest(folder: str | os.PathLike[str], *, net: str, stages: Collection[Stage] = tuple(Stage)) -> str | None:
     """Return the prefix of the newest sound checkpoint of net and stages in `folder`, or None.
 
-    The state file decides what is newest, then stage and epoch; times of files never do, as copies change them. Damaged
-    ones that would have come first are logged as warnings.
+    The state file decides what is newest, then stage and epoch; but one that grew out of another, as digest of the
+    parent and epoch tell, is newer than that one, also where a copy has an older state file. Times of files never
+    decide, as copies change them. Damaged ones that would have come first are logged as warnings.
     """
     unsound: dict[str, str] = {}
     prefix = _newest(Path(folder), net, stages, unsound)
@@ -254,7 +257,7 @@ def _none_fits(folder: Path, net: str, stages: Collection[Stage]) -> CheckpointE
 
 def _newest(base: Path, net: str, stages: Collection[Stage], unsound: dict[str, str]) -> str | None:
     # The newest sound one; those before it go to `unsound`, with what is wrong with them.
-    for name in _candidates(base, net, stages):
+    for name in _descendants_first(base, _candidates(base, net, stages)):
         if name not in unsound:
             reason = damage(base / name)
             if not reason:
@@ -269,6 +272,29 @@ def _candidates(base: Path, net: str, stages: Collection[Stage]) -> list[str]:
     pattern = re.compile(rf"{re.escape(names.checkpoint_stem(net))}({suffixes})-epoch-\d{{1,9}}")
     in_order = dict.fromkeys([*reversed(_read_state(base)), *reversed(_candidates_by_name(base))])
     return [name for name in in_order if pattern.fullmatch(name) and index_path(base / name).is_file()]
+
+
+def _descendants_first(base: Path, names: Sequence[str]) -> list[str]:
+    # `names`, the newest first, but none in front of one that grew out of it.
+    parents, digests = {}, {}
+    for name in names if len(names) > 1 else ():
+        with contextlib.suppress(CheckpointError, FormatError):
+            metadata = read_metadata(base / name)
+            parents[name], digests[name] = metadata.parent if metadata else "", digest(base / name)
+
+    def grew(name: str, origin: str) -> bool:
+        stage = _rank(name) - _rank(origin)
+        if not stage:  # a run that began the stage anew would have moved the later epochs away
+            return parents[name] == parents[origin] and _epoch(name) > _epoch(origin)
+        return stage > 0 and parents[name] == digests[origin]
+
+    left, result = list(names), []
+    while left:
+        known = [name for name in left if name in parents]
+        newest = next(one for one in left if one not in parents or not any(grew(name, one) for name in known))
+        left.remove(newest)
+        result.append(newest)
+    return result
 
 
 def _candidates_by_name(base: Path) -> list[str]:

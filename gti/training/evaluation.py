@@ -68,7 +68,7 @@ class Counter:
 
             if strategy.num_replicas_in_sync == 1:
                 return sums()
-            # Of a last small batch some replicas get nothing; of no images a convolution gives a map of the wrong channels.
+            # Of a last small batch some replicas get nothing, of which a convolution gives a map of wrong channels.
             return tf.cond(tf.shape(labels)[0] > 0, sums, lambda: tf.zeros(4))
 
         def step(iterator: Any) -> tf.Tensor:

@@ -445,6 +445,38 @@ def test_times_of_files_decide_nothing(tmp_path, backwards):
         assert chosen(home) == "tiny-2801-epoch-2"
 
 
+@pytest.mark.parametrize("state", ["", 'model_checkpoint_path: "tiny-2801-epoch-1"\n'], ids=["none", "an older one"])
+def test_what_grew_out_of_another_is_newer(tmp_path, state):
+    # As `rsync --update` leaves it where the clock went back: newer checkpoints beside a state file of before.
+    digests = {}
+    steps = (
+        ("", Stage.FLOAT, 1),
+        ("", Stage.FLOAT, 2),
+        (Stage.FLOAT, Stage.QUANT_W, 0),
+        (Stage.FLOAT, Stage.QUANT_W, 1),
+    )
+    for origin, stage, epoch in steps:
+        prefix = tmp_path / checkpoint.file_name("tiny", stage, epoch)
+        metadata = replace(META, stage=stage, epoch=epoch, parent=digests.get(origin, ""))
+        checkpoint.save(prefix, some_arrays(epoch), metadata)
+        digests[stage] = checkpoint.digest(prefix)
+    (tmp_path / "checkpoint").write_text(state)
+    assert chosen(tmp_path) == "tiny-2801-qw-epoch-1"
+    assert Path(find(tmp_path, Stage.FLOAT)).name == "tiny-2801-epoch-2"
+
+
+def test_the_parent_decides_between_stages(tmp_path):
+    first = write(tmp_path, 1)
+    child = tmp_path / checkpoint.file_name("tiny", Stage.QUANT_W, 1)
+    metadata = replace(META, stage=Stage.QUANT_W, parent=checkpoint.digest(first))
+    checkpoint.save(child, some_arrays(5), metadata)
+    for prefix in (child, first):
+        checkpoint_folder.publish(prefix, keep=5)
+    assert chosen(tmp_path) == child.name  # though the state file has the parent last
+    checkpoint_folder.publish(write(tmp_path, 2, seed=2), keep=5)
+    assert chosen(tmp_path) == "tiny-2801-epoch-2"  # trained on after the child was: the state file tells
+
+
 def test_without_a_state_file_stage_and_epoch_decide(tmp_path):
     for epoch, stage in ((12, Stage.FLOAT), (3, Stage.QUANT_W), (9, Stage.FLOAT)):
         write(tmp_path, epoch, stage)
