@@ -31,7 +31,6 @@ def forward(
     """
     fill = network.layers[convolution.major - 1].upsample_mode if convolution.upsampled else None
 
-    @tf.function(reduce_retracing=True)
     def compute(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         sums = tf.nn.bias_add(tf.nn.conv2d(upsampled(x, fill), filters, strides=1, padding="SAME"), biases)
         result = tf.nn.relu(sums)
