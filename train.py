@@ -133,6 +133,7 @@ def train(held: ExitStack) -> None:
         nesterov=args.nesterov,
         weight_decay=args.weight_decay,
         label_smoothing=args.label_smoothing,
+        compute_dtype=args.compute_dtype,
         ema=args.ema,
         seed=args.seed,
         keep=args.keep,

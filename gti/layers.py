@@ -110,6 +110,7 @@ class ChipConv2D(keras.layers.Layer):
         self.upsample = upsample
         self.input_scale = input_scale
         self.held_weights: tuple[tf.Variable, tf.Variable] | None = None  # see `WeightsHeld`
+        self.training_dtype = tf.float32  # of the products of the convolution while training
         self.batch_normalization = (
             keras.layers.BatchNormalization(
                 momentum=BATCH_NORM_MOMENTUM, epsilon=spec.BATCH_NORM_EPSILON, name="batch_normalization"
@@ -147,7 +148,10 @@ class ChipConv2D(keras.layers.Layer):
     def call(self, inputs: Any, training: bool | None = None) -> Any:
         x = upsampled(inputs, self.upsample)
         filters, biases = self.effective_weights()
-        x = tf.nn.bias_add(tf.nn.conv2d(x, filters, strides=1, padding="SAME"), biases)
+        if training and self.training_dtype != tf.float32:
+            x, filters = tf.cast(x, self.training_dtype), tf.cast(filters, self.training_dtype)
+        x = tf.cast(tf.nn.conv2d(x, filters, strides=1, padding="SAME"), tf.float32)
+        x = tf.nn.bias_add(x, biases)
         if self.batch_normalization is not None:
             x = self.batch_normalization(x, training=training)
         if not self.quantize_act:

@@ -83,6 +83,12 @@ def train_parser() -> Parser:
         metavar="DECAY",
         help="evaluate and keep an average of the weights, 0.99 to 0.9999; 0: none",
     )
+    group.add_argument(
+        "--compute_dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the chip's convolutions in training steps; bfloat16 is faster where the processor has it",
+    )
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
     group.add_argument("--log_dir", type=path, metavar="DIR", help="folder for TensorBoard scalars and histograms")

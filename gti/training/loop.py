@@ -75,6 +75,8 @@ class Trainer:
             self.optimizer = make_optimizer(settings, steps, done)
             self.optimizer.build(model.trainable_variables)
         self.average = Average(self.variables, settings.ema, self.strategy) if settings.ema else None
+        for layer in chip_layers(model):
+            layer.training_dtype = tf.as_dtype(settings.compute_dtype)
         self._step = tf.function(self._train_step, reduce_retracing=True, autograph=False)
         self._held = WeightsHeld(chip_layers(model))
         self._counter = Counter(lambda images: model(images, training=False), self.strategy)

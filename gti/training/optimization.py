@@ -24,6 +24,7 @@ class Settings:
     nesterov: bool = False
     weight_decay: float = 1e-4  # L2: adds weight_decay / 2 * sum(w**2) to the loss that is minimised
     label_smoothing: float = 0.0  # share of the target that all classes have in common
+    compute_dtype: str = "float32"  # or "bfloat16": of the chip's convolutions in training steps
     ema: float = 0.0  # decay of the average of the weights; 0: none
     seed: int = 0
     keep: int = 5  # last checkpoints of the stage

@@ -163,7 +163,7 @@ def test_every_net_builds_in_every_stage(net: str) -> None:
             assert (f"{scope}/relu_cap" in names) == ("quant_act" in stage)
             assert (f"{scope}/batch_normalization/gamma" in names) == (batch_norm and "fuse" not in stage)
     assert (height, width) == (7, 7)
-    assert {"digits", "cifar", "vgg16", "vgg_bn", "tenbit"} <= set(nets.own_nets())
+    assert {"digits", "cifar", "cifar10", "vgg16", "vgg_bn", "tenbit"} <= set(nets.own_nets())
 
 
 @pytest.mark.usefixtures("light_host")

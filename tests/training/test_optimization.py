@@ -132,3 +132,25 @@ def test_smoothing_changes_what_is_minimised_and_not_what_is_printed(make_traine
         results.append((trainer.train_epoch(data, seed=0), trainer.arrays()["digits/fc/weights"]))
     assert results[0][0] == results[1][0]
     assert np.any(results[0][1] != results[1][1])
+
+
+def test_bfloat16_rounds_convolutions_of_training_steps_alone(make_trainer):
+    plain, rounded = make_trainer(FAST), make_trainer(replace(FAST, compute_dtype="bfloat16"))
+    images, _ = examples(5)
+    images += np.float32(0.01)  # codes alone would be exact
+    expected = plain.model(images, training=True).numpy()
+    for training in (False, None):
+        np.testing.assert_array_equal(rounded.model(images, training=training), plain.model(images, training=training))
+    # Independent: values rounded to 8 bits of mantissa, half to even, products added up in float64.
+    layer = rounded.model.get_layer("conv1_1")
+    whole = tf.nn.conv2d(of_bfloat16(images), of_bfloat16(layer.filters.numpy()), 1, "SAME").numpy()
+    found = layer(tf.constant(images), training=True).numpy()
+    np.testing.assert_allclose(found, np.maximum(of_bfloat16(whole), 0), rtol=2**-7, atol=1e-3)
+    logits = rounded.model(images, training=True).numpy()
+    assert np.any(logits != expected)
+    np.testing.assert_allclose(logits, expected, atol=0.02 * np.abs(expected).max())
+
+
+def of_bfloat16(values: np.ndarray) -> np.ndarray:
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent)

@@ -29,7 +29,7 @@ def zero_weights(network: Network) -> list[ConvolutionWeights]:
     ]
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar", "tenbit", "vgg16", "vgg_bn"])
+@pytest.mark.parametrize("name", ["digits", "cifar", "cifar10", "tenbit", "vgg16", "vgg_bn"])
 def test_lengths_are_those_of_the_real_file_and_streams(name):
     network = net(name)
     cost = budget.budget(network)
