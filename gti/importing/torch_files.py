@@ -6,13 +6,14 @@ tell it: what lies between two numbers are the layers without arrays.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -110,9 +111,39 @@ _Plain: Any = pickle._Unpickler  # type: ignore[attr-defined]
 class _Unpickler(_Plain):  # type: ignore[misc]
     """Builds state dictionaries of tensors' descriptions and calls nothing else."""
 
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Plain.dispatch)
+
     def __init__(self, file: Any, name: str) -> None:
         super().__init__(file, encoding="utf-8")
         self._name = name
+
+    # Python hashes a tuple of tuples by recursion that nothing stops: a deep one ends the process, and one of shared
+    # parts takes for ever. So names and numbers alone are keys, and what hashes besides dictionaries is not built.
+
+    def load_setitem(self) -> None:
+        _check_keys(self.stack[-2:])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        _check_keys(self.stack)
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        _check_keys(self.stack)
+        super().load_dict()
+
+    def load_set(self) -> None:
+        raise ValueError("it has a set")
+
+    for _code, _load in (
+        (pickle.SETITEM, load_setitem),
+        (pickle.SETITEMS, load_setitems),
+        (pickle.DICT, load_dict),
+        (pickle.EMPTY_SET, load_set),
+        (pickle.FROZENSET, load_set),
+    ):
+        dispatch[_code[0]] = _load
+    del _code, _load
 
     def find_class(self, module: str, name: str) -> Any:
         # Made anew for every file: a pickle can set attributes of what it is given.
@@ -136,6 +167,12 @@ class _Unpickler(_Plain):  # type: ignore[misc]
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], str):
             raise ValueError("no storage")
         return (pid[1], pid[2], pid[4])
+
+
+def _check_keys(keys_and_values: Sequence[Any]) -> None:
+    for key in keys_and_values[::2]:
+        if not (type(key) is str or key is None or (type(key) in (int, float, bool) and abs(key) < 2**63)):
+            raise ValueError("a dictionary's key is neither name nor number")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
@@ -171,8 +208,7 @@ def _pth(name: str) -> Weights:
                 name, "holds too much besides arrays", expected=MAX_PICKLE_BYTES, received=member.file_size
             )
         folder = member.filename.removesuffix("data.pkl")
-        with archive.open(member) as file:
-            state = _Unpickler(file, name).load()
+        state = _Unpickler(io.BytesIO(archive.read(member)), name).load()
     except FormatError:
         raise
     except StopIteration:

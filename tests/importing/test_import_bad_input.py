@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import struct
 import subprocess
@@ -266,6 +267,43 @@ def test_a_tensor_is_not_changed_after_it_was_checked(tmp_path):
     (tmp_path / "x.pth").write_bytes(pickled({"a": Changed(tensor, {"strides": (2**33,)})}))
     with pytest.raises(FormatError, match=r"no \.pth"):
         torch_files.read(tmp_path / "x.pth")
+
+
+DEEP = b")" + b"\x85" * 10**6  # a million tuples, each in the next
+READ_ALL = """
+import sys
+from gti.errors import FormatError
+from gti.importing import torch_files
+for name in sys.argv[1:]:
+    try:
+        torch_files.read(name)
+    except FormatError as error:
+        print(error)
+"""
+
+
+def test_nothing_deep_is_hashed(tmp_path):
+    """Python hashes nested tuples by recursion that ends the process: its own process, for where the guard is gone."""
+    pickles = {
+        "plain": DEEP,
+        "setitem": b"}" + DEEP + b"K\x01s",
+        "setitems": b"}(" + DEEP + b"K\x01u",
+        "dict": b"(" + DEEP + b"K\x01d",
+        "set": b"\x8f(" + DEEP + b"\x90",
+        "frozenset": b"(" + DEEP + b"\x91",
+        "shared": b"})" + b"2\x86" * 60 + b"K\x01s",  # 2**60 parts
+        "number": b"}\x8b" + struct.pack("<I", 5000) + b"\x01" * 5000 + b"K\x01s",  # more digits than are printed
+    }
+    for name, body in pickles.items():
+        (tmp_path / f"{name}.pth").write_bytes(zipped(b"\x80\x02" + body + b"."))
+    words = [sys.executable, "-c", READ_ALL, *(f"{name}.pth" for name in pickles)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.partition(".pth: ")[0] for line in lines] == list(pickles)
+    words = ["state dictionary", *["key"] * 3, *["set"] * 2, *["key"] * 2]
+    assert all(word in line for word, line in zip(words, lines, strict=True)), lines
 
 
 @pytest.mark.parametrize("kind", ["nothing", "O", "V4", "c8"])
