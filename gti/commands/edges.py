@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING
 from gti import files
 from gti.commands import flags, frames, pictures
 from gti.commands.pictures import Picture
-from gti.errors import FormatError, ImageError, UsageError
+from gti.errors import FormatError, ImageError, UsageError, reason
+
+# Pillow's name of the format by the suffix of --out; what has no suffix, a device for example, gets a PNG.
+FORMATS = {
+    **{"": "PNG", ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".gif": "GIF"},
+    **{".pgm": "PPM", ".ppm": "PPM", ".tif": "TIFF", ".tiff": "TIFF", ".webp": "WEBP"},
+}
+QUALITY = 95  # of JPEG and WEBP: thin lines suffer first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +41,11 @@ def parser() -> flags.Parser:
     result = flags.Parser("edges", __doc__)
     result.add_argument("model", help=".MODEL of scripts/make_edges.py")
     result.add_argument("images", nargs="*", metavar="IMAGE", help=pictures.HELP)
-    result.add_argument("--out", metavar="FILE", help="the picture to write; for several photographs, a folder")
+    result.add_argument(
+        "--out",
+        metavar="FILE",
+        help="the picture to write, in the format of its suffix; for several photographs, a folder",
+    )
     result.add_argument("--size", type=int, metavar="N", help="write N x N pixels (default: the photograph's own size)")
     result.add_argument("--invert", action="store_true", help="dark edges on white")
     result.add_argument(
@@ -48,11 +59,14 @@ def parser() -> flags.Parser:
 def outputs(images: Sequence[Picture], model: str, out: str, *, many: bool) -> list[Path]:
     """Return the picture to write for each photograph.
 
-    Raises UsageError where two would have the same name, and where one would replace `model` or a photograph.
+    Raises UsageError for a suffix of no picture, where two would have the same name, and where one would replace
+    `model` or a photograph.
     """
     read: list[str | Path] = [model, *(picture.path for picture in images)]
     if not many:
         files.check_writable(out, *read)
+        if Path(out).suffix.lower() not in FORMATS:
+            raise UsageError("--out", "is no picture", expected=", ".join(filter(None, FORMATS)), received=out)
         return [Path(out)]
     names = [f"{picture.path.stem}.png" for picture in images]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -69,11 +83,14 @@ def outputs(images: Sequence[Picture], model: str, out: str, *, many: bool) -> l
 
 
 def write_picture(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
-    """Write grey pixels [H,W] as a PNG."""
+    """Write grey pixels [H,W] in the format of the suffix. Raises UsageError where this Pillow cannot write it."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
+    try:
+        Image.fromarray(pixels).save(buffer, FORMATS[path.suffix.lower()], quality=QUALITY)
+    except (KeyError, OSError, ValueError) as problem:  # a Pillow built without the format; a picture too large for it
+        raise UsageError("--out", f"cannot be written ({reason(problem)})", received=path, fix="take .png") from None
     files.write_atomic(path, buffer.getvalue())
 
 

@@ -99,9 +99,9 @@ def _ambiguous(name: str, line: str) -> DataError:
 
 def _numbered(entries: list[tuple[int, str]], name: str) -> list[str]:
     _refuse_doubles([number for number, _ in entries], name, "the label")
-    _refuse_doubles([text for _, text in entries], name, "the class name")
     names = dict(entries)
     names.setdefault(0, BACKGROUND)
+    _refuse_doubles(list(names.values()), name, "the class name")
     gap = next((number for number in range(len(names)) if number not in names), None)
     if gap is not None:
         raise DataError(
@@ -119,7 +119,7 @@ def _refuse_doubles(values: list, name: str, what: str) -> None:
     for value in values:
         if value in seen:
             problem = f"{what} {printable(str(value), 80)} stands twice"
-            raise DataError(name, problem, fix="keep one of the lines")
+            raise DataError(name, problem, fix="keep one of the lines, or tell two classes apart: `crane (bird)`")
         seen.add(value)
 
 

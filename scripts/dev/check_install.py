@@ -103,7 +103,7 @@ def verbs(model: str) -> Iterator[Try]:
     yield Try(("features", model, "photos", "--out", "f.npz", "--similar", "2"), out="photos/red/0.png: ")
     yield Try(("edges", model, "picture.jpg", "--out", "e.png"), 2, err="holds no network for edges")
     yield Try(("doctor", "--device", "virtual"), out="codes are right")
-    yield Try(("info", model), out="major 1")
+    yield Try(("info", model), out="2 major layers")
     yield Try(("run", model, "--image", "picture.jpg", "--mode", "learn", "--out", "maps.npz"), out="map1: ")
     yield Try(("extract", model, "parts"), out="network.json")
     yield Try(("build", "parts", "again.model"), out="again.model ")

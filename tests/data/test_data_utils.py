@@ -389,6 +389,9 @@ def test_label_files(tmp_path, text, names):
         (b"a\x0cb\n", r"U\+000C"),
         (b"a\x0bb\n", r"U\+000B"),
         (b"a\0b\n", r"U\+0000"),
+        (b"1 background\n2 cat\n", "background stands twice"),  # 0 is the background
+        (b"cat\nbackground\n", "background stands twice"),
+        (b"0 background\n1 crane\n2 crane\n", "crane stands twice"),
     ],
 )
 def test_bad_label_files(tmp_path, data, part):

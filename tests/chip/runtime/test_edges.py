@@ -84,6 +84,19 @@ def test_a_picture_is_as_large_as_its_photograph(folder: Path, monkeypatch: pyte
     np.testing.assert_array_equal(small, 255 - edge_head.picture(edge_head.probabilities(logits)))
 
 
+@pytest.mark.parametrize(("suffix", "kind"), [("", "PNG"), (".JPG", "JPEG"), (".pgm", "PPM"), (".tiff", "TIFF")])
+def test_a_picture_is_of_the_kind_that_its_suffix_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kind: str
+):
+    photo = folder / "photos" / "a.png"
+    for name in (f"e{suffix}", "e.png"):
+        assert run(monkeypatch, folder / "e.model", photo, "--out", folder / name) == 0
+    found, lossless = Image.open(folder / f"e{suffix}"), Image.open(folder / "e.png")
+    assert (found.format, lossless.format) == (kind, "PNG")
+    difference = np.abs(np.asarray(found).astype(int) - np.asarray(lossless))
+    assert difference.max() <= (20 if kind == "JPEG" else 0)
+
+
 def test_a_folder_and_a_photograph_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     (folder / "photos" / "c.jpg").write_bytes(b"no picture")
     assert run(monkeypatch, folder / "e.model", folder / "photos", "--out", folder / "out") == 1
@@ -132,6 +145,7 @@ def test_the_camera_shows_edges(folder: Path, monkeypatch: pytest.MonkeyPatch):
         (["e.model", "photos/a.png", "--out", "x.png", "--size", "0"], UsageError, "--size"),
         (["e.model", "photos/a.png", "--out", "photos"], UsageError, "folder"),
         (["e.model", "photos/a.png", "--out", "none/x.png"], UsageError, "x.png"),
+        (["e.model", "photos/a.png", "--out", "x.svg"], UsageError, "svg"),
         (["e.model", "photos/a.png", "photos/a.png", "--out", "out"], UsageError, "one name"),
         (["e.model", "photos/a.png", "--out", "photos/a.png"], UsageError, "overwritten"),
         (["e.model", "photos/a.png", "--out", "e.model"], UsageError, "overwritten"),
