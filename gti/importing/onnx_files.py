@@ -1,4 +1,4 @@
-"""ONNX files -> Graph: reading the file with care, its constants, and the walk over its nodes (see `onnx_nodes`).
+"""ONNX files -> Graph: reading the file with care, its constants, and the walk over its nodes (see `onnx_walk`).
 
 A file is looked through before `onnx` unpacks it: small messages unpack to a hundred times their size. Arrays are read
 when they are wanted. Batches count as one image, which makes every Shape a constant.
@@ -16,7 +16,8 @@ from gti import files
 from gti.errors import FormatError, UsageError, sentence
 from gti.importing.graph import Graph, Layer, Weight
 from gti.importing.onnx_constants import MAX_RANK, Node, array_of
-from gti.importing.onnx_nodes import HANDLERS, Value, Walk
+from gti.importing.onnx_nodes import HANDLERS
+from gti.importing.onnx_walk import Value, Walk
 
 # protobuf's own limit.
 MAX_FILE_BYTES = 2**31 - 1

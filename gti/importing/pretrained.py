@@ -106,10 +106,6 @@ def canonical_name(name: str, net: str) -> str:
     return f"{scope[-1]}/{kind}"
 
 
-def _in_memory(array: np.ndarray) -> Weight:
-    return Weight(array.shape, lambda: array)
-
-
 def _npy_refused(path: str | os.PathLike[str]) -> FormatError:
     text = os.fspath(path)
     head = files.read_bytes(path, limit=MAX_FILE_BYTES)[: npy.MAX_HEADER_BYTES]
