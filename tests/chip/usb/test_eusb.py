@@ -6,6 +6,7 @@ import ctypes
 import gc
 import hashlib
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,16 @@ OPENING = [
 ]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _collecting_is_quick() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through again before every test
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
-def _nobody_has_the_node() -> None:
+def _nobody_has_the_node(_collecting_is_quick: None) -> None:
     gc.collect()  # tracebacks of the test before keep its channel
 
 
