@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 
+# Side by side, every process has one thread for its matrices: more only wait for each other. Set before NumPy is there.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for _library in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+        os.environ.setdefault(_library, "1")
+
 from hypothesis import settings
 
 # The same examples on every machine and run; slow shared machines are no failure.

@@ -7,6 +7,7 @@ Every import counts, wherever it stands: in functions and under TYPE_CHECKING to
 from __future__ import annotations
 
 import ast
+import functools
 from collections import defaultdict
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -98,6 +99,7 @@ def imports_of(path: Path) -> set[str]:
 SOURCES = sorted((ROOT / "gti").rglob("*.py"))
 
 
+@functools.cache
 def arrows() -> dict[tuple[str, str], list[str]]:
     """Return (room, imported room) -> the files that do it."""
     found = defaultdict(list)
@@ -110,11 +112,8 @@ def arrows() -> dict[tuple[str, str], list[str]]:
     return found
 
 
-ARROWS = arrows()
-
-
 def test_every_import_is_in_the_table():
-    wrong = {arrow: files for arrow, files in ARROWS.items() if arrow[1] not in TABLE.get(arrow[0], "").split()}
+    wrong = {arrow: files for arrow, files in arrows().items() if arrow[1] not in TABLE.get(arrow[0], "").split()}
     assert not wrong, f"imports that tests/test_rooms.py does not allow: {wrong}"
 
 
@@ -125,7 +124,7 @@ def test_every_room_has_a_row():
 
 def test_every_arrow_of_the_table_is_used():
     unused = [
-        (room, other) for room, others in TABLE.items() for other in others.split() if (room, other) not in ARROWS
+        (room, other) for room, others in TABLE.items() for other in others.split() if (room, other) not in arrows()
     ]
     assert not unused, f"arrows that nothing uses any more; take them out of the table: {unused}"
 

@@ -52,7 +52,7 @@ class LoadedModel:
         return self.header.planes
 
     @property
-    def upsampled(self) -> list[int]:
+    def upsampled(self) -> tuple[int, ...]:
         """Indices of the major layers that double their input."""
         return self.header.upsampled
 

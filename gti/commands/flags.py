@@ -90,8 +90,10 @@ def for_terminals(text: str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add --engine."""
+def add_emulator_or_stick(parser: argparse.ArgumentParser) -> None:
+    """Add --json, --device with the emulator as default, and --engine."""
+    add_json(parser)
+    add_device(parser, default=EMULATOR)
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="of the emulator (default: auto)")
 
 
@@ -110,8 +112,8 @@ def bit_mode(args: argparse.Namespace) -> int | None:
     return None if args.ten_bit == "auto" else int(args.ten_bit)
 
 
-def refuse_engine(args: argparse.Namespace) -> None:
-    """Raise UsageError for flags that suit only an emulator where a stick computes, and the other way round."""
+def options_of_stick_only(args: argparse.Namespace) -> dict[str, Any]:
+    """Return `stick_options`. Raises UsageError for a flag of the emulator where a stick computes, and the reverse."""
     if args.device == EMULATOR:
         for name in ("record", "set"):
             if getattr(args, name):
@@ -123,6 +125,7 @@ def refuse_engine(args: argparse.Namespace) -> None:
             received=f"--device {args.device}",
             fix="leave out one of the two",
         )
+    return stick_options(args)
 
 
 def read_file(path: str) -> bytes:

@@ -30,17 +30,14 @@ def parser() -> flags.Parser:
     result.add_argument("--mode", choices=MODE_NAMES, default="fc", help="which maps to read out (default: fc)")
     result.add_argument("--out", required=True, metavar="OUT.npz", help="map0, map1, ...: codes uint8 [C, H, W]")
     flags.add_ten_bit(result)
-    flags.add_json(result)
-    flags.add_device(result, default="emulator")
-    flags.add_engine(result)
+    flags.add_emulator_or_stick(result)
     return result
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Compute the maps that a read-out mode delivers."""
     args = parser().parse_args(words)
-    options = flags.stick_options(args)
-    flags.refuse_engine(args)
+    options = flags.options_of_stick_only(args)
     files.check_writable(args.out, args.file, args.image)
 
     from gti.chip.formats import npy

@@ -23,17 +23,14 @@ def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("verify", __doc__)
     result.add_argument("file", metavar="FILE", help=".MODEL")
-    flags.add_json(result)
-    flags.add_device(result, default="emulator")
-    flags.add_engine(result)
+    flags.add_emulator_or_stick(result)
     return result
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Check the known answer of every part of a file."""
     args = parser().parse_args(words)
-    options = flags.stick_options(args)
-    flags.refuse_engine(args)
+    options = flags.options_of_stick_only(args)
 
     from gti.chip.formats import model_file
     from gti.chip.formats.model_folder import is_container

@@ -58,83 +58,64 @@ def _stages(part: Mapping[str, Any]) -> Iterator[Finding]:
 
 def _activations(part: Mapping[str, Any]) -> Iterator[Finding]:
     for layer in part["layers"]:
-        place, is_input = layer["path"], layer["name"] == "input"
-        dead, channels = len(layer["dead_channels"]), layer["channels"]
-        used = sum(count > 0 for count in layer["codes"])
-        if is_input:
-            if used < FEWEST_CODES:
-                yield Finding(
-                    place,
-                    f"The images use {used} of 32 codes.",
-                    "Check that 8-bit pixels are fed: images scaled to 0..1 turn black.",
-                )
-            continue
-        if dead == channels:
-            yield Finding(
-                place,
-                "Every output is 0 on all images: the layer is dead.",
-                "Train it again with a lower --learning_rate, or with batch norm.",
-            )
-            continue
-        if dead > MOST_DEAD * channels:
-            yield Finding(
-                place,
-                f"{dead} of {channels} channels are 0 on all images.",
-                "Train with a lower --learning_rate, or give the layer fewer output channels.",
-            )
-        if caps.is_extreme(layer["cap"]):
-            yield Finding(
-                place,
-                f"The activation range of {layer['cap']:.3g} is extreme.",
-                "Train with batch norm, then fuse and fine-tune.",
-            )
-        if layer["clipped"] > MOST_CLIPPED:
-            yield Finding(
-                place,
-                f"{layer['clipped']:.1%} of the activations are above the cap.",
-                "Calibrate with a higher --percentile.",
-            )
-        if used < FEWEST_CODES:
-            yield Finding(
-                place,
-                f"Only {used} of 32 codes are in use.",
-                "Calibrate with a lower --percentile: few outliers take the range.",
-            )
+        said = _of_input if layer["name"] == "input" else _of_activations
+        yield from (Finding(layer["path"], *words) for words in said(layer))
+
+
+def _of_input(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    used = sum(count > 0 for count in layer["codes"])
+    if used < FEWEST_CODES:
+        advice = "Check that 8-bit pixels are fed: images scaled to 0..1 turn black."
+        yield f"The images use {used} of 32 codes.", advice
+
+
+def _of_activations(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    dead, channels = len(layer["dead_channels"]), layer["channels"]
+    if dead == channels:
+        advice = "Train it again with a lower --learning_rate, or with batch norm."
+        yield "Every output is 0 on all images: the layer is dead.", advice
+        return
+    if dead > MOST_DEAD * channels:
+        advice = "Train with a lower --learning_rate, or give the layer fewer output channels."
+        yield f"{dead} of {channels} channels are 0 on all images.", advice
+    if caps.is_extreme(layer["cap"]):
+        yield (
+            f"The activation range of {layer['cap']:.3g} is extreme.",
+            "Train with batch norm, then fuse and fine-tune.",
+        )
+    if layer["clipped"] > MOST_CLIPPED:
+        yield f"{layer['clipped']:.1%} of the activations are above the cap.", "Calibrate with a higher --percentile."
+    used = sum(count > 0 for count in layer["codes"])
+    if used < FEWEST_CODES:
+        yield (
+            f"Only {used} of 32 codes are in use.",
+            "Calibrate with a lower --percentile: few outliers take the range.",
+        )
 
 
 def _weights(part: Mapping[str, Any]) -> Iterator[Finding]:
+    for layer in part["layers"]:
+        yield from (Finding(layer["path"], *words) for words in _of_weights(layer))
+
+
+def _of_weights(layer: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     from gti.converter import IMBALANCE_BITS
 
-    for layer in part["layers"]:
-        place = layer["path"]
-        lost = layer["shift_of_weights"] - layer["shift"]
-        levels = layer["levels"]
-        if lost >= IMBALANCE_BITS:
-            yield Finding(
-                place,
-                f"max|B| {layer['max_bias']:.3g} is much larger than max|W| {layer['max_weight']:.3g}: the filters "
-                f"lose {lost} bits.",
-                "Train with --clip_bias, or fuse and fine-tune.",
-            )
-        if not any(count for level, count in levels.items() if level != "0"):
-            yield Finding(
-                place,
-                "Every filter is 0 on the chip.",
-                "Train with --clip_bias or batch norm, or fuse and fine-tune.",
-            )
-            continue
-        if layer["bias_headroom"] is None and layer["max_bias"] > 0:
-            yield Finding(
-                place,
-                f"Every bias becomes 0 on the chip (max|B| {layer['max_bias']:.3g} at shift {layer['shift']}).",
-                "Fuse and fine-tune, so that training sees it.",
-            )
-        if len(layer["dead_channels"]) > MOST_DEAD * layer["channels"]:
-            yield Finding(
-                place,
-                f"{len(layer['dead_channels'])} of {layer['channels']} channels are 0 for every possible image.",
-                "Fine-tune after fusion, or give the layer fewer output channels.",
-            )
+    weight, bias = f"max|W| {layer['max_weight']:.3g}", f"max|B| {layer['max_bias']:.3g}"
+    lost = layer["shift_of_weights"] - layer["shift"]
+    if lost >= IMBALANCE_BITS:
+        advice = "Train with --clip_bias, or fuse and fine-tune."
+        yield f"{bias} is much larger than {weight}: the filters lose {lost} bits.", advice
+    if not any(count for level, count in layer["levels"].items() if level != "0"):
+        yield "Every filter is 0 on the chip.", "Train with --clip_bias or batch norm, or fuse and fine-tune."
+        return
+    if layer["bias_headroom"] is None and layer["max_bias"] > 0:
+        advice = "Fuse and fine-tune, so that training sees it."
+        yield f"Every bias becomes 0 on the chip ({bias} at shift {layer['shift']}).", advice
+    dead, channels = len(layer["dead_channels"]), layer["channels"]
+    if dead > MOST_DEAD * channels:
+        advice = "Fine-tune after fusion, or give the layer fewer output channels."
+        yield f"{dead} of {channels} channels are 0 for every possible image.", advice
 
 
 def _sensitivity(part: Mapping[str, Any]) -> Iterator[Finding]:

@@ -280,7 +280,7 @@ def test_auto_says_why_and_nothing_else(path: Path, runtime: Path, caplog: pytes
         (denied, "gti udev --install"),
         (silent, "time-out"),
         (virtual_backend("eusb"), "--device eusb:"),
-        (virtual_backend("ft601", count=0), "no stick is plugged in"),
+        (virtual_backend("ft601", count=0), "plugged"),
     ):
         with GtiModel(path, "auto", backend=backend, settings=quick) as model:
             assert model.device_description.startswith("virtual stick")
@@ -376,14 +376,14 @@ def test_wrong_files(tmp_path: Path):
     cases: list[tuple[bytes, type[Exception], str]] = [
         (b"", DatError, "short"),
         (bytes(91), DatError, "short"),
-        (bytes(200), DatError, "does not describe its major layers"),
-        (container("fast"), ModelFileError, "mode that is no number"),
+        (bytes(200), DatError, "major layers"),
+        (container("fast"), ModelFileError, "mode"),
         (
             compose(b'{"layer": [{"operation": "FC", "data file": null}]}', {}),
             ModelFileError,
-            "no network for the chip",
+            "network",
         ),
-        (b'{"layer": 3}\0', ModelFileError, "list of objects"),
+        (b'{"layer": 3}\0', ModelFileError, "objects"),
     ]
     for number, (data, kind, words) in enumerate(cases):
         path = tmp_path / f"{number}"

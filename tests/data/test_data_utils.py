@@ -309,7 +309,7 @@ def test_label_file_of_another_number_of_classes(dataset):
     assert "received 5" in refusal(folder)
     data_utils.load(folder, image_size=16, batch_size=2, classes=5, training=True)  # named: class 4 may be absent
     labels.write_text("1 a\n2 b\n")
-    assert "names fewer classes than" in refusal(folder, classes=None)
+    assert "fewer" in refusal(folder, classes=None)
 
 
 def test_class_folder_that_the_label_file_does_not_name(tmp_path):
@@ -327,8 +327,8 @@ def test_input_that_is_no_image(dataset):
     ("text", "part"),
     [
         ("{", "JSON"),
-        ("[]", "is no pipeline description"),
-        ('{"crop": 1}', "is no pipeline description"),
+        ("[]", "pipeline"),
+        ('{"crop": 1}', "pipeline"),
         ('{"crop_fraction": 0}', "crop_fraction"),
         ('{"crop_fraction": 1.5}', "crop_fraction"),
         ('{"crop_fraction": "1"}', "crop_fraction"),
@@ -383,7 +383,7 @@ def test_label_files(tmp_path, text, names):
         (b"1 cat\n1 dog\n", "stands twice"),
         (b"1 cat\n2 cat\n", "stands twice"),
         (b"1 cat\n3 dog\n", "no line for label 2"),
-        (b"0,background\n1,cat\n", "numbered or names"),
+        (b"0,background\n1,cat\n", "numbered"),
         ("a\u0085b\n".encode(), r"U\+0085 in line 1"),
         ("a\nb\u2028c\n".encode(), r"U\+2028 in line 2"),
         (b"a\x0cb\n", r"U\+000C"),

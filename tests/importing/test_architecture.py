@@ -60,90 +60,43 @@ def test_a_plain_keras_model_is_read_as_its_chip_layers():
 @pytest.mark.parametrize(
     ("layers", "problem", "fix"),
     [
-        ([conv(size=5)], "the kernel is not 3x3", "use two 3x3 layers in a row"),
-        ([conv(size=7)], "the kernel is not 3x3", "use three 3x3 layers in a row"),
-        ([conv(strides=2)], "the stride is not 1", "use stride 1 and a 2x2 max pooling behind it"),
-        ([conv(padding="valid")], "the padding is not one pixel of zeros", 'set padding="same"'),
-        ([conv(dilation_rate=2)], "the filter is dilated", "use dilation_rate=1"),
-        ([conv(16), conv(16, groups=2)], "the convolution is grouped", "use groups=1"),
-        ([conv(activation="tanh")], "the activation is not a ReLU", 'use activation="relu"'),
-        ([conv(activation=None), conv()], "the convolution has no ReLU", 'use activation="relu"'),
-        ([conv(), keras.layers.MaxPooling2D(3, 2)], "the pooling is not 2x2 with stride 2", "use MaxPooling2D(2)"),
-        (
-            [conv(), keras.layers.AveragePooling2D(2), conv()],
-            "the chip does not average",
-            "use MaxPooling2D(2)",
-        ),
-        (
-            [conv(), keras.layers.LayerNormalization(), conv()],
-            "the chip has no layer of this kind",
-            "leave it out, or move it behind the last chip layer, where the host computes it",
-        ),
-        (
-            [conv(), keras.layers.BatchNormalization(), conv()],
-            "this batch norm cannot be folded into a convolution",
-            "put it between a convolution and its ReLU",
-        ),
-        (
-            [conv(), keras.layers.UpSampling2D(3), conv()],
-            "the chip doubles images by repeating pixels",
-            'use UpSampling2D(2, interpolation="nearest")',
-        ),
-        (
-            [conv(), keras.layers.UpSampling2D(), keras.layers.UpSampling2D(), conv()],
-            "the chip upsamples in front of a convolution only",
-            "put a convolution between them",
-        ),
-        (
-            [keras.layers.UpSampling2D(), ChipConv2D(16, 3, upsample="repeat")],
-            "the chip upsamples in front of a convolution only",
-            "put a convolution between them",
-        ),
-        (
-            [conv(), keras.layers.UpSampling2D(), keras.layers.MaxPooling2D(), conv()],
-            "the chip upsamples in front of a convolution only",
-            "put a convolution between them, or leave both out",
-        ),
-        (
-            [conv(activation=None), keras.layers.ReLU(negative_slope=0.1)],
-            "the ReLU does not begin at 0 with slope 0 below",
-            "set negative_slope=0",
-        ),
-        (
-            [conv(activation=None), keras.layers.ReLU(threshold=1)],
-            "the ReLU does not begin at 0 with slope 0 below",
-            "set threshold=0",
-        ),
-        (
-            [conv(activation=keras.layers.LeakyReLU(name="relu"))],
-            "the activation is not a ReLU",
-            'use activation="relu"',
-        ),
+        ([conv(size=5)], "3x3", "two"),
+        ([conv(size=7)], "3x3", "three"),
+        ([conv(strides=2)], "stride", "2x2"),
+        ([conv(padding="valid")], "padding", 'padding="same"'),
+        ([conv(dilation_rate=2)], "dilated", "dilation_rate=1"),
+        ([conv(16), conv(16, groups=2)], "grouped", "groups=1"),
+        ([conv(activation="tanh")], "activation", 'activation="relu"'),
+        ([conv(activation=None), conv()], "ReLU", 'activation="relu"'),
+        ([conv(), keras.layers.MaxPooling2D(3, 2)], "2x2", "MaxPooling2D(2)"),
+        ([conv(), keras.layers.AveragePooling2D(2), conv()], "average", "MaxPooling2D(2)"),
+        ([conv(), keras.layers.LayerNormalization(), conv()], "kind", "host"),
+        ([conv(), keras.layers.BatchNormalization(), conv()], "batch norm", "between"),
+        ([conv(), keras.layers.UpSampling2D(3), conv()], "doubles", 'interpolation="nearest"'),
+        ([conv(), keras.layers.UpSampling2D(), keras.layers.UpSampling2D(), conv()], "upsamples", "between"),
+        ([keras.layers.UpSampling2D(), ChipConv2D(16, 3, upsample="repeat")], "upsamples", "between"),
+        ([conv(), keras.layers.UpSampling2D(), keras.layers.MaxPooling2D(), conv()], "upsamples", "both"),
+        ([conv(activation=None), keras.layers.ReLU(negative_slope=0.1)], "slope", "negative_slope=0"),
+        ([conv(activation=None), keras.layers.ReLU(threshold=1)], "slope", "threshold=0"),
+        ([conv(activation=keras.layers.LeakyReLU(name="relu"))], "activation", 'activation="relu"'),
         (
             [conv(activation=None), keras.layers.BatchNormalization(axis=1), keras.layers.ReLU()],
-            "the batch norm does not normalise channels",
-            "set axis=-1",
+            "normalise",
+            "axis=-1",
         ),
-        (
-            [conv(), keras.layers.MaxPooling2D(data_format="channels_first")],
-            "the layout is not the kit's",
-            "build the model channels_last; conversion reorders for the chip",
-        ),
+        ([conv(), keras.layers.MaxPooling2D(data_format="channels_first")], "layout", "channels_last"),
     ],
 )
 def test_what_the_chip_cannot_do_comes_with_the_nearest_alternative(layers, problem, fix):
-    found = plain(*layers)
-    assert [(violation.problem, violation.fix) for violation in found.problems] == [(problem, fix)]
+    (violation,) = plain(*layers).problems
+    assert problem in violation.problem
+    assert fix in violation.fix
 
 
 def test_all_reasons_come_together():
     found = plain(conv(size=5, strides=2), conv(activation="tanh"), shape=(28, 56, 3))
-    assert [violation.problem for violation in found.problems] == [
-        "images of the chip are square",
-        "the kernel is not 3x3",
-        "the stride is not 1",
-        "the activation is not a ReLU",
-    ]
+    words = ("square", "3x3", "stride", "activation")
+    assert all(word in violation.problem for word, violation in zip(words, found.problems, strict=True))
 
 
 def test_branches_are_refused():
@@ -152,11 +105,9 @@ def test_branches_are_refused():
     b = ChipConv2D(16, 3, name="b")(a)
     added = keras.layers.Add(name="sum")([a, b])
     model = keras.Model(image, ChipConv2D(16, 3, name="c")(added))
-    sentences = [str(violation) for violation in architecture.of_model(model).problems]
-    assert sentences[0] == (
-        "layer sum: the chip runs a single chain of layers; expected one input, received 2 inputs. "
-        "Fix: use each layer once, without branches."
-    )
+    branch = architecture.of_model(model).problems[0]
+    assert (branch.layer, branch.received) == ("layer sum", "2 inputs")
+    assert "single chain" in branch.problem
 
 
 def later(x):
@@ -181,7 +132,7 @@ def test_maps_that_never_leave_the_chip_are_no_input_of_the_host(outputs, layer,
     image = keras.Input((28, 28, 3), name="image")
     (problem,) = architecture.of_model(keras.Model(image, outputs(image))).problems
     assert (problem.layer, problem.received) == (layer, received)
-    assert problem.problem == "the host receives the last map of the chip only"
+    assert "last map" in problem.problem
 
 
 def test_the_host_may_branch_and_have_several_outputs():
@@ -197,7 +148,7 @@ def test_a_second_input_is_refused():
     image, extra = keras.Input((28, 28, 3)), keras.Input((5,), name="extra")
     y = keras.layers.Concatenate()([keras.layers.Flatten()(later(image)[1]), extra])
     problems = [problem.problem for problem in architecture.of_model(keras.Model([image, extra], y)).problems]
-    assert problems[0] == "the network has another input"
+    assert "input" in problems[0]
 
 
 def test_options_that_change_nothing_on_the_chip_are_accepted():
@@ -223,10 +174,8 @@ def test_mixed_pooling_and_early_ten_bits_are_refused():
         ChipPooling(1),
         ChipFlatten(),
     )
-    assert [violation.problem for violation in found.problems] == [
-        "the chip pools in one way for the whole network",
-        "only the last sublayer can have ten-bit codes",
-    ]
+    words = ("pools", "ten-bit")
+    assert all(word in violation.problem for word, violation in zip(words, found.problems, strict=True))
 
 
 @pytest.fixture
@@ -250,7 +199,7 @@ def test_a_file_gives_the_same_as_the_model(saved):
         (b"not a zip", "keras"),
         ({"other.json": b"{}"}, "Keras"),
         ({"config.json": b"{"}, "JSON"),
-        ({"config.json": b"[1, 2]"}, "its configuration is not one of Keras 3"),
+        ({"config.json": b"[1, 2]"}, "Keras 3"),
         ({"config.json": json.dumps({"class_name": "Sequential", "config": {"layers": [3]}}).encode()}, "Keras 3"),
         (
             {

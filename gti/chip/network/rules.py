@@ -330,81 +330,38 @@ def violations_of_layers(layers: Sequence[MajorLayer], unread: Sequence[frozense
 
 def violations_of_model(network: Network) -> Iterator[Violation]:
     """Yield what breaks the rules of the network as a whole, the activation memory excepted."""
-    count = len(network.layers)
-    if not 1 <= count <= spec.MAX_MAJOR_LAYERS:
-        yield Violation(
-            "network",
-            "major-layers",
-            "the number of major layers is out of range",
-            f"1..{spec.MAX_MAJOR_LAYERS}",
-            count,
-            "join layers of one size into one major layer",
-        )
-    if network.chip_type != spec.CHIP_TYPE:
-        yield Violation(
-            "model",
-            "chip-type",
-            "ChipType is another chip",
-            spec.CHIP_TYPE,
-            network.chip_type,
-            "this kit writes files for the 2801",
-            tolerated=True,
-        )
-    if network.sampling_method not in (0, 1):
-        yield Violation(
-            "model",
-            "sampling-method",
-            "SamplingMethod is unknown",
-            "0 (max pooling) or 1 (top-left pixel)",
-            network.sampling_method,
-            "use 0",
-            tolerated=True,
-        )
-    if network.activation_bit_mode not in (0, 1):
-        yield Violation(
-            "model",
-            "activation-bit-mode",
-            "ActivationBitMode is not supported",
-            "0 (5 bit) or 1 (ten-bit output)",
-            network.activation_bit_mode,
-            "use 0",
-        )
+    count, most = len(network.layers), spec.MAX_MAJOR_LAYERS
+    if not 1 <= count <= most:
+        problem, fix = "the number of major layers is out of range", "join layers of one size into one major layer"
+        yield Violation("network", "major-layers", problem, f"1..{most}", count, fix)
+    if (chip := network.chip_type) != spec.CHIP_TYPE:
+        problem, fix = "ChipType is another chip", "this kit writes files for the 2801"
+        yield Violation("model", "chip-type", problem, spec.CHIP_TYPE, chip, fix, tolerated=True)
+    if (method := network.sampling_method) not in (0, 1):
+        problem, expected = "SamplingMethod is unknown", "0 (max pooling) or 1 (top-left pixel)"
+        yield Violation("model", "sampling-method", problem, expected, method, "use 0", tolerated=True)
+    if (mode := network.activation_bit_mode) not in (0, 1):
+        problem, expected = "ActivationBitMode is not supported", "0 (5 bit) or 1 (ten-bit output)"
+        yield Violation("model", "activation-bit-mode", problem, expected, mode, "use 0")
     examined = network.layers[:MAX_EXAMINED]
     if any(layer.learning for layer in examined) and any(layer.last_layer_out for layer in examined):
-        yield Violation(
-            "network",
-            "mixed-outputs",
-            "learning and last_layer_out are both used",
-            "one kind of intermediate output",
-            "both",
-            "set one of them to false in all layers",
-        )
+        problem, fix = "learning and last_layer_out are both used", "set one of them to false in all layers"
+        yield Violation("network", "mixed-outputs", problem, "one kind of intermediate output", "both", fix)
 
 
 def violations_of_ten_bit(network: Network) -> Iterator[Violation]:
     """Yield what a ten-bit output forbids in the last major layer."""
     if network.activation_bit_mode != 1 or not network.layers:
         return
-    last = network.layers[-1]
-    if last.sublayer_number != 1:
-        yield Violation(
-            major_path(len(network.layers)),
-            "ten-bit-sublayers",
-            "a ten-bit output needs a last major layer of one sublayer",
-            1,
-            last.sublayer_number,
-            "put the last sublayer into a major layer of its own",
-        )
-    if last.output_channels > 512:
-        yield Violation(
-            major_path(len(network.layers)),
-            "ten-bit-channels",
-            "a ten-bit output counts its channels twice, beyond what the register holds",
-            "at most 512 output_channels",
-            last.output_channels,
-            "use 512 output channels",
-            tolerated=True,
-        )
+    last, path = network.layers[-1], major_path(len(network.layers))
+    if (count := last.sublayer_number) != 1:
+        problem = "a ten-bit output needs a last major layer of one sublayer"
+        fix = "put the last sublayer into a major layer of its own"
+        yield Violation(path, "ten-bit-sublayers", problem, 1, count, fix)
+    if (channels := last.output_channels) > 512:
+        problem = "a ten-bit output counts its channels twice, beyond what the register holds"
+        expected, fix = "at most 512 output_channels", "use 512 output channels"
+        yield Violation(path, "ten-bit-channels", problem, expected, channels, fix, tolerated=True)
 
 
 def violations_of_memory(network: Network) -> Iterator[Violation]:
@@ -416,15 +373,12 @@ def violations_of_memory(network: Network) -> Iterator[Violation]:
     ]
     for (path, layer), place in zip(paths, address_plan(network), strict=True):
         if not place.fits:
-            yield Violation(
-                path,
-                "activation-memory",
-                "the activations do not fit in the chip's memory",
-                f"at most {MEMORY_BYTES} bytes, in blocks of 224 x 224 x 16",
-                f"{place.size_in} bytes in (address {place.in_address}) and {place.size_out} bytes out (address "
-                f"{place.out_address})",
-                f"use fewer than {layer.output_channels} output channels, a smaller image, or pool earlier",
-            )
+            problem = "the activations do not fit in the chip's memory"
+            expected = f"at most {MEMORY_BYTES} bytes, in blocks of 224 x 224 x 16"
+            found_in = f"{place.size_in} bytes in (address {place.in_address})"
+            found_out = f"{place.size_out} bytes out (address {place.out_address})"
+            fix = f"use fewer than {layer.output_channels} output channels, a smaller image, or pool earlier"
+            yield Violation(path, "activation-memory", problem, expected, f"{found_in} and {found_out}", fix)
             return
 
 

@@ -101,7 +101,10 @@ class RecordingBackend:
         return functools.partial(self._call, name)
 
     def _call(self, name: str, *args: Any) -> Any:
-        entry: dict[str, Any] = {"call": name, "args": self._plain(name, args)}
+        entry: dict[str, Any] = {
+            "call": name,
+            "args": [arg if isinstance(arg, (int, str)) else self._named(arg) for arg in _plain(name, args)],
+        }
         try:
             result = getattr(self._inner, name)(*args)
             if name == "enumerate_devices":
@@ -114,13 +117,6 @@ class RecordingBackend:
         finally:
             self._write(entry)
         return result
-
-    def _plain(self, name: str, args: tuple[Any, ...]) -> list[Any]:
-        plain = [arg if isinstance(arg, int) else self._named(arg) for arg in args[: -2 if name in _TIMED else None]]
-        if name in _TIMED:
-            buffer = args[-2]
-            plain.append(len(buffer) if _is_read(name, args) else base64.b64encode(bytes(buffer)).decode())
-        return plain
 
     def _answer(self, name: str, args: tuple[Any, ...], result: Any) -> Any:
         if name == "enumerate_devices":
@@ -255,10 +251,7 @@ class ReplayBackend:
         return functools.partial(self._call, name)
 
     def _call(self, name: str, *args: Any) -> Any:
-        made = list(args[:-2] if name in _TIMED else args)
-        if name in _TIMED:
-            buffer = args[-2]
-            made.append(len(buffer) if _is_read(name, args) else base64.b64encode(bytes(buffer)).decode())
+        made = _plain(name, args)
         if self._lost and name in _FAREWELLS:
             return None
         entry = self._next or {}
@@ -293,6 +286,14 @@ class ReplayBackend:
         except (AttributeError, TypeError, ValueError):
             raise FormatError(self._name, f"call {self._position} of the recording is damaged") from None
         return result
+
+
+def _plain(name: str, args: tuple[Any, ...]) -> list[Any]:
+    """Return the arguments of a call: of a buffer its bytes as text, or its length where it is filled; no time."""
+    if name not in _TIMED:
+        return list(args)
+    buffer = args[-2]
+    return [*args[:-2], len(buffer) if _is_read(name, args) else base64.b64encode(bytes(buffer)).decode()]
 
 
 def _in_words(name: str, args: list[Any], others: list[Any]) -> str:

@@ -57,7 +57,7 @@ class ReadOut:
             return _FC_TILE_BYTES
         return -(-self.tile * self.tile // _VALUES_PER_BLOCK) * _BLOCK_BYTES
 
-    @property
+    @functools.cached_property  # asked for several times a frame
     def length(self) -> int:
         """Chip data bytes to read for one frame, a multiple of 1024."""
         return round_up(sum(self._set_bytes(maps) for maps in self.sets), READ_UNIT)

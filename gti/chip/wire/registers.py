@@ -6,6 +6,7 @@ The header passes through with all its bits; only the fields named here are look
 
 from __future__ import annotations
 
+import functools
 import itertools
 import struct
 from collections.abc import Sequence
@@ -118,10 +119,10 @@ class Header:
         """Number of planes of the image."""
         return bits.INPUTS_OF_CODE.get(bits.INPUT_CODE.of(self.reg0), 3)
 
-    @property
-    def upsampled(self) -> list[int]:
+    @functools.cached_property  # asked for with every frame
+    def upsampled(self) -> tuple[int, ...]:
         """Indices of the major layers that double their input."""
-        return [i for i in range(len(self.layers)) if bits.upsampling(i).of(self.reg0)]
+        return tuple(i for i in range(len(self.layers)) if bits.upsampling(i).of(self.reg0))
 
     def broken_chain(self) -> tuple[int, int] | None:
         """Return (index, size delivered to it) of the first major layer whose image size is not what it gets."""

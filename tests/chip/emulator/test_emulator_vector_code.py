@@ -53,25 +53,24 @@ def _compiled(width: int, tiles: int):
 
 @pytest.mark.parametrize("pairs_in_one_instruction", [True, False], ids=["x86", "neon"])
 @pytest.mark.parametrize("width", list(kernels_numba.REGISTER_TILES))
-@pytest.mark.parametrize("pairs", [1, 2, 37])
 @pytest.mark.parametrize(("fewer", "called"), [(0, False), (1, False), (0, True), (1, True)])
 def test_register_tiles(
-    *, width: int, fewer: int, called: bool, pairs: int, pairs_in_one_instruction: bool, monkeypatch: pytest.MonkeyPatch
+    *, width: int, fewer: int, called: bool, pairs_in_one_instruction: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vector_code, "adds_pairs", lambda triple: pairs_in_one_instruction)
     monkeypatch.setattr(vector_code, "vectors_of_64_bytes", lambda: not called)
-    random = np.random.RandomState(pairs)
-    tiles, room = (
-        kernels_numba.REGISTER_TILES[width] - fewer,
-        pairs + 3,
-    )  # rows may lie further apart than they are long
-    values = random.randint(-(2**15), 2**15, size=(tiles, room, 2)).astype(np.int16)
-    filters = random.randint(-(2**15) + 1, 2**15, size=(pairs, width, 2)).astype(np.int16)
-    sums = np.full((tiles + 1, width), 7, np.int32)
-    _compiled(width, tiles)(values.ctypes.data, room * 4, filters.ctypes.data, pairs, sums.ctypes.data)
-    exact = np.einsum("tpk,pok->to", values[:, :pairs].astype(np.int64), filters.astype(np.int64))
-    np.testing.assert_array_equal(sums[:tiles], exact.astype(np.int32))  # modulo 2**32
-    np.testing.assert_array_equal(sums[tiles], 7)  # nothing beyond
+    tiles = kernels_numba.REGISTER_TILES[width] - fewer
+    multiply = _compiled(width, tiles)
+    for pairs in (1, 2, 37):
+        random = np.random.RandomState(pairs)
+        room = pairs + 3  # rows may lie further apart than they are long
+        values = random.randint(-(2**15), 2**15, size=(tiles, room, 2)).astype(np.int16)
+        filters = random.randint(-(2**15) + 1, 2**15, size=(pairs, width, 2)).astype(np.int16)
+        sums = np.full((tiles + 1, width), 7, np.int32)
+        multiply(values.ctypes.data, room * 4, filters.ctypes.data, pairs, sums.ctypes.data)
+        exact = np.einsum("tpk,pok->to", values[:, :pairs].astype(np.int64), filters.astype(np.int64))
+        np.testing.assert_array_equal(sums[:tiles], exact.astype(np.int32), f"{pairs} pairs")  # modulo 2**32
+        np.testing.assert_array_equal(sums[tiles], 7)  # nothing beyond
 
 
 @njit

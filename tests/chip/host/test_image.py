@@ -74,11 +74,11 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
         (PIXELS.astype(np.float32) / 255, "has the wrong type; expected uint8 [28, 28, 3]"),
         (PIXELS.astype(np.uint16), "received uint16 [28, 28, 3]"),
         (PIXELS.transpose(2, 0, 1), "has its planes first"),
-        (PIXELS[:14], "has the wrong shape"),
-        (PIXELS[None], "has the wrong shape"),
-        (PIXELS[:, :, :2], "has the wrong shape"),
-        (PIXELS[:14, :, 0], "has the wrong shape"),
-        (PIXELS[:0], "has the wrong shape"),
+        (PIXELS[:14], "shape"),
+        (PIXELS[None], "shape"),
+        (PIXELS[:, :, :2], "shape"),
+        (PIXELS[:14, :, 0], "shape"),
+        (PIXELS[:0], "shape"),
     ],
 )
 def test_refused_arrays(array: np.ndarray, words: str, tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def picture(image: Image.Image, kind: str = "PNG") -> bytes:
         ("x.png", b"", "image"),
         ("x.jpg", b"\xff\xd8\xff\xe0broken", "x.jpg"),
         ("x.png", picture(Image.fromarray(PIXELS))[:300], "x.png"),
-        ("x.png", huge_png(), "is too large"),
-        ("x.png", picture(Image.fromarray(np.zeros((4, 4), np.uint16))), "has more than 8 bits a channel"),
-        ("x.png", picture(Image.new("RGBA", (4, 4), (1, 2, 3, 100))), "is transparent in places"),
+        ("x.png", huge_png(), "large"),
+        ("x.png", picture(Image.fromarray(np.zeros((4, 4), np.uint16))), "8 bits"),
+        ("x.png", picture(Image.new("RGBA", (4, 4), (1, 2, 3, 100))), "transparent"),
     ],
 )
 def test_refused_files(name: str, content: bytes, words: str, tmp_path: Path) -> None:

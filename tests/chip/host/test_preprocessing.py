@@ -117,10 +117,10 @@ REFUSED = [
     (np.zeros((20, 20, 3), np.int64), "wrong type"),
     (np.zeros((3, 20, 20), np.uint8), "planes first"),
     (np.zeros((20, 20, 4), np.uint8), "four channels"),
-    (np.zeros((20, 20, 2), np.uint8), "another number of channels"),
+    (np.zeros((20, 20, 2), np.uint8), "channels"),
     (np.zeros((1, 20, 20, 3), np.uint8), "is a batch"),
-    (np.zeros((0, 20, 3), np.uint8), "is no picture"),
-    (np.zeros(20, np.uint8), "is no picture"),
+    (np.zeros((0, 20, 3), np.uint8), "picture"),
+    (np.zeros(20, np.uint8), "picture"),
     ([[1, 2], [3, 4]], "no NumPy array"),
 ]
 

@@ -177,7 +177,7 @@ REJECTED = [
     (put(2, scaling=[8, 8, "8"]), "json-type", "major 2", "expected a list of integers"),
     (put(2, scaling=8), "json-type", "major 2", "expected a list, received 8 (int)"),
     (put(2, depth_enable=[0, 1]), "json-type", "major 2", "received a list of 2"),
-    (lambda c: c["layer"].__setitem__(1, 7), "json-type", "major 2", "is not a JSON object"),
+    (lambda c: c["layer"].__setitem__(1, 7), "json-type", "major 2", "JSON"),
 ]
 
 

@@ -50,7 +50,7 @@ def test_a_mode_that_cannot_be_streamed(tmp_path: Path):
     path.write_bytes(full_model(mode=2))
     with Classifier(path, ["virtual"]) as model, pytest.raises(ModelFileError, match="before"):
         next(model.classify(IMAGES))
-    with pytest.raises(UsageError, match="cannot be fed to several sticks"):
+    with pytest.raises(UsageError, match="several"):
         Classifier(path, ["virtual", "virtual"])
 
 

@@ -96,15 +96,15 @@ REFUSED = [
     # (fault, what the sentence names)
     (Fault("open", 0, "denied"), "permission denied"),
     (Fault("claim", 0, "busy"), "another program"),
-    (Fault("claim", 0, "gone"), "not on the bus"),
-    (Fault("write", 5, "gone"), "not on the bus"),
+    (Fault("claim", 0, "gone"), "bus"),
+    (Fault("write", 5, "gone"), "bus"),
     (Fault("write", 0, "timeout", count=500), "loading: time-out"),
     (Fault("write", 68, "stall", count=500), "stall"),
     (Fault("read", 1, "timeout", count=500), "reading: time-out"),
     (Fault("read", 1, "empty", count=5000), "reading: 65 transfers in a row were empty"),
     (Fault("read", 0, "zeros", count=500), "every byte of the result is 0x00"),
     (Fault("read", 0, "ones", count=500), "every byte of the result is 0xff"),
-    (Fault("read", 2, "gone"), "not on the bus"),
+    (Fault("read", 2, "gone"), "bus"),
     (Fault("control", 0, "io", count=500), "opening: an I/O error"),
 ]
 

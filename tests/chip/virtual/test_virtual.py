@@ -209,7 +209,7 @@ def test_a_network_that_nobody_can_compute_is_refused_with_the_reason(tmp_path):
     layers = (MajorLayer(14, 1, 16, 2, 3, (4, 4), shortcuts=(1,)),)  # the arithmetic of shortcuts is unknown
     path = tmp_path / "shortcut.dat"
     path.write_bytes(dat_bytes(Network(layers)))
-    with open_model(path)[1] as model, pytest.raises(DeviceError, match="shortcuts, whose arithmetic") as caught:
+    with open_model(path)[1] as model, pytest.raises(DeviceError, match="shortcuts") as caught:
         model.layer_outputs(images(Network(layers), 1)[0], "single")
     assert "unplug" not in str(caught.value)
 
