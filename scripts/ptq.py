@@ -61,10 +61,10 @@ def quantize(held: ExitStack) -> None:
     found = pictures.read(args.images, size, channels, number, seed=args.seed, progress="pictures")
     for note in found.notes:
         print(f"warning: {note}", file=sys.stderr)
-    held = len(found.held_back)
+    held_out = len(found.held_back)
     print(
-        f"{source.prefix}: fitted to {len(found.pixels) - held} images of {found.different - held} pictures, "
-        f"judged by {held} pictures that are held back"
+        f"{source.prefix}: fitted to {len(found.pixels) - held_out} images of {found.different - held_out} pictures, "
+        f"judged by {held_out} pictures that are held back"
     )
     result = post_training.quantize(
         network,
