@@ -55,7 +55,7 @@ def test_a_file_is_tried_without_a_trace(tmp_path, path, message):
 def test_a_folder_is_made_and_tried(tmp_path, path, message):
     (tmp_path / "file").write_text("kept")
     if message:
-        with pytest.raises(UsageError, match=rf"cannot be made a folder \({message}\)"):
+        with pytest.raises(UsageError, match=message):
             files.make_writable_folder(tmp_path / path)
     else:
         files.make_writable_folder(tmp_path / path)
@@ -63,19 +63,19 @@ def test_a_folder_is_made_and_tried(tmp_path, path, message):
 
 
 @pytest.mark.parametrize(
-    ("script", "flag", "message"),
+    ("script", "flag"),
     [
-        ("train.py", "--checkpoint_dir", "made a folder"),
-        ("train.py", "--log_dir", "made a folder"),
-        ("eval.py", "--json", "cannot be written"),
-        ("eval.py", "--report", "made a folder"),
-        ("set_relu_caps.py", "--settings_file", "cannot be written"),
-        ("set_relu_caps.py", "--report", "made a folder"),
-        ("scripts/port_weights.py", "--checkpoint_dir", "made a folder"),
+        ("train.py", "--checkpoint_dir"),
+        ("train.py", "--log_dir"),
+        ("eval.py", "--json"),
+        ("eval.py", "--report"),
+        ("set_relu_caps.py", "--settings_file"),
+        ("set_relu_caps.py", "--report"),
+        ("scripts/port_weights.py", "--checkpoint_dir"),
     ],
 )
 @pytest.mark.usefixtures("no_work")
-def test_scripts_try_their_outputs_first(net, tmp_path, script, flag, message):
+def test_scripts_try_their_outputs_first(net, tmp_path, script, flag):
     (tmp_path / "file").write_text("")
     flags = [*COMMON, "--nets_dir", net.folder, flag, tmp_path / "file" / "new"]
     (tmp_path / "a.index").touch()
@@ -86,7 +86,7 @@ def test_scripts_try_their_outputs_first(net, tmp_path, script, flag, message):
         "set_relu_caps.py": ("--checkpoint", tmp_path / "a", "--train_data_dir", data, "--classes", 5),
         "scripts/port_weights.py": ("--weights", "a", "--input", "bgr"),
     }[script]
-    with pytest.raises(UsageError, match=f"file/new: {message}"):
+    with pytest.raises(UsageError, match="file/new"):
         run_script(script, *flags)
 
 
