@@ -162,20 +162,23 @@ def test_integers_equal_the_numpy_statement(coef_bits: int, data: st.DataObject)
     np.testing.assert_array_equal(got_biases.numpy(), expected_biases)
 
 
+def real_values(w: tf.Tensor, b: tf.Tensor, coef_bits: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    shift = quantize.layer_shift(w, b, coef_bits)
+    return quantize.quantize_filters(w, shift, coef_bits), quantize.quantize_biases(b, shift, coef_bits), shift
+
+
+real_values_in_a_graph = tf.function(real_values)  # traced once for each number of bits
+
+
 @pytest.mark.parametrize("coef_bits", [1, 3])
 @FEW
 @given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-4, 0.05, 3.0, 400.0]))
 def test_graph_eager_and_real_values_agree(coef_bits: int, seed: int, scale: float) -> None:
     random = np.random.default_rng(seed)
-    filters = (random.normal(size=(3, 3, 8, 6)) * scale).astype(F)
-    biases = (random.normal(size=6) * scale).astype(F)
-
-    def real(w: tf.Tensor, b: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        shift = quantize.layer_shift(w, b, coef_bits)
-        return quantize.quantize_filters(w, shift, coef_bits), quantize.quantize_biases(b, shift, coef_bits), shift
-
-    eager = real(filters, biases)
-    graph = tf.function(real)(filters, biases)
+    filters = tf.constant(random.normal(size=(3, 3, 8, 6)) * scale, tf.float32)
+    biases = tf.constant(random.normal(size=6) * scale, tf.float32)
+    eager = real_values(filters, biases, coef_bits)
+    graph = real_values_in_a_graph(filters, biases, coef_bits)
     integers = quantize.integer_filters(filters, biases, coef_bits)
     for one, other in zip(eager, graph, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
