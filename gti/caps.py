@@ -52,8 +52,7 @@ def load(path: str | Path, net: str = "") -> dict[str, float]:
     if caps is None and isinstance(value, dict) and isinstance(value.get("relu_cap"), dict):
         caps = {_full_name(net, layer): cap for layer, cap in value["relu_cap"].items()}
     if not isinstance(caps, dict) or not all(
-        isinstance(cap, (int, float)) and not isinstance(cap, bool) and MIN_CAP <= cap <= MAX_CAP
-        for cap in caps.values()
+        files.is_number(cap) and MIN_CAP <= cap <= MAX_CAP for cap in caps.values()
     ):
         raise FormatError(
             str(path),

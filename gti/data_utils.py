@@ -23,7 +23,7 @@ from gti.chip.spec import MAX_CODE
 from gti.data import pictures, tfrecords
 from gti.data.data_check import Inspection, inspect
 from gti.errors import DataError, FormatError, GtiError
-from gti.files import read_json
+from gti.files import is_number, read_json
 
 CROP_FRACTION = 0.875  # the pipeline of the user guide, section 7.1: 224 of 256 pixels
 SETTINGS_NAME = "pipeline.json"
@@ -178,7 +178,7 @@ def read_pipeline(folder: str | os.PathLike[str], crop_fraction: float | None = 
     if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "flip"}:
         raise DataError(str(path), "is no pipeline description", expected='{"crop_fraction": 0.875, "flip": true}')
     crop, flip = value.get("crop_fraction", usual), value.get("flip", True)
-    if isinstance(crop, bool) or not isinstance(crop, (int, float)) or not 0 < crop <= 1:
+    if not is_number(crop) or not 0 < crop <= 1:
         raise DataError(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)
     if not isinstance(flip, bool):
         raise DataError(str(path), "flip is impossible", expected="true or false", received=flip)

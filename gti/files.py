@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from gti.errors import FormatError, UsageError, reason, sentence
 
@@ -252,6 +252,16 @@ def parse_json(data: bytes, name: str, *, error: type[FormatError] = FormatError
     if _is_deep(value):
         raise error(deep)
     return value
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value of a JSON file is a whole number; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value of a JSON file is a number; true and false are none."""
+    return isinstance(value, float) or is_whole(value)
 
 
 def _is_deep(value: Any) -> bool:

@@ -241,7 +241,7 @@ def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
             fix="leave one layer with that operation in the file",
         )
     mode = found[0].get("mode", 0)
-    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= registers.LARGEST_MODE:
+    if not files.is_whole(mode) or not 0 <= mode <= registers.LARGEST_MODE:
         raise FormatError(
             f"{name}, layer {found[0].get('name')}",
             "has an unknown mode",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gti.chip.wire import protocol
 from gti.chip.wire.image_arrays import check_image_array
 from gti.errors import FormatError, ModelFileError, NetworkError
-from gti.files import read_bytes
+from gti.files import is_whole, read_bytes
 
 if TYPE_CHECKING:
     from gti.chip.formats.model_file import ModelFile
@@ -167,7 +167,7 @@ def _from_container(data: bytes, name: str) -> list[LoadedModel]:
     result = []
     for number, chip in enumerate(chips, 1):
         mode, device = chip.entry.get("mode", 0), chip.entry.get("device")
-        if isinstance(mode, bool) or not isinstance(mode, int):
+        if not is_whole(mode):
             raise ModelFileError(name, "has a mode that is no number", expected="0..6", received=mode)
         dat = bytes(chip.blob or b"")
         layer = f"{name}, layer GTICNN" + (f" of chip {number}" if len(chips) > 1 else "")

@@ -12,6 +12,7 @@ from gti.chip.network.budget import HostLayer
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
 from gti.errors import FormatError
+from gti.files import is_whole
 from gti.importing import keras_files, model_files
 from gti.importing.chip_part import (
     CHIP_CONVOLUTION,
@@ -219,7 +220,7 @@ def _image(shape: Any, reader: ChipReader, layers: Sequence[Layer], image_size: 
         channels = first.weights["kernel"].shape[2] if first and len(first.weights["kernel"].shape) == 4 else None
     if height is None and width is None and image_size:
         height = width = image_size
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in (height, width, channels)):
+    if any(not is_whole(n) or n < 1 for n in (height, width, channels)):
         reader.unfit("input", "the image size is open", "[batch, size, size, channels]", list(shape),
                      "pass --image_size, or give keras.Input a fixed shape, for example (224, 224, 3)")  # fmt: skip
         return image_size or 224, 3

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from gti.files import is_number, is_whole
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -61,12 +63,12 @@ def pair(value: Any) -> tuple[int, int]:
 
 def whole(value: Any, default: int) -> int:
     """Return `value` where it is a whole number, else `default`."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    return value if is_whole(value) else default
 
 
 def real(value: Any, default: float) -> float:
     """Return `value` where it is a number, else `default`."""
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else default
+    return float(value) if is_number(value) else default
 
 
 def name_of(value: Any) -> str:

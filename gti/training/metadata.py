@@ -93,9 +93,9 @@ def _checked(key: str, kind: str, value: Any, name: str) -> Any:
     elif (
         (kind == "str" and isinstance(value, str))
         or (kind == "bool" and isinstance(value, bool))
-        or (kind == "int" and isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53)
-        or (kind == "Loss" and (value is None or (isinstance(value, int | float) and 0 <= value < math.inf)))
-        or (kind == "float | None" and (value is None or (isinstance(value, int | float) and 0 <= value <= 1)))
+        or (kind == "int" and files.is_whole(value) and 0 <= value < 2**53)
+        or (kind == "Loss" and (value is None or (files.is_number(value) and 0 <= value < math.inf)))
+        or (kind == "float | None" and (value is None or (files.is_number(value) and 0 <= value <= 1)))
     ):
         return value
     raise CheckpointError(name, f"{key} is wrong", expected=_KINDS[kind], received=json.dumps(value)[:80])

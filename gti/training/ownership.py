@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gti.errors import CheckpointError, reason
+from gti.files import is_whole
 
 FILE = ".training"
 _MAX_BYTES = 4096
@@ -103,7 +104,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 def _is_alive(holder: dict[str, Any]) -> bool:
     pid = holder.get("pid")
-    if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1:
+    if not is_whole(pid) or pid < 1:
         return False
     if holder.get("host") != socket.gethostname():
         return True  # nobody can tell from here

@@ -202,7 +202,7 @@ def _part(blob: bytes, entry: Mapping[str, Any], path: str) -> bytes:
     offset = entry.get("data offset") or 0
     size = entry.get("data size")
     for key, value in (("data offset", offset), ("data size", 0 if size is None else size)):
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_FILE_BYTES:
+        if not files.is_whole(value) or not 0 <= value <= MAX_FILE_BYTES:
             raise ModelFileError(
                 path, f'"{key}" is no byte count', expected=f"0..{MAX_FILE_BYTES}", received=json.dumps(value)
             )
@@ -230,7 +230,7 @@ def _range(entry: Mapping[str, Any], path: str, text_end: int, length: int) -> t
     if "data file" in entry or (offset is None and size is None):
         return None
     for key, value in (("data offset", offset), ("data size", size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not files.is_whole(value) or value < 0:
             raise ModelFileError(
                 path, f'"{key}" is no byte count', expected="an integer of at least 0", received=json.dumps(value)
             )

@@ -22,6 +22,7 @@ from gti.chip.network.rules import Violation
 from gti.chip.network.types import ConvolutionWeights, Network
 from gti.chip.wire.registers import Mode
 from gti.errors import NetworkError, UsageError, listing
+from gti.files import is_whole
 
 # Pixels 8 * code are the middle of the 8-bit values that become a code (docs/numerics.md section 1).
 CODE_SHIFT = 3
@@ -59,7 +60,7 @@ def chip_number(network: Network) -> int:
     value = model.get("ChipNumber", 1) if isinstance(model, dict) else 1
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 2.0, as other numbers of a dat.json
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise UsageError("ChipNumber", "is no number of chips", expected="1 or more", received=value)
     return value
 

@@ -8,7 +8,6 @@ codes already), and a sigmoid makes probabilities. All numbers travel under the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from gti.chip.host.resizing import resize_matrix
 from gti.errors import ModelFileError
+from gti.files import is_number
 
 KEY = "edges"
 _DIGITS = 7  # of each number in the header
@@ -96,5 +96,4 @@ def from_header(header: Mapping[str, Any], channels: Sequence[int], name: str) -
 
 
 def _number(value: Any) -> bool:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return good and math.isfinite(value) and abs(value) < 1e30
+    return is_number(value) and abs(value) < 1e30  # neither infinite nor none

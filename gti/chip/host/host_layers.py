@@ -19,6 +19,7 @@ from gti.chip.formats.model_file import ModelLayer, layer_path
 from gti.chip.host.unknown import KEY, Unknown
 from gti.chip.wire import readout
 from gti.errors import ImageError, ModelFileError
+from gti.files import is_whole
 
 Image = npt.NDArray[np.uint8]
 Tensor = npt.NDArray[Any]
@@ -175,7 +176,7 @@ def _text(layer: ModelLayer, key: str, default: str, allowed: Sequence[str], whe
 
 def _whole(entry: Mapping[str, Any], key: str, where: str) -> int | None:
     value = entry.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if value is not None and not is_whole(value):
         raise ModelFileError(where, f'"{key}" has the wrong type', expected="a whole number", received=value)
     return value
 

@@ -20,6 +20,7 @@ from gti.chip.host.resizing import resized
 from gti.chip.spec import IMAGE_SIZES
 from gti.chip.wire.image_arrays import check_image_array
 from gti.errors import ModelFileError, UsageError
+from gti.files import is_number, is_whole
 
 KEY = "preprocessing"
 ORDERS = ("BGR", "RGB")
@@ -125,22 +126,17 @@ def from_header(header: Mapping[str, Any], name: str) -> Preprocessing | None:
     if not isinstance(value, dict) or not set(value) >= _KEYS:
         raise ModelFileError(where, "is incomplete", expected=", ".join(sorted(_KEYS)))
     for key in ("width", "height"):
-        field(key, _whole(value[key]) and value[key] in IMAGE_SIZES, "one of " + ", ".join(map(str, IMAGE_SIZES)))
+        field(key, is_whole(value[key]) and value[key] in IMAGE_SIZES, "one of " + ", ".join(map(str, IMAGE_SIZES)))
     field("height", value["height"] == value["width"], "the width, the chip takes squares")
-    field("channels", _whole(value["channels"]) and 1 <= value["channels"] <= 1024, "1..1024")
+    field("channels", is_whole(value["channels"]) and 1 <= value["channels"] <= 1024, "1..1024")
     field("channel order", value["channel order"] in ORDERS, " or ".join(ORDERS))
     field("resize", value["resize"] == RESIZE, RESIZE)
     field("values", value["values"] == VALUES, VALUES)
     crop = value["crop fraction"]
-    number = isinstance(crop, (int, float)) and not isinstance(crop, bool)
-    field("crop fraction", crop is None or (number and 0 < crop <= 1), "a number above 0 and at most 1")
+    field("crop fraction", crop is None or (is_number(crop) and 0 < crop <= 1), "a number above 0 and at most 1")
     return Preprocessing(
         value["width"], value["channels"], value["channel order"], float(crop) if crop is not None else None
     )
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def contract(header: Mapping[str, Any], name: str, size: int, channels: int, order: str) -> Preprocessing:

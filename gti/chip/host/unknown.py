@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gti.errors import ModelFileError
+from gti.files import is_number
 
 KEY = "unknown"
 LABEL = "unknown"
@@ -90,7 +91,7 @@ def from_header(header: Mapping[str, Any], name: str) -> Unknown | None:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)
 
 
 def _unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

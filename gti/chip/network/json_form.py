@@ -226,7 +226,7 @@ class _Reader:
             return default
         if kind is int:
             value = self._whole_number(key, value)
-        if isinstance(value, kind) and (kind is not int or not isinstance(value, bool)):
+        if isinstance(value, kind) and (kind is not int or files.is_whole(value)):
             return value
         self.unread.add(field or key)
         self._wrong(f'"{key}" has the wrong type', self._NAMES[kind], value)
@@ -235,9 +235,9 @@ class _Reader:
     def take_integers(self, key: str, field: str, *, required: bool = False) -> tuple[int, ...]:
         """Return the integers of the list `key`; absent and optional: no integers."""
         items = [self._whole_number(key, item) for item in self.take(key, list, [], required=required, field=field)]
-        integers = [item for item in items if isinstance(item, int) and not isinstance(item, bool)]
+        integers = [item for item in items if files.is_whole(item)]
         if len(integers) < len(items):
-            item = next(item for item in items if not isinstance(item, int) or isinstance(item, bool))
+            item = next(item for item in items if not files.is_whole(item))
             self.unread.add(field)
             self._wrong(f'"{key}" has the wrong type', "a list of integers", item)
             return ()

@@ -11,6 +11,7 @@ from gti.chip.usb import eusb, eusb_disks, scsi_bulk, scsi_sg, usb_bus
 from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.transport import Request, Settings, Stick, select
 from gti.errors import DeviceError, UsageError
+from gti.files import is_number
 
 FORM = "eusb:<serial or node>"
 
@@ -51,7 +52,7 @@ def on_backend(backend: Any, settings: Settings, key: str) -> eusb.Eusb:
 def asked_settings(wishes: Mapping[str, Any], settings: Settings) -> Settings:
     """Return `settings` with the pause that a file asks for ("emmc delay", microseconds), if it does."""
     delay = wishes.get("emmc delay")
-    if isinstance(delay, (int, float)) and not isinstance(delay, bool) and 0 <= delay <= 1e7:
+    if is_number(delay) and 0 <= delay <= 1e7:
         return replace(settings, eusb_delay_us=float(delay))
     return settings
 
