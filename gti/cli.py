@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from gti.errors import GtiError, sentence
+from gti.errors import GtiError, install, sentence
 
 # By the name to import: the package to install, and the extra of setup.py that brings it ("" = the kit itself).
 PACKAGES = {
@@ -93,7 +93,7 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
 def missing(name: str) -> str:
     """Return the sentence that says that the package with the import name `name`, of `PACKAGES`, is not installed."""
     package, extra = PACKAGES[name]
-    return sentence(package, "is not installed", fix=f'pip install ".[{extra}]"' if extra else f"pip install {package}")
+    return sentence(package, "is not installed", fix=install(extra) if extra else f"pip install {package}")
 
 
 def limit(error: BaseException) -> str:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+DISTRIBUTION = "gti-mdk"  # its name in setup.py, which lies beside gti/ in a checkout and nowhere else
+IS_CHECKOUT = (Path(__file__).resolve().parents[1] / "setup.py").is_file()
 
 # "{{function_node __wrapped__SaveV2_device_...}} reason [Op:SaveV2] name: "
 _GRAPH_NODE = re.compile(r"\{\{[a-z_]*node [^}]*\}\}:?\s*|\s*\[Op:\w+\](\s*name:\s*\S*)?")
@@ -87,6 +91,11 @@ def sentence(subject: str, problem: str, *, expected: object = None, received: o
     if fix:
         text += f" Fix: {printable(fix if fix.endswith('...') else fix.rstrip('.') + '.', 1000)}"
     return text
+
+
+def install(extra: str) -> str:
+    """Return the command that brings an extra of setup.py, in a checkout or where the kit was installed."""
+    return f'pip install "{"." if IS_CHECKOUT else DISTRIBUTION}[{extra}]"'
 
 
 def listing(subject: str, problems: Sequence[object], most: int = 40) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from gti import cli
+from gti import cli, errors
 
 # Python leaves what could not be written in its buffers, but only where it has buffers.
 BUFFERED = {name: text for name, text in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -189,6 +189,13 @@ def test_a_real_limit_of_open_files_is_one_sentence():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+
+
+def test_how_extras_are_installed(monkeypatch):
+    assert errors.install("train") == 'pip install ".[train]"'  # the tests run in a checkout
+    monkeypatch.setattr(errors, "IS_CHECKOUT", False)
+    name = re.search(r'name="([\w-]+)"', (ROOT / "setup.py").read_text())[1]
+    assert errors.install("train") == f'pip install "{name}[train]"'
 
 
 def test_other_errors_keep_their_traceback():

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gti import arguments, files
-from gti.errors import UsageError
+from gti.errors import IS_CHECKOUT, UsageError
 
 if TYPE_CHECKING:
     from gti.chip.usb.transport import Settings
@@ -28,6 +28,8 @@ class Parser(arguments.Parser):
         super().__init__(text or "")
         self.prog = f"gti {verb}"
         self.formatter_class = argparse.RawDescriptionHelpFormatter
+        if not IS_CHECKOUT and text and ("docs/" in text or "scripts/" in text):
+            self.epilog = "docs/ and scripts/ are folders of the project's sources; they are not installed."
 
 
 def add_device(parser: argparse.ArgumentParser, *, default: str = "auto", more: str = "") -> None:

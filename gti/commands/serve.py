@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from gti import files
 from gti.commands import flags
-from gti.errors import UsageError
+from gti.errors import UsageError, install
 
 _NEEDED = {"starlette": "starlette", "uvicorn": "uvicorn", "python_multipart": "python-multipart", "PIL": "pillow"}
 _TOKEN_VARIABLE = "GTI_TOKEN"
@@ -75,7 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     secret = token(args)
     missing = [package for module, package in _NEEDED.items() if importlib.util.find_spec(module) is None]
     if missing:
-        raise UsageError("gti serve", f"needs {', '.join(missing)}", fix='pip install "gti-mdk[serve]"')
+        raise UsageError("gti serve", f"needs {', '.join(missing)}", fix=install("serve"))
     if args.record is not None:
         raise UsageError("--record", "would grow without end", fix="record with gti classify")
     if not secret and not is_loopback(args.host):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gti import files
-from gti.errors import FormatError, UsageError, sentence
+from gti.errors import FormatError, UsageError, install, sentence
 from gti.importing.graph import Graph, Layer, Weight
 from gti.importing.onnx_constants import MAX_RANK, Node, array_of
 from gti.importing.onnx_nodes import HANDLERS
@@ -54,7 +54,7 @@ def load(path: str | os.PathLike[str], *, arrays: bool = True) -> Graph:
         import onnx
     except ImportError:
         raise UsageError(
-            name, "the package onnx is not installed", fix='pip install onnx, or pip install ".[import]"'
+            name, "the package onnx is not installed", fix=f"pip install onnx, or {install('import')}"
         ) from None
     try:
         model = onnx.load_model_from_string(data)

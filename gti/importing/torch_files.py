@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from gti.errors import FormatError, UsageError
+from gti.errors import FormatError, UsageError, install
 from gti.importing.graph import Graph, Layer, Weight, Weights
 
 MAX_PICKLE_BYTES = 4 * 1024**2  # of the names; ResNet-152 has 200 KB
@@ -61,7 +61,7 @@ def _safetensors(name: str) -> Weights:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        fix = 'pip install safetensors, or pip install ".[import]"'
+        fix = f"pip install safetensors, or {install('import')}"
         raise UsageError(name, "the package safetensors is not installed", fix=fix) from None
     try:
         file = safe_open(name, framework="np")

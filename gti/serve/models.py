@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import queue
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -90,21 +92,24 @@ class Labels:
 
 
 class Edges:
-    """A .MODEL for edges; `model`: open."""
+    """A .MODEL for edges; `models`: open, on a stick each."""
 
     kind = "edges"
 
-    def __init__(self, name: str, model: EdgeModel) -> None:
+    def __init__(self, name: str, models: Sequence[EdgeModel]) -> None:
         self.name = name
         self.labels: list[str] = []
         self.problem = ""
         self.counters: Counter[str] = Counter(frames=0, failed=0, refused=0)
-        self._model = model
-        self._turn = threading.Lock()
+        self._models = models
+        self._counting = threading.Lock()
+        self._free: queue.SimpleQueue[EdgeModel] = queue.SimpleQueue()
+        for model in models:
+            self._free.put(model)
 
     @property
     def devices(self) -> list[str]:
-        return [self._model.device_description]
+        return [model.device_description for model in self._models]
 
     async def compute(self, data: bytes) -> Answer:
         return Answer([], await asyncio.to_thread(self._picture, data))
@@ -113,19 +118,19 @@ class Edges:
         from PIL import Image
 
         try:
-            pixels, size = self._model.load(data)
+            pixels, size = self._models[0].load(data)
         except (ImageError, FormatError):
-            self.counters["refused"] += 1
+            self._count("refused", self.problem)
             raise
-        with self._turn:
-            try:
-                logits = self._model.logits(pixels)
-            except DeviceError as problem:
-                self.counters["failed"] += 1
-                self.problem = str(problem)
-                raise
-            self.counters["frames"] += 1
-            self.problem = ""
+        model = self._free.get()
+        try:
+            logits = model.logits(pixels)
+        except DeviceError as problem:
+            self._count("failed", str(problem))
+            raise
+        finally:
+            self._free.put(model)
+        self._count("frames", "")
         # A larger picture of edges shows nothing more than the network has seen.
         scale = min(1.0, _LONGEST_SIDE / max(size))
         shown = (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
@@ -134,8 +139,14 @@ class Edges:
         Image.fromarray(grey).save(file, "PNG")
         return file.getvalue()
 
+    def _count(self, what: str, problem: str) -> None:
+        with self._counting:
+            self.counters[what] += 1
+            self.problem = problem
+
     def release(self) -> None:
-        self._model.release()
+        for model in self._models:
+            model.release()
 
 
 _LONGEST_SIDE = 1280
@@ -146,5 +157,8 @@ def open_model(path: str | os.PathLike[str], devices: Sequence[str], settings: S
     container = load_model(Path(path)).container
     name = Path(path).name.rpartition(".")[0] or Path(path).name
     if container is not None and edge_head.KEY in container.header:
-        return Edges(name, EdgeModel(path, devices[0], settings=settings))
+        with ExitStack() as opened:
+            models = [opened.enter_context(EdgeModel(path, device, settings=settings)) for device in devices]
+            opened.pop_all()
+        return Edges(name, models)
     return Labels(name, Classifier(path, devices, settings=settings))

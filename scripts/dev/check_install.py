@@ -82,7 +82,7 @@ def files(folder: Path) -> None:
 def bare(model: str) -> Iterator[Try]:
     """Yield what the wheel alone does: arrays, but no pictures."""
     yield Try(("classify", model, "array.npy", "--device", "emulator"), out="array.npy: ")
-    yield Try(("classify", model, "picture.jpg", "--device", "emulator"), 1, err="extra `images`")
+    yield Try(("classify", model, "picture.jpg", "--device", "emulator"), 1, err="gti-mdk[images]")
     yield Try(("camera", model), 2, err="opencv-python")
     yield Try(("run", model, "--image", "array.npy", "--out", "maps.npz"), out="map0: ")
 
@@ -114,8 +114,8 @@ def verbs(model: str) -> Iterator[Try]:
     yield Try(("verify", "wrapped.model", "--device", "virtual"), out="right, code for code")
     yield Try(("trace", "encode", "--model", model, "--image", "array.npy", "--out", "t"), out="load.bin")
     yield Try(("trace", "show", "t/load.bin", "t/frame0.bin"), out="frame0.bin")
-    yield Try(("export", model, "net.onnx"), 2, err="onnx")  # their extras are not installed
-    yield Try(("serve", model), 2, err="starlette")
+    yield Try(("export", model, "net.onnx"), 2, err="gti-mdk[import]")  # their extras are not installed
+    yield Try(("serve", model), 2, err="gti-mdk[serve]")
     yield Try(("udev", "--print"), out='ATTR{idVendor}=="0403"')
     yield Try(("udev", "--install", "--folder", "."), out="51-gti.rules written")
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from full_models import NAMES, full_model
 from PIL import Image
+from sticks import dat_bytes, tiny_network
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="httpx is not installed")
 
 from starlette.testclient import TestClient
 
+from gti.chip.formats.model_file import compose
+from gti.chip.host import edge_head
 from gti.chip.runtime.classifier import Classifier
 from gti.commands import serve
 from gti.errors import DeviceError, UsageError
+from gti.serve import models
 from gti.serve.app import Limits, Server
 from gti.serve.models import Answer, open_model
 
@@ -222,3 +228,50 @@ def test_the_command_ends_with_sigterm_and_answers_what_is_in_work(path: Path):
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+class BothAtOnce:
+    """Stands in for EdgeModel: two of them answer only at the same time."""
+
+    meeting = threading.Barrier(2)
+    released: ClassVar[list[str]] = []
+
+    def __init__(self, _: Path, device: str, **options: Any) -> None:
+        if device == "usb:9":
+            raise DeviceError(device, "is not there")
+        self.device_description = device
+
+    def load(self, data: bytes) -> tuple[np.ndarray, tuple[int, int]]:
+        return np.zeros((4, 4, 3), np.uint8), (4, 4)
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        self.meeting.wait(60)  # or BrokenBarrierError
+        return np.zeros((4, 4), np.float32)
+
+    def release(self) -> None:
+        self.released.append(self.device_description)
+
+    def __enter__(self) -> BothAtOnce:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_edges_are_computed_by_every_stick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    header = {"name": "e", "layer": [{"operation": "GTICNN", "name": "c", "data file": "c"}], edge_head.KEY: {}}
+    (tmp_path / "e.model").write_bytes(compose(json.dumps(header).encode(), {"c": dat_bytes(tiny_network())}))
+    monkeypatch.setattr(models, "EdgeModel", BothAtOnce)
+    with pytest.raises(DeviceError):
+        open_model(tmp_path / "e.model", ["usb:0", "usb:9"])
+    assert BothAtOnce.released == ["usb:0"]
+    model = open_model(tmp_path / "e.model", ["usb:0", "usb:1"])
+    assert model.devices == ["usb:0", "usb:1"]
+
+    async def two() -> list[Answer]:
+        return list(await asyncio.gather(model.compute(b"a"), model.compute(b"b")))
+
+    assert all(answer.png.startswith(b"\x89PNG") for answer in asyncio.run(two()))
+    assert model.counters["frames"] == 2
+    model.release()
+    assert BothAtOnce.released == ["usb:0", "usb:0", "usb:1"]

@@ -190,7 +190,7 @@ def read_header(data: bytes | memoryview, name: str = "") -> tuple[int, ...]:
             "is not a .DAT file of the 2801",
             expected="92 header bytes that begin with 01 00 00 00 and name 1..6 major layers",
             received=f"{len(data)} bytes that begin with {bytes(data[:8]).hex(' ') or 'nothing'}",
-            fix="pass a file written by convert_to_chip.py or gti build",
+            fix="pass a file written by gti build or by the project's convert_to_chip.py",
         )
     return _words(data)
 

@@ -122,7 +122,7 @@ def parse(data: bytes | memoryview, name: str = ".MODEL data") -> ModelFile:
             "is not a .MODEL file",
             expected="a JSON object, then NUL bytes and data",
             received=f"{len(view)} bytes that begin with {bytes(view[:8]).hex(' ') or 'nothing'}",
-            fix="pass a file written by convert_to_chip.py or gti build",
+            fix="pass a file written by gti build or by the project's convert_to_chip.py",
         )
     text = bytes(view[: MAX_HEADER_BYTES + 1])
     end = text.find(b"\0")

@@ -52,7 +52,7 @@ def is_container(data: bytes, name: str) -> bool:
         name,
         "is neither a .DAT nor a .MODEL file",
         received=f"{len(data)} bytes that begin with {data[:8].hex(' ') or 'nothing'}",
-        fix="pass a file written by convert_to_chip.py or gti build",
+        fix="pass a file written by gti build or by the project's convert_to_chip.py",
     )
 
 

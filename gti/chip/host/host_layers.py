@@ -299,9 +299,8 @@ def _label(layer: ModelLayer, where: str) -> Step:
                 fix="pass the label file that the network was trained with",
             )
         order = np.argsort(-probabilities, kind="stable")[:most]
-        return {
-            "result": [{"index": int(i), "label": labels[i], "probability": float(probabilities[i])} for i in order]
-        }
+        found = zip(order.tolist(), probabilities[order].tolist(), strict=True)  # Python's numbers all at once: faster
+        return {"result": [{"index": i, "label": labels[i], "probability": share} for i, share in found]}
 
     return step
 

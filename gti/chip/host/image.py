@@ -18,7 +18,7 @@ import numpy as np
 
 from gti import files
 from gti.chip.formats import npy
-from gti.errors import FormatError, ImageError
+from gti.errors import FormatError, ImageError, install
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -134,7 +134,7 @@ def _opened(file: BinaryIO, length: int, name: str, *, pixels: bool = True) -> I
         raise ImageError(
             name,
             "needs Pillow to be read",
-            fix="install the extra `images` of this package (or pillow itself), or pass a .npy or .bin file",
+            fix=f"{install('images')} (or pillow itself), or pass a .npy or .bin file",
         ) from None
     try:
         with warnings.catch_warnings():

@@ -22,7 +22,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from gti.chip.loaded_model import load_model
 from gti.chip.runtime.dispatch import Dispatcher, Maps
 from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.runtime.opening import open_stick_or_emulator
-from gti.chip.spec import FC_SHIFT
+from gti.chip.spec import FC_SHIFT, MAX_CODE
 from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
 from gti.errors import DeviceError, FormatError, ImageError, UsageError
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 # An array in memory, an image file, or the bytes of one.
 Picture: TypeAlias = "npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes"
-# What may wait for the sticks of one `classify_many`: as many as the emulator computes together.
+# What may wait for the sticks of one `classify_many`.
 _AHEAD = 64
 _PATIENCE_S = 1.0  # for the frame in work when all is to end
 
@@ -173,35 +173,43 @@ class Classifier:
         Pictures are as of `classify_one`; they are prepared while the sticks compute. Raises DeviceError when no result
         can be had; what is under way is lost.
         """
-        waiting: deque[tuple[K, Future[list[Label]] | ImageError | FormatError]] = deque()
+        # Sticks take one image after the other. The emulator computes many together: what comes while it is at work
+        # makes the next group, which costs far less than as many futures.
+        limit, most = (self.together, 2) if self.together > 1 else (1, _AHEAD)
+        waiting: deque[_Group[K]] = deque()
+        group: _Group[K] = _Group()
         try:
             for key, image in images:
                 self._refuse_own_stream()
                 try:
-                    waiting.append((key, self._sent(self._prepared(image, order))))
+                    group.add(key, self._chip_image(self._prepared(image, order)))
                 except (ImageError, FormatError) as problem:
                     self._counts["refused"] += 1
-                    waiting.append((key, problem))
-                while waiting and (len(waiting) > _AHEAD or _settled(waiting[0][1])):
-                    yield _outcome(*waiting.popleft())
+                    group.add(key, problem)
+                if len(waiting) < most or len(group.keys) >= limit:
+                    waiting.append(group.sent(self._queue, self._host))
+                    group = _Group()
+                while waiting and (len(waiting) > most or waiting[0].is_settled()):
+                    yield from waiting.popleft().outcomes()
+            if group.keys:
+                waiting.append(group.sent(self._queue, self._host))
             while waiting:
-                yield _outcome(*waiting.popleft())
+                yield from waiting.popleft().outcomes()
         finally:
-            for _, answer in waiting:
-                if isinstance(answer, Future):
-                    answer.cancel()
+            for left in waiting:
+                left.cancel()
 
     def submit(self, image: Picture, order: str = "RGB") -> Future[list[Label]]:
         """Return at once a future of what `classify_one` returns. Raises ImageError and FormatError at
         once, DeviceError after `release`; the future holds DeviceError when no result can be had."""
-        return self._sent(self._counted(image, order))
+        chip_image = self._chip_image(self._counted(image, order))
+        return self._queue.submit(chip_image, partial(_labels, self._host))
 
     def features(self, image: Picture, order: str = "RGB") -> npt.NDArray[np.float32]:
         """Return what the chip's last layer says about a picture, float32 [channels]: codes 0..31, averaged over their
         positions. Arguments and errors as `classify_one`."""
         self._refuse_own_stream()
-        chip_image = self._host.chip_image(self._counted(image, order))
-        self._check(chip_image)
+        chip_image = self._chip_image(self._counted(image, order))
         shift = FC_SHIFT if self._streams else 0
         return _result(self._queue.submit(chip_image, partial(_averages, shift)))
 
@@ -217,10 +225,10 @@ class Classifier:
             return self.preprocessing.load(image)
         return self.preprocessing.apply(image, order)
 
-    def _sent(self, prepared: npt.NDArray[np.uint8]) -> Future[list[Label]]:
+    def _chip_image(self, prepared: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         chip_image = self._host.chip_image(prepared)
         self._check(chip_image)
-        return self._queue.submit(chip_image, partial(_labels, self._host))
+        return chip_image
 
     # What happened
 
@@ -265,6 +273,10 @@ def _maps(
         for image in chip_images:
             yield cast("GtiModel | EngineModel", sticks).raw_maps(image)
         return
+    if isinstance(sticks, EngineModel) and sticks.top_code == MAX_CODE:
+        for planes in sticks.codes_many(chip_images):
+            yield [planes.astype(np.uint8) << np.uint8(FC_SHIFT)]
+        return
     for codes in sticks.evaluate_many(chip_images):
         planes = codes[0].transpose(2, 0, 1).astype(np.uint8)
         yield [planes << FC_SHIFT]
@@ -293,14 +305,40 @@ def _result(future: Future[T]) -> T:
         raise
 
 
-def _settled(answer: Future[list[Label]] | ImageError | FormatError) -> bool:
-    return not isinstance(answer, Future) or answer.done()
+class _Group(Generic[K]):
+    """Pictures of one `classify_many` that go to the sticks together, and those that cannot be used."""
 
+    def __init__(self) -> None:
+        self.keys: list[K] = []
+        self._images: list[npt.NDArray[np.uint8]] = []
+        self._problems: dict[int, ImageError | FormatError] = {}  # by place
+        self._answers: Future[list[list[Label]]] | None = None
 
-def _outcome(
-    key: K, answer: Future[list[Label]] | ImageError | FormatError
-) -> tuple[K, list[Label] | ImageError | FormatError]:
-    return key, _result(answer) if isinstance(answer, Future) else answer
+    def add(self, key: K, image: npt.NDArray[np.uint8] | ImageError | FormatError) -> None:
+        if isinstance(image, Exception):
+            self._problems[len(self.keys)] = image
+        else:
+            self._images.append(image)
+        self.keys.append(key)
+
+    def sent(self, queue: Dispatcher, host: HostLayers) -> _Group[K]:
+        """Hand the pictures to the sticks; return itself."""
+        if self._images:
+            self._answers = queue.submit_together(self._images, partial(_labels, host))
+        return self
+
+    def is_settled(self) -> bool:
+        return self._answers is None or self._answers.done()
+
+    def cancel(self) -> None:
+        if self._answers is not None:
+            self._answers.cancel()
+
+    def outcomes(self) -> Iterator[tuple[K, list[Label] | ImageError | FormatError]]:
+        """Wait for the answers, yield them in order."""
+        answers = iter(_result(self._answers) if self._answers is not None else ())
+        for place, key in enumerate(self.keys):
+            yield key, self._problems[place] if place in self._problems else next(answers)
 
 
 def _end(waiting: Dispatcher, sticks: GtiModel | EngineModel | GtiPool, pid: int) -> None:

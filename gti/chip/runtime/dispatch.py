@@ -10,7 +10,7 @@ import os
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,15 +22,17 @@ from gti.errors import DeviceError
 
 Image = npt.NDArray[np.uint8]
 Maps = list[npt.NDArray[np.uint8]]
-_BURST = 256  # then those who wait for the stick itself get their turn
+_BURST = 256  # images; then those who wait for the stick itself get their turn
 _LOOK_S = 0.1  # how soon a wait for the stick sees that all is over
 
 
 @dataclass(eq=False)
 class _Job:
-    image: Image
+    images: Sequence[Image]
     finish: Callable[[Maps], Any]
+    alone: bool  # the future is of the one image, not of a list
     future: Future[Any] = field(default_factory=Future)
+    found: list[Any] = field(default_factory=list)
 
 
 class Dispatcher:
@@ -62,11 +64,20 @@ class Dispatcher:
 
         Raises DeviceError after `stop`, and in a child of a fork.
         """
+        return self._put(_Job([image], finish, alone=True))
+
+    def submit_together(self, images: Sequence[Image], finish: Callable[[Maps], Any]) -> Future[Any]:
+        """Return the future of a list, what `finish` makes of the maps of each image; for what computes in batches.
+
+        Where one image has no maps, none of them has a result. Errors as `submit`.
+        """
+        return self._put(_Job(images, finish, alone=False))
+
+    def _put(self, job: _Job) -> Future[Any]:
         if os.getpid() != self._pid:
             raise DeviceError(
                 self._name, "was opened by another process, before a fork", fix="open the model after the fork"
             )
-        job = _Job(image, finish)
         with self._gate:
             if self._stopping:
                 raise DeviceError(self._name, "was released", fix="open the model again")
@@ -134,18 +145,19 @@ class Dispatcher:
         under_way: deque[_Job] = deque()
 
         def images() -> Iterator[Image]:
-            for _ in range(_BURST):
-                job = self._next()
-                if job is None:
-                    return
+            count = 0
+            while count < _BURST and (job := self._next()) is not None:
                 if job.future.cancelled():
                     continue
+                job.found.clear()
                 under_way.append(job)
-                yield job.image
+                count += len(job.images)
+                yield from job.images
 
         try:
             for maps in self._maps(images()):
-                self._settle(under_way.popleft(), maps)
+                if self._settle(under_way[0], maps):
+                    under_way.popleft()
         except Exception as problem:
             # Answers come in order: the oldest one is it that failed. The others were only read ahead.
             failed = under_way.popleft() if under_way else self._next()
@@ -159,12 +171,20 @@ class Dispatcher:
             for job in under_way:  # the thread is told to stop
                 job.future.cancel()
 
-    def _settle(self, job: _Job, maps: Maps) -> None:
+    def _settle(self, job: _Job, maps: Maps) -> bool:
+        """Take the maps of the job's next image; return whether they were the last ones, and the future is done."""
         self.problem = ""
         self._counts["frames"] += 1
-        if not job.future.set_running_or_notify_cancel():
-            return
         try:
-            job.future.set_result(job.finish(maps))
+            job.found.append(job.finish(maps))
         except Exception as problem:
-            job.future.set_exception(problem)
+            job.found.append(problem)
+        if len(job.found) < len(job.images):
+            return False
+        if job.future.set_running_or_notify_cancel():
+            failed = next((one for one in job.found if isinstance(one, Exception)), None)
+            if failed is not None:
+                job.future.set_exception(failed)
+            else:
+                job.future.set_result(job.found[0] if job.alone else job.found)
+        return True

@@ -74,15 +74,24 @@ class EngineModel:
 
         `images`: uint8 [H,W,C] each. They are read ahead, a batch at a time. Raises ImageError for other arrays.
         """
-        last = self._emulators[-1]
-        scale = np.float32(last_relu_cap / TOP_CODE[last.network.convolutions[-1].ten_bit])
+        scale = np.float32(last_relu_cap / self.top_code)
+        for codes in self.codes_many(images):
+            yield codes.transpose(1, 2, 0)[None].astype(np.float32) * scale
+
+    @property
+    def top_code(self) -> int:
+        """The largest code of the last maps."""
+        return TOP_CODE[self._emulators[-1].network.convolutions[-1].ten_bit]
+
+    def codes_many(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[Any]]:
+        """Yield the last maps of each image, whole numbers [C,H,W] 0..`top_code`. Images and errors as
+        `evaluate_many`."""
         stream = iter(images)
         while batch := list(itertools.islice(stream, self.together)):
             pixels = np.stack([self._checked(image) for image in batch])
             for emulator in self._emulators[:-1]:
                 pixels = np.stack([next_image(codes, pooled=False) for codes in emulator.output(pixels)])
-            for codes in last.output(pixels):
-                yield codes.transpose(1, 2, 0)[None].astype(np.float32) * scale
+            yield from self._emulators[-1].output(pixels)
 
     def layer_outputs(self, image: npt.NDArray[np.uint8], mode: str | int = "learn") -> list[npt.NDArray[Any]]:
         """Return the maps of one image that a read-out mode delivers; as `GtiModel.layer_outputs`."""

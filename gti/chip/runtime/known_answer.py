@@ -226,7 +226,7 @@ def read(model: ModelFile, name: str) -> list[Part]:
     for number, layer in enumerate(layers, 1):
         path = name if len(layers) == 1 else f"{name}, chip {number}"
         if KEY not in layer.entry:
-            fix = "convert the checkpoint again: convert_to_chip.py writes one"
+            fix = "convert the checkpoint again with the project's convert_to_chip.py, which writes one"
             raise ModelFileError(path, f'carries no "{KEY}"', fix=fix)
         parts.append(Part(path, _parse(layer.entry[KEY], path), bytes(layer.blob or b"")))
     return parts

@@ -179,18 +179,10 @@ def tensor(maps: Sequence[Bytes], scaledown: int = 0, output_type: str | None = 
 
     float32 for `output_type` "float" or None, uint8 for any other string (docs/usb_protocol.md, section 7).
     """
-    # 8 bits are gone after 8 places, so larger shifts change nothing.
-    table = _scaled(max(-8, min(8, scaledown)), output_type in (None, "float"))
-    result: np.ndarray = table[maps[0].ravel() if len(maps) == 1 else np.concatenate([m.ravel() for m in maps])]
-    return result
-
-
-@functools.lru_cache(maxsize=34)
-def _scaled(places: int, as_float: bool) -> np.ndarray:
-    """Return every 8-bit value after a shift by `places` to the right, below 0 to the left, within 8 bits."""
-    values = np.arange(256)
-    table = values >> places if places >= 0 else values << -places & 0xFF
-    return table.astype(np.float32 if as_float else np.uint8)
+    flat = maps[0].ravel() if len(maps) == 1 else np.concatenate([m.ravel() for m in maps])
+    places = np.uint8(min(abs(scaledown), 8))  # 8 bits are gone after 8 places, so larger shifts change nothing
+    scaled = flat >> places if scaledown >= 0 else flat << places
+    return scaled.astype(np.float32) if output_type in (None, "float") else scaled
 
 
 def unpack_5bit(packed: Bytes) -> Bytes:

@@ -77,6 +77,25 @@ def test_a_bad_frame_does_not_end_the_stream(path: Path, tmp_path: Path):
         assert model.counters["refused"] == 3
 
 
+def test_groups_of_the_emulator_keep_the_order(path: Path):
+    """More frames than are computed together, every seventh of another type; who stops early cancels what waits."""
+    wanted = [probabilities(one) for one in codes("RGB")]
+    numbers = [number % len(PICTURES) for number in range(150)]
+    frames = [(n, PICTURES[i] / 255.0 if n % 7 == 3 else PICTURES[i]) for n, i in enumerate(numbers)]
+    with Classifier(path, "emulator") as model:
+        assert 1 < model.together < len(frames)
+        found = list(model.classify_many(frames))  # type: ignore[arg-type]
+        assert [key for key, _ in found] == list(range(150))
+        for (key, answer), number in zip(found, numbers, strict=True):
+            assert isinstance(answer, ImageError) if key % 7 == 3 else close(answer, wanted[number])
+        refused = len([n for n, _ in frames if n % 7 == 3])
+        assert (model.counters["frames"], model.counters["refused"]) == (150 - refused, refused)
+        stream = model.classify_many(frames)  # type: ignore[arg-type]
+        next(stream)
+        stream.close()
+        assert close(model.classify_one(PICTURES[0]), wanted[0])
+
+
 def test_a_stream_has_the_stick_for_itself(path: Path):
     with Classifier(path, "virtual") as model, ThreadPoolExecutor(1) as threads:
         stream = model.classify(model.preprocessing.apply(picture, "RGB") for picture in PICTURES)

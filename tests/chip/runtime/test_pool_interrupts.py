@@ -112,9 +112,11 @@ def test_ctrl_c_at_every_call_ends_the_pool(path: Path, stride: int):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts processes by /proc")
 def test_sticks_that_hang_are_left(path: Path):
     before = children()
+    started = time.monotonic()
     stuck = np.full(NETWORK.input_shape, 255, np.uint8)
     with GtiPool(path, ["virtual", "virtual"]) as sticks:
         stream = sticks.evaluate_many([images(NETWORK, 1)[0], stuck, stuck, stuck])
         next(stream)
         stream.close()
+    assert time.monotonic() - started < _HANG_S  # and not the ten minutes of the stand-in
     assert not children() - before
