@@ -6,23 +6,27 @@
 
 MODEL: a full .MODEL, as the demo makes it. Needs the package index, so it is no part of the tests. Everything runs
 outside the checkout, in this order: the wheel alone (arrays are answered, pictures refused with the way out), with the
-extra `images` (every verb), without numba, with --opencv also with OpenCV. What libusb changes is checked on the side
-that this computer is on. The answers are those of the checkout. The source distribution is built, its wheel compared,
-its own tests of the command run. Exit status 1 when something does not hold.
+extra `images` (every verb), with `import` and `serve`, without numba, with --opencv also with OpenCV. What libusb
+changes is checked on the side that this computer is on. The answers are those of the checkout. The source distribution
+is built, its wheel compared, its own tests of the command run. Exit status 1 when something does not hold.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes.util
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,6 +46,7 @@ DATA = ("gti/py.typed", "gti/commands/51-gti.rules", "gti/report/template.html.j
 _FOUND = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
 _LEFT_OUT = (".git", ".venv", "__pycache__", "build", "dist", "*.egg-info", "checkpoints", "runs", ".*_cache")
 HELP_SECONDS = 1.0
+SERVER_S = 60.0
 
 
 class Result(NamedTuple):
@@ -79,6 +84,26 @@ def files(folder: Path) -> None:
     np.save(folder / "array.npy", random.integers(0, 256, (28, 28, 3)).astype(np.uint8))
 
 
+def edges_model(model: Path) -> bytes:
+    """Return a .MODEL for edges of the chip's layer of `model`; what it finds is no edges."""
+    import numpy as np
+
+    from gti.chip.formats.model_file import compose
+    from gti.chip.host import edge_head, preprocessing
+    from gti.chip.loaded_model import load_model
+
+    loaded = load_model(model)
+    weights = tuple(np.full(layer.output_channels, 0.01) for layer in loaded.header.layers)
+    chip = {"operation": "GTICNN", "name": "chip", "data file": "chip", "mode": 3, "device": {"chip": "2801"}}
+    header = {
+        "name": "edges",
+        "layer": [chip],
+        preprocessing.KEY: loaded.preprocessing().entry(),
+        edge_head.KEY: edge_head.EdgeHead(weights, 2.0).entry(),
+    }
+    return compose(json.dumps(header).encode(), {"chip": bytes(loaded.dat)})
+
+
 def bare(model: str) -> Iterator[Try]:
     """Yield what the wheel alone does: arrays, but no pictures."""
     yield Try(("classify", model, "array.npy", "--device", "emulator"), out="array.npy: ")
@@ -102,6 +127,8 @@ def verbs(model: str) -> Iterator[Try]:
     yield Try(("classify", "mine.model", "photos/red/0.png"), out="red 0.")
     yield Try(("features", model, "photos", "--out", "f.npz", "--similar", "2"), out="photos/red/0.png: ")
     yield Try(("edges", model, "picture.jpg", "--out", "e.png"), 2, err="holds no network for edges")
+    yield Try(("edges", "edges.model", "picture.jpg", "--out", "e.jpg"), out="e.jpg")
+    yield Try(("edges", "edges.model", "photos/red", "--out", "drawn", "--device", "virtual"), out="5.png")
     yield Try(("doctor", "--device", "virtual"), out="codes are right")
     yield Try(("info", model), out="2 major layers")
     yield Try(("run", model, "--image", "picture.jpg", "--mode", "learn", "--out", "maps.npz"), out="map1: ")
@@ -118,6 +145,49 @@ def verbs(model: str) -> Iterator[Try]:
     yield Try(("serve", model), 2, err="gti-mdk[serve]")
     yield Try(("udev", "--print"), out='ATTR{idVendor}=="0403"')
     yield Try(("udev", "--install", "--folder", "."), out="51-gti.rules written")
+
+
+def extras(model: str) -> Iterator[Try]:
+    """Yield what the extras `import` and `serve` add, but for the server itself."""
+    yield Try(("export", model, "net.onnx"), out=" operators")
+    yield Try(("serve", "none.model"), 2, err="none.model")
+
+
+def served(gti: Path, folder: Path, model: str) -> Iterator[Result]:
+    """Yield whether a server answers as `gti classify` does, and ends when it is told to."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    wanted = _run(gti, "classify", model, "picture.jpg", "--device", "emulator", "--json", cwd=folder)
+    label = json.loads(wanted.stdout)["result"][0]["label"]
+    process = subprocess.Popen(
+        [gti, "serve", model, "--device", "emulator", "--port", str(port)],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    found = page = b""
+    try:
+        end = time.monotonic() + SERVER_S
+        while process.poll() is None and time.monotonic() < end and not page:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/") as answer:
+                    page = answer.read()
+            except OSError:
+                time.sleep(0.1)
+        with contextlib.suppress(OSError):
+            data = (folder / "picture.jpg").read_bytes()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/classify", data) as answer:
+                found = answer.read()
+        process.terminate()
+        process.wait(SERVER_S)
+    finally:
+        process.kill()
+        errors = process.communicate()[1]
+    yield Result(f"extras: gti serve {model}: the page, {len(page):,} bytes", b"<html" in page, errors[-900:])
+    yield Result(f"extras: its answer is {label}, as that of gti classify", f'"{label}"'.encode() in found, str(found))
+    good = process.returncode in (0, -signal.SIGTERM) and "Traceback" not in errors
+    yield Result("extras: gti serve ends at SIGTERM", good, f"{process.returncode} {errors[-900:]}")
 
 
 def film(model: str) -> Iterator[Try]:
@@ -177,6 +247,7 @@ def results(folder: Path, model: Path, python: str, *, opencv: bool) -> Iterator
     home.mkdir()
     files(home)
     shutil.copy(model, home / "full.model")
+    (home / "edges.model").write_bytes(edges_model(model))
     yield from package(folder, python)
     (wheel,) = (folder / "dist").glob("*.whl")
     _run(python, "-m", "venv", folder / "venv")
@@ -217,6 +288,9 @@ def results(folder: Path, model: Path, python: str, *, opencv: bool) -> Iterator
     if opencv:
         pip("install", "opencv-python-headless")
         yield from tried(gti, home, film("full.model"), "OpenCV")
+    pip("install", f"{wheel}[images,import,serve]")
+    yield from tried(gti, home, extras("full.model"), "extras")
+    yield from served(gti, home, "full.model")
     pip("uninstall", "--yes", "numba", "llvmlite")
     yield from tried(gti, home, bare_of_numba("full.model"), "without numba")
     yield equal("without numba")
