@@ -61,7 +61,7 @@ def main() -> None:
     # A fused model is evaluated in the chip's integers, code for code what a stick gives.
     forward = ExactModel(model) if fused else None
     with data_utils.naming_errors(args.val_data_dir):
-        figures = evaluate(model, dataset, forward=forward, progress="evaluate")
+        figures = evaluate(model, dataset, forward=forward, progress="evaluate", classes=classes if args.report else 0)
     print(f"{source.prefix} ({args.stage.label}): {figures}")
     if args.json:
         report = {
@@ -78,6 +78,8 @@ def main() -> None:
     if args.report:
         from gti.report import steps
 
+        names = source.labels or [f"class {number}" for number in range(classes)]
+        steps.add_classes(args.report, args.stage.label, figures.answers, names)
         print(steps.add_accuracy(args.report, args.stage.label, figures.accuracy))
 
 

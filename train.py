@@ -46,6 +46,8 @@ def train(held: ExitStack) -> None:
     if args.resume_from:
         prefix, found = looks.checkpoint(args, args.resume_from, stages)
         stage.check_train(found, args.stage, prefix)
+    if args.teacher:
+        looks.checkpoint(args, args.teacher, (Stage.FLOAT,))
     looks.data(args, args.train_data_dir, args.val_data_dir)
     if not args.resume_from:
         classes = restore.number_of_classes(args.classes, None, args.train_data_dir)
@@ -59,6 +61,8 @@ def train(held: ExitStack) -> None:
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
+    import tensorflow as tf
+
     from gti import data_utils
     from gti.data import data_check
     from gti.training import checkpoint, checkpoint_folder, strategies
@@ -89,15 +93,6 @@ def train(held: ExitStack) -> None:
         looks.outputs(args, args.checkpoint_dir, args.log_dir)
         held.enter_context(ownership.owned(args.checkpoint_dir))
     classes = restore.number_of_classes(args.classes, source, args.train_data_dir)
-    with strategy.scope():
-        model = restore.build_model(
-            args.net, network, args.stage, source, classes, to_train=True, **model_options(args)
-        )
-    filter_step = restore.filter_step(args.filter_step, source)
-    changes = restore.change_of_network(source, network), restore.change_of_filter_step(args.filter_step, source)
-    for change in filter(None, changes):
-        say(f"warning: {change}")
-
     size, _, channels = network.input_shape
     shape: dict[str, Any] = {"image_size": size, "channels": channels, "classes": classes}
     shape |= source.data if source else {}
@@ -112,6 +107,29 @@ def train(held: ExitStack) -> None:
             augment=not args.no_augment,
             seed=seed,
         )
+
+    if args.stage is Stage.FUSED and source and args.reestimate_batches:
+        seed = training.epoch_seed(args.seed, 0, args.stage)
+        tf.random.set_seed(seed)
+        estimated = restore.with_statistics(
+            source, args.net, network, classes, train_data(seed).take(args.reestimate_batches), nets_dir=args.nets_dir,
+            progress="batch norm",
+        )  # fmt: skip
+        if estimated is not source:
+            say("batch-norm statistics are estimated anew (--reestimate_batches)")
+        source = estimated
+    with strategy.scope():
+        model = restore.build_model(
+            args.net, network, args.stage, source, classes, to_train=True, **model_options(args)
+        )
+        teacher = None
+        if args.teacher:
+            prefix, teacher = restore.teacher(args.teacher, args.net, network, classes, nets_dir=args.nets_dir)
+            say(f"taught by {prefix}")
+    filter_step = restore.filter_step(args.filter_step, source)
+    changes = restore.change_of_network(source, network), restore.change_of_filter_step(args.filter_step, source)
+    for change in filter(None, changes):
+        say(f"warning: {change}")
 
     metadata = source.metadata if source else None
     resumed = metadata if metadata and metadata.stage is args.stage else None
@@ -133,6 +151,8 @@ def train(held: ExitStack) -> None:
         nesterov=args.nesterov,
         weight_decay=args.weight_decay,
         label_smoothing=args.label_smoothing,
+        distill_weight=Settings.distill_weight if args.distill_weight is None else args.distill_weight,
+        distill_temperature=args.distill_temperature or Settings.distill_temperature,
         compute_dtype=args.compute_dtype,
         ema=args.ema,
         seed=args.seed,
@@ -141,7 +161,7 @@ def train(held: ExitStack) -> None:
         log_dir=args.log_dir,
     )
     steps = (args.total_epochs or epochs) * min(batches, args.steps_per_epoch or batches)
-    trainer = training.Trainer(model, settings, strategy=strategy, steps=steps, done=done)
+    trainer = training.Trainer(model, settings, strategy=strategy, steps=steps, done=done, teacher=teacher)
 
     if resumed and source:
         start = training.continued(resumed, settings)
@@ -176,9 +196,17 @@ def train(held: ExitStack) -> None:
     if args.stage >= Stage.QUANT_W:
         start = replace(start, network=restore.traits(network), filter_step=filter_step)
 
+    def record(figures: dict[str, Any]) -> None:
+        if args.report and strategies.is_chief(strategy):
+            from gti.report import steps as report
+
+            report.add_epoch(args.report, figures)
+
     try:
         with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):
-            result = training.fit(trainer, train_data, val_data, args.checkpoint_dir, start, report=say, progress=True)
+            result = training.fit(
+                trainer, train_data, val_data, args.checkpoint_dir, start, report=say, record=record, progress=True
+            )
     except KeyboardInterrupt:
         saved = checkpoint_folder.latest(args.checkpoint_dir, net=args.net, stages=(args.stage,))
         starts = ([args.checkpoint_dir] if saved else []) + ([source.prefix] if source else [])

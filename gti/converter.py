@@ -57,7 +57,8 @@ def convert(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, fil
         if problem:
             problems.append(problem)
             continue
-        layer = integer_layer(convolution, filters, biases, filter_step)
+        steps = fused.get(names.variable(net, convolution.name, names.FILTER_STEPS))
+        layer = integer_layer(convolution, filters, biases, filter_step, steps)
         ranges.log(layer.shift)
         weights.append(layer)
         vanished.append(vanished_kernels(filters, layer))
@@ -76,13 +77,20 @@ def vanished_kernels(filters: np.ndarray, layer: ConvolutionWeights) -> float:
 
 
 def integer_layer(
-    convolution: Convolution, filters: np.ndarray, biases: np.ndarray, filter_step: str = MEAN
+    convolution: Convolution,
+    filters: np.ndarray,
+    biases: np.ndarray,
+    filter_step: str = MEAN,
+    steps: np.ndarray | None = None,
 ) -> ConvolutionWeights:
-    """Return the chip's integers of one sublayer from float32 filters [3, 3, in, out] and biases [out], both fused."""
+    """Return the chip's integers of one sublayer from float32 filters [3, 3, in, out] and biases [out], both fused.
+
+    `steps` [in, out] are learned ones, fused too.
+    """
     from gti import quantize
 
     filter_integers, bias_integers, shift = quantize.integer_filters(
-        filters, biases, convolution.coef_bits, filter_step
+        filters, biases, convolution.coef_bits, filter_step, steps
     )
     in_chip_order = filter_integers.numpy().astype(np.int16).transpose(3, 2, 0, 1)  # HWIO -> [out, in, 3, 3]
     return ConvolutionWeights(np.ascontiguousarray(in_chip_order), bias_integers.numpy().astype(np.int32), int(shift))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -42,8 +43,9 @@ def fuse(network: Network, arrays: Mapping[str, np.ndarray], *, net: str, host_l
 def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -> Arrays:
     """Return filters, biases and caps (float32) of the chip part of the fused network.
 
-    `arrays` holds `<net>/conv1_1/filters` [3, 3, in, out], `.../biases` [out], `.../relu_cap` [] and, where there is
-    batch norm, `.../batch_normalization/{gamma, beta, moving_mean, moving_variance}` [out].
+    `arrays` holds `<net>/conv1_1/filters` [3, 3, in, out], `.../biases` [out], `.../relu_cap` [], `.../filter_steps`
+    [in, out] where they are learned, and where there is batch norm `.../batch_normalization/{gamma, beta, moving_mean,
+    moving_variance}` [out].
 
     Raises QuantizationError that lists every variable that is missing, of another shape, or not usable.
     """
@@ -62,12 +64,16 @@ def fuse_chip(network: Network, arrays: Mapping[str, np.ndarray], *, net: str) -
         # The input was scaled by 31 / previous_cap; the output is to be scaled by top / cap.
         result[f"{scope}/filters"] = _scaled(filters, previous_cap / image_cap * (top / cap))
         result[f"{scope}/biases"] = _scaled(biases, top / cap)
+        steps = names.variable(net, convolution.name, names.FILTER_STEPS)
+        if steps in arrays:
+            gain = np.abs(batch_norm_factor(arrays, scope)) * (previous_cap / image_cap * (top / cap))
+            result[steps] = _scaled(np.asarray(arrays[steps], np.float64), gain)
         result[f"{scope}/relu_cap"] = np.asarray(top, np.float32)
         previous_cap = cap
     return result
 
 
-def _scaled(array: np.ndarray, gain: float) -> np.ndarray:
+def _scaled(array: np.ndarray, gain: Any) -> np.ndarray:
     # One rounding to float32. Megabytes of filters without batch norm stay float32; their product is rounded once too.
     return np.asarray(array * gain if array.dtype == np.float64 else array * np.float32(gain), np.float32)
 
@@ -82,11 +88,18 @@ def fold_batch_norm(arrays: Mapping[str, np.ndarray], scope: str) -> tuple[np.nd
     norm = f"{scope}/batch_normalization"
     if f"{norm}/gamma" not in arrays:
         return filters, biases
-    gamma, beta, mean, variance = (
-        np.asarray(arrays[f"{norm}/{part}"], np.float64) for part in ("gamma", "beta", "moving_mean", "moving_variance")
-    )
-    factor = gamma / np.sqrt(variance + spec.BATCH_NORM_EPSILON)
+    beta, mean = (np.asarray(arrays[f"{norm}/{part}"], np.float64) for part in ("beta", "moving_mean"))
+    factor = batch_norm_factor(arrays, scope)
     return filters * factor, beta + factor * (biases - mean)
+
+
+def batch_norm_factor(arrays: Mapping[str, np.ndarray], scope: str) -> np.ndarray | float:
+    """Return what batch norm multiplies each channel of the layer `scope` with, float64 [out]; 1 without batch norm."""
+    norm = f"{scope}/batch_normalization"
+    if f"{norm}/gamma" not in arrays:
+        return 1.0
+    gamma, variance = (np.asarray(arrays[f"{norm}/{part}"], np.float64) for part in ("gamma", "moving_variance"))
+    return gamma / np.sqrt(variance + spec.BATCH_NORM_EPSILON)
 
 
 def first_host_weights(network: Network, arrays: Mapping[str, np.ndarray], net: str) -> str:
@@ -120,6 +133,8 @@ def _problems(network: Network, arrays: Mapping[str, np.ndarray], net: str) -> l
         wanted = {"filters": (3, 3, convolution.input_channels, outputs), "relu_cap": ()}
         if f"{scope}/biases" in arrays:
             wanted["biases"] = (outputs,)
+        if f"{scope}/{names.FILTER_STEPS}" in arrays:
+            wanted[names.FILTER_STEPS] = (convolution.input_channels, outputs)
         norm = {
             f"batch_normalization/{part}": (outputs,) for part in ("gamma", "beta", "moving_mean", "moving_variance")
         }

@@ -14,7 +14,7 @@ from gti import quantize
 from gti.caps import EXTREMELY_SMALL
 from gti.chip import spec
 from gti.errors import QuantizationError, UsageError
-from gti.stage import FILTER_STEPS, MEAN
+from gti.stage import FILTER_STEPS, LEARNED, MEAN
 
 # Statistics over about ten steps: fine-tuning stages are short.
 BATCH_NORM_MOMENTUM = 0.9
@@ -25,6 +25,13 @@ class PositiveCap(keras.constraints.Constraint):
 
     def __call__(self, w: Any) -> Any:
         return keras.ops.maximum(w, EXTREMELY_SMALL)
+
+
+class PositiveSteps(keras.constraints.Constraint):
+    """Keeps learned steps positive: at `quantize.SMALLEST_STEP` or more."""
+
+    def __call__(self, w: Any) -> Any:
+        return keras.ops.maximum(w, quantize.SMALLEST_STEP)
 
 
 class WithinFilters(keras.constraints.Constraint):
@@ -45,13 +52,14 @@ class ChipConv2D(keras.layers.Layer):
     Args:
         output_channels: number of output channels.
         coef_bits: 1 or 3, width of the filters on the chip.
-        filter_step: "mean" or "mse", rule for the step of 3-bit kernels (docs/numerics.md section 3).
+        filter_step: "mean", "mse" or "learned", rule for the step of 3-bit kernels (docs/numerics.md section 3).
         batch_norm: normalise the convolution's output (epsilon 1e-3); `gti.fusion` folds it away.
         quantize_w: use filters and biases as the chip will hold them; gradients pass straight through.
         quantize_act: cap the ReLU at `relu_cap` and round to `max_code` + 1 levels. Off: a plain ReLU without a cap.
         relu_cap: start value of the cap, > 0; needed with `quantize_act`.
         fixed_cap: the cap is a constant of the layer (fused networks), not only a variable that is not trained.
         train_caps: train the cap (not with `fixed_cap`).
+        train_steps: train the steps of the rule "learned".
         clip_bias: keep biases in [-max|W|, max|W|] while training.
         max_code: 31 (5-bit codes) or 1023 (10-bit codes).
         upsample: None, "repeat" or "zero": double height and width first; "zero" keeps a pixel at the top left of
@@ -59,7 +67,8 @@ class ChipConv2D(keras.layers.Layer):
         input_scale: the filters start smaller by this factor, where the input is not of unit scale.
 
     Input: float32 [batch, height, width, input channels]. Output: [batch, height, width, output channels], height and
-    width doubled by upsampling. Variables: filters [3, 3, in, out], biases [out], relu_cap [] (with `quantize_act`),
+    width doubled by upsampling. Variables: filters [3, 3, in, out], biases [out], filter_steps [in, out] (3 bits,
+    quantized by the rule "learned"), relu_cap [] (with `quantize_act`),
     batch_normalization/{gamma, beta, moving_mean, moving_variance} (with `batch_norm`).
 
     Raises UsageError for arguments outside of these, QuantizationError for a missing or impossible cap.
@@ -77,6 +86,7 @@ class ChipConv2D(keras.layers.Layer):
         relu_cap: float | None = None,
         fixed_cap: bool = False,
         train_caps: bool = False,
+        train_steps: bool = False,
         clip_bias: bool = False,
         max_code: int = spec.MAX_CODE,
         upsample: str | None = None,
@@ -105,6 +115,7 @@ class ChipConv2D(keras.layers.Layer):
         self.initial_cap = relu_cap
         self.fixed_cap = fixed_cap
         self.train_caps = train_caps and not fixed_cap
+        self.train_steps = train_steps
         self.clip_bias = clip_bias
         self.max_code = max_code
         self.upsample = upsample
@@ -134,6 +145,15 @@ class ChipConv2D(keras.layers.Layer):
             constraint=WithinFilters(self) if self.clip_bias else None,
             name="biases",
         )
+        self.filter_steps = None
+        if self.quantize_w and self.coef_bits == 3 and self.filter_step == LEARNED:
+            self.filter_steps = self.add_weight(
+                shape=(input_channels, self.output_channels),
+                initializer=lambda shape, dtype=None: quantize.starting_steps(self.filters),
+                trainable=self.train_steps,
+                constraint=PositiveSteps() if self.train_steps else None,
+                name="filter_steps",
+            )
         if self.quantize_act:
             self.relu_cap = self.add_weight(
                 shape=(),
@@ -168,10 +188,11 @@ class ChipConv2D(keras.layers.Layer):
         if not self.quantize_w:
             return filters, biases
         shift = quantize.layer_shift(filters, biases, self.coef_bits)
-        return (
-            quantize.quantize_filters(filters, shift, self.coef_bits, self.filter_step),
-            quantize.quantize_biases(biases, shift, self.coef_bits),
-        )
+        if self.filter_steps is not None:
+            quantized = quantize.quantize_filters_to_steps(filters, self.filter_steps, shift)
+        else:
+            quantized = quantize.quantize_filters(filters, shift, self.coef_bits, self.filter_step)
+        return quantized, quantize.quantize_biases(biases, shift, self.coef_bits)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, height, width, _ = input_shape
@@ -189,6 +210,7 @@ class ChipConv2D(keras.layers.Layer):
             "relu_cap": self.initial_cap,
             "fixed_cap": self.fixed_cap,
             "train_caps": self.train_caps,
+            "train_steps": self.train_steps,
             "clip_bias": self.clip_bias,
             "max_code": self.max_code,
             "upsample": self.upsample,

@@ -9,6 +9,7 @@ import re
 
 from gti.chip.spec import CHIP
 
+FILTER_STEPS = "filter_steps"  # of 3-bit kernels, where they are learned
 CAP = "relu_cap"
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from gti.arguments import Parser, count, net_name, number, path
 from gti.chip.spec import CHIP
 from gti.errors import UsageError
-from gti.stage import FILTER_STEPS, MSE, Stage, from_flags
+from gti.stage import LEARNED, MEAN, MSE, Stage, from_flags
 
 MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
 # Variables of the old kit -> what is in their place.
@@ -84,6 +84,22 @@ def train_parser() -> Parser:
         help="evaluate and keep an average of the weights, 0.99 to 0.9999; 0: none",
     )
     group.add_argument(
+        "--teacher", type=path, metavar="PREFIX", help="float checkpoint of the same net whose answers are learned too"
+    )
+    group.add_argument(
+        "--distill_weight", type=number(0, 1), metavar="W", help="share of the teacher beside the labels; default: 0.5"
+    )
+    group.add_argument(
+        "--distill_temperature", type=number(0, 100, above=True), metavar="T", help="softens the answers; default: 2"
+    )
+    group.add_argument(
+        "--reestimate_batches",
+        type=count(0),
+        default=100,
+        metavar="N",
+        help="training batches that batch norm's statistics are estimated from before --fuse folds them; 0: as trained",
+    )
+    group.add_argument(
         "--compute_dtype",
         choices=("float32", "bfloat16"),
         default="float32",
@@ -92,6 +108,7 @@ def train_parser() -> Parser:
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
     group.add_argument("--log_dir", type=path, metavar="DIR", help="folder for TensorBoard scalars and histograms")
+    _report(group)
     for flag in ("--train_size", "--val_size"):
         parser.old(flag, "leave it out: whole sets are counted; --steps_per_epoch ends epochs earlier")
     for flag in ("--best_checkpoint_dir", "--last_checkpoint_dir"):
@@ -232,6 +249,35 @@ def ptq_parser() -> Parser:
     return parser
 
 
+def search_parser() -> Parser:
+    """Return the flags of scripts/search_bits.py."""
+    parser = Parser(
+        "Find out which major layers may have 1-bit filters: what each costs alone, after quantization without "
+        "training, and the frontier of filter rows and accuracy."
+    )
+    _net(parser, caps=False)
+    _checkpoint(parser)
+    _sizes(parser)
+    parser.set_defaults(ten_bit_act=False)
+    group = parser.add_argument_group("pictures and data")
+    group.add_argument("--images", required=True, type=path, metavar="DIR", help="pictures to quantize by")
+    group.add_argument("--num_images", type=count(1), default=64, metavar="N", help="images in all")
+    _data(group, train=True, val=True)
+    group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of pictures")
+    group = parser.add_argument_group("fine-tuning of each choice")
+    group.add_argument("--tune_steps", type=count(0), default=0, metavar="N", help="batches; 0: none")
+    group.add_argument("--learning_rate", type=number(0, above=True), default=1e-4, metavar="RATE", help="of Adam")
+    group = parser.add_argument_group("choice")
+    limits = group.add_mutually_exclusive_group()
+    limits.add_argument("--rows", type=count(1), metavar="N", help="the best one of at most N filter rows")
+    limits.add_argument(
+        "--max_drop", type=number(0, 100), metavar="POINTS", help="the smallest one that is to lose at most POINTS"
+    )
+    group.add_argument("--out", type=path, metavar="DIR", help="write the JSON pair of the choice")
+    _json(parser)
+    return parser
+
+
 def compare_parser() -> Parser:
     """Return the flags of scripts/compare.py."""
     parser = Parser(
@@ -305,9 +351,24 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
                 expected=Stage.QUANT_ACT.flags,
                 received=args.stage.flags,
             )
+        if getattr(args, "train_steps", False):
+            _take_steps(args)
     if getattr(args, "optimizer", None) is not None:
         _check_optimization(args)
     return args
+
+
+def _take_steps(args: argparse.Namespace) -> None:
+    if args.stage is Stage.FLOAT:
+        raise UsageError("--train_steps", "float filters have no steps", expected="--quant_w", received="none")
+    if args.filter_step:
+        raise UsageError(
+            "--train_steps",
+            "is a rule of its own",
+            expected="no --filter_step",
+            received=f"--filter_step {args.filter_step}",
+        )
+    args.filter_step = LEARNED
 
 
 def _check_optimization(args: argparse.Namespace) -> None:
@@ -318,6 +379,9 @@ def _check_optimization(args: argparse.Namespace) -> None:
             expected="--optimizer sgd --momentum above 0",
             received=f"--optimizer {args.optimizer} --momentum {args.momentum:g}",
         )
+    for flag in ("distill_weight", "distill_temperature"):
+        if getattr(args, flag) is not None and args.teacher is None:
+            raise UsageError(f"--{flag}", "there is no teacher", expected="--teacher PREFIX", received="none")
     begin, end = args.schedule_span
     if begin >= end:
         raise UsageError(
@@ -351,7 +415,7 @@ def _data_folder(data_dir: str, part: str) -> str:
 
 def model_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the flags say about a model, for `gti.training.restore.build_model`."""
-    known = ("settings_file", "nets_dir", "filter_step", "ten_bit_act", "train_caps", "clip_bias")
+    known = ("settings_file", "nets_dir", "filter_step", "ten_bit_act", "train_caps", "train_steps", "clip_bias")
     return {name: getattr(args, name) for name in known if hasattr(args, name)}
 
 
@@ -399,6 +463,11 @@ def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
     group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
     if training:
         group.add_argument("--train_caps", action="store_true", help="train the caps with the weights")
+        group.add_argument(
+            "--train_steps",
+            action="store_true",
+            help="train the steps of 3-bit filters too, which begin as mse has them",
+        )
         group.add_argument("--clip_bias", action="store_true", help="keep biases within [-max|W|, max|W|]")
     _sizes(group)
 
@@ -407,7 +476,7 @@ def _json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
 
 
-def _report(parser: argparse.ArgumentParser) -> None:
+def _report(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--report", type=path, metavar="DIR", help="add this step's figures to the HTML report in this folder"
     )
@@ -427,7 +496,7 @@ def filter_step(group: argparse._ActionsContainer) -> None:
     """Add --filter_step, which is None where the checkpoint is to say."""
     group.add_argument(
         "--filter_step",
-        choices=FILTER_STEPS,
+        choices=(MEAN, MSE),
         help="step of 3-bit filters: mean|W| / 4, or that of least squared error; default: the checkpoint's, or mean",
     )
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from gti.chip import spec
-from gti.stage import MEAN, MSE
+from gti.stage import LEARNED, MEAN, MSE
 
 Tensor = Any  # tf.Tensor, tf.Variable, keras.Variable or np.ndarray of float32
 
@@ -33,6 +33,11 @@ _ZERO_KERNEL_MEAN = np.float32(1e-6)
 _STARTS = (0.21, 0.26)
 # From these ratios of magnitude to step on, 1, 2 and 4 are the nearest levels.
 _NEAREST = (0.5, 1.5, 3.0)
+LARGEST_LEVEL = np.float32(4)
+# LSQ's scale for the gradient of a step, 1 / sqrt(weights that share it * largest level).
+_STEP_GRADIENT = np.float32(1 / np.sqrt(9 * 4))
+# A learned step stays above 0: far below any step that the largest shift, 12, can tell from 0.
+SMALLEST_STEP = np.float32(1e-6)
 _BITS_OF_CODE = {spec.MAX_CODE: 5, spec.MAX_CODE_TEN_BIT: 10}
 
 
@@ -129,16 +134,33 @@ def _least_squares_filters(filters: tf.Tensor, shift: tf.Tensor, unit: tf.Tensor
     largest = np.float32(spec.MAX_STEP_3BIT)
     for _ in range(2):  # levels of 1 and 2 are levels of 2 and 4 of half the step
         step = tf.where(round_half_away(step) > largest, 0.5 * step, step)
-    step = tf.clip_by_value(round_half_away(step), 1, largest)
+    return _nearest(filters, tf.clip_by_value(round_half_away(step), 1, largest), shift, unit)
+
+
+def _learned_filters(filters: tf.Tensor, steps: tf.Tensor, shift: tf.Tensor, unit: tf.Tensor | np.float32) -> tf.Tensor:
+    step = round_half_away(steps * tf.gather(_POWERS, shift))
+    return _nearest(filters, tf.clip_by_value(step, 1, np.float32(spec.MAX_STEP_3BIT)), shift, unit)
+
+
+def _nearest(filters: tf.Tensor, step: tf.Tensor, shift: tf.Tensor, unit: tf.Tensor | np.float32) -> tf.Tensor:
+    # The nearest level of each weight, times the integer `step` [in, out] of its kernel.
     real = step * tf.gather(_INVERSE_POWERS, shift)
-    levels = _levels(magnitude, *(real * np.float32(ratio) for ratio in _NEAREST))
+    levels = _levels(tf.abs(filters), *(real * np.float32(ratio) for ratio in _NEAREST))
     return tf.sign(filters) * tf.cast(levels, tf.float32) * (step * unit)
 
 
 def _quantized_filters(
-    filters: tf.Tensor, shift: tf.Tensor, coef_bits: int, filter_step: str, unit: tf.Tensor | np.float32
+    filters: tf.Tensor,
+    shift: tf.Tensor,
+    coef_bits: int,
+    filter_step: str,
+    unit: tf.Tensor | np.float32,
+    *,
+    steps: Tensor | None = None,
 ) -> tf.Tensor:
     # Integer filters times `unit`, which is 1 or 2**-shift: both exact.
+    if coef_bits == 3 and filter_step == LEARNED:
+        return _learned_filters(filters, tf.convert_to_tensor(steps, tf.float32), shift, unit)
     if coef_bits == 3 and filter_step == MSE:
         return _least_squares_filters(filters, shift, unit)
     magnitude = tf.abs(filters)
@@ -164,12 +186,12 @@ def _quantized_biases(biases: tf.Tensor, shift: tf.Tensor, coef_bits: int, unit:
 
 
 def integer_filters(
-    filters: Tensor, biases: Tensor | None, coef_bits: int, filter_step: str = MEAN
+    filters: Tensor, biases: Tensor | None, coef_bits: int, filter_step: str = MEAN, steps: Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return (filters, biases, shift) of one layer in the chip's integers.
 
-    `filters` float32 HWIO, `biases` float32 [O] or None (zeros), `filter_step` mean or mse. Results:
-    float32 tensors that hold integers, HWIO in
+    `filters` float32 HWIO, `biases` float32 [O] or None (zeros), `filter_step` mean, mse or, with `steps` float32
+    [I, O] of 3-bit kernels, learned. Results: float32 tensors that hold integers, HWIO in
     -2047..2047 (per kernel +-alpha, or {0, 1, 2, 4} * step with a sign) and [O] in the range of `bias_limit`, and the
     int32 shift. Real value = integer * 2**-shift. Values beyond the chip's range are clamped;
     `gti.converter` refuses them.
@@ -179,7 +201,7 @@ def integer_filters(
     shift = layer_shift(filters, biases, coef_bits)
     one = np.float32(1)
     return (
-        _quantized_filters(filters, shift, coef_bits, filter_step, one),
+        _quantized_filters(filters, shift, coef_bits, filter_step, one, steps=steps),
         _quantized_biases(biases, shift, coef_bits, one),
         shift,
     )
@@ -200,6 +222,37 @@ def quantize_filters(filters: Tensor, shift: tf.Tensor, coef_bits: int, filter_s
         return _quantized_filters(values, shift, coef_bits, filter_step, unit), lambda upstream: upstream
 
     return quantize(tf.convert_to_tensor(filters, tf.float32))
+
+
+def quantize_filters_to_steps(filters: Tensor, steps: Tensor, shift: tf.Tensor) -> tf.Tensor:
+    """Return 3-bit `filters` (float32 HWIO) as the chip will hold them with `steps` [I, O] that are learned.
+
+    Forward as `quantize_filters`: sign(W) * c * s, s the integer step in real units, c the nearest level of |W| / s.
+    Gradient (Esser et al. 2020, LSQ): to W, 1 where |W| / s < 4, else 0; to a step the sum over its kernel of
+    sign(W) * (c - |W| / s), or sign(W) * 4 from |W| / s = 4 on, times 1 / sqrt(9 * 4): nine weights, largest level 4.
+    """
+
+    @tf.custom_gradient
+    def quantize(values: tf.Tensor, real: tf.Tensor) -> Any:
+        inverse = tf.gather(_INVERSE_POWERS, shift)
+        result = _learned_filters(values, real, shift, inverse)
+
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            step = tf.clip_by_value(round_half_away(real * tf.gather(_POWERS, shift)), 1, spec.MAX_STEP_3BIT) * inverse
+            inside = tf.cast(tf.abs(values) < LARGEST_LEVEL * step, tf.float32)
+            # Beyond the largest level the result is 4 s: its derivative is sign(W) * 4, which `result / s` is.
+            along = (result - inside * values) / step
+            return upstream * inside, _STEP_GRADIENT * tf.reduce_sum(upstream * along, axis=[0, 1])
+
+        return result, gradient
+
+    return quantize(tf.convert_to_tensor(filters, tf.float32), tf.convert_to_tensor(steps, tf.float32))
+
+
+def starting_steps(filters: Tensor) -> tf.Tensor:
+    """Return the steps [I, O] that learning begins with: those of least squared error, above 0."""
+    step = least_squares_step(tf.abs(tf.convert_to_tensor(filters, tf.float32)))
+    return tf.maximum(step, SMALLEST_STEP)
 
 
 def quantize_biases(biases: Tensor, shift: tf.Tensor, coef_bits: int) -> tf.Tensor:

@@ -11,7 +11,7 @@ from enum import IntEnum
 from gti.errors import CheckpointError, UsageError
 
 # Rules for the step of a 3-bit kernel (docs/numerics.md section 3).
-MEAN, MSE = FILTER_STEPS = ("mean", "mse")
+MEAN, MSE, LEARNED = FILTER_STEPS = ("mean", "mse", "learned")
 
 
 class Stage(IntEnum):
@@ -160,6 +160,17 @@ def check_infer(found: Stage | None, prefix: str) -> Stage:
             fix="pass the checkpoint that convert_to_chip.py was given",
         )
     return found
+
+
+def check_teacher(found: Stage | None, prefix: str) -> None:
+    """Raise CheckpointError unless a checkpoint of stage `found` can teach: a float one."""
+    if found not in (None, Stage.FLOAT):
+        raise CheckpointError(
+            prefix,
+            f"is a {found.label} checkpoint",
+            expected="a float checkpoint, whose answers nothing has rounded",
+            fix="pass the float checkpoint that training began with",
+        )
 
 
 def check_ptq(found: Stage | None, prefix: str) -> None:

@@ -78,6 +78,8 @@ def test_flags_name_a_stage(flags, stage):
         (["--classes", "1"], "--classes: .*'1'"),
         (["--image_size", "449"], "448"),
         (["--optimizer", "lion"], "invalid choice"),
+        (["--distill_weight", "0.5"], "--distill_weight.*--teacher"),
+        (["--distill_temperature", "0", "--teacher", "a"], "--distill_temperature"),
         (["--nesterov", "--optimizer", "adam"], "--nesterov.*adam"),
         (["--nesterov", "--momentum", "0"], "--nesterov"),
         (["--label_smoothing", "1"], "--label_smoothing: .*0.99"),

@@ -19,15 +19,16 @@ from types import ModuleType
 from typing import Any
 
 import keras
+import numpy as np
 
-from gti import names, nets
+from gti import names, nets, quantize
 from gti.caps import load as load_caps
 from gti.caps import settings_file
 from gti.chip import spec
 from gti.chip.network.types import Network
 from gti.errors import GtiError, NetworkError, QuantizationError, UsageError
 from gti.layers import ChipConv2D, ChipPooling, HostDense
-from gti.stage import MEAN
+from gti.stage import LEARNED, MEAN
 
 # Images in codes 0..31 are about 16 times larger than normalised ones. The first filters start smaller by the square
 # root of that, which shares the excess evenly between the activations behind them and their own gradients.
@@ -126,6 +127,7 @@ def build(
     ten_bit_act: bool = False,
     caps: Mapping[str, float] | None = None,
     train_caps: bool = False,
+    train_steps: bool = False,
     clip_bias: bool = False,
     filter_step: str = MEAN,
     nets_dir: str | Path | None = None,
@@ -162,6 +164,7 @@ def build(
             relu_cap=spec.FUSED_CAP[convolution.ten_bit] if fuse else start_caps.get(names.cap(net, convolution.name)),
             fixed_cap=fuse,
             train_caps=train_caps,
+            train_steps=train_steps,
             clip_bias=clip_bias,
             max_code=spec.TOP_CODE[convolution.ten_bit],
             upsample=layer.upsample_mode if convolution.upsampled else None,
@@ -237,6 +240,21 @@ def named_variables(model: keras.Model) -> dict[str, keras.Variable]:
         for variable in model.variables
         if not re.search(r"seed_generator", variable.path)
     }
+
+
+def with_steps(arrays: Mapping[str, np.ndarray], net: str, network: Network, filter_step: str) -> dict[str, np.ndarray]:
+    """Return a checkpoint's variables for a model with the rule `filter_step`.
+
+    Learned steps that it lacks are those that learning begins with; those of another rule are left out.
+    """
+    steps = {names.variable(net, c.name, names.FILTER_STEPS): c for c in network.convolutions}
+    result = {name: array for name, array in arrays.items() if name not in steps}
+    if filter_step == LEARNED:
+        for name, convolution in steps.items():
+            filters = names.variable(net, convolution.name, "filters")
+            if convolution.coef_bits == 3 and filters in arrays:
+                result[name] = arrays[name] if name in arrays else quantize.starting_steps(arrays[filters]).numpy()
+    return result
 
 
 def last_relu_cap_name(model: keras.Model) -> str:

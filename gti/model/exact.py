@@ -88,7 +88,7 @@ class _Sublayer:
         self.convolution = convolution
         self.upsample = upsample_mode if convolution.upsampled else None
         filters, biases, self.shift = quantize.integer_filters(
-            layer.filters, layer.biases, convolution.coef_bits, layer.filter_step
+            layer.filters, layer.biases, convolution.coef_bits, layer.filter_step, layer.filter_steps
         )
         weights = filters.numpy()
         self.biases = biases.numpy()

@@ -7,8 +7,9 @@ a phone; wider columns enlarge a drawing as a whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup, escape
 
@@ -197,3 +198,60 @@ def dots(rows: Sequence[Row], baseline: float, *, label: str) -> Markup:
         parts.append(f'<circle class="dot" cx="{place(value):.2f}" cy="{y}" r="5"><title>{title}</title></circle>')
         parts.append(_text(WIDTH, y + 4, f"{value:.2%}", anchor="end"))
     return _svg(bottom + 18, parts, label)
+
+
+def curves(
+    lines: Mapping[str, Sequence[float | None]],
+    marks: Sequence[str],
+    begins: Sequence[tuple[int, str]],
+    *,
+    label: str,
+) -> Markup:
+    """Return one line per series over the points named by `marks`; None is a gap.
+
+    `begins`: (number of a point, text) where a stage begins, drawn as a vertical line in front of it.
+    """
+    left, right, top, base = 34.0, WIDTH - 6.0, 18.0, 130.0
+    present = [value for line in lines.values() for value in line if value is not None]
+    low, high = min(present, default=0.0), max(present, default=1.0)
+    high = high if high > low else low + 1
+    across = (right - left) / max(len(marks) - 1, 1)
+
+    def y(value: float) -> float:
+        return base - (base - top) * (value - low) / (high - low)
+
+    parts = [_line(left, base, right, base, "axis")]
+    parts += [_text(left - 4, y(value) + 4, f"{value:.3g}", anchor="end") for value in (low, high)]
+    for number, text in begins:
+        x = left + across * number
+        parts.append(_line(x, top, x, base, "grid"))
+        parts.append(_text(x + 2, base + 12, text))
+    for place, (name, line) in enumerate(lines.items()):
+        style = "dot second" if place else "dot"
+        points = [(left + across * i, y(v), marks[i], v) for i, v in enumerate(line) if v is not None]
+        for (x1, y1, _, _), (x2, y2, _, _) in pairwise(points):
+            parts.append(_line(x1, y1, x2, y2, "join"))
+        parts += [
+            f'<circle class="{style}" cx="{px:.2f}" cy="{py:.2f}" r="2.6">'
+            f"<title>{escape(f'{name}, {mark}: {value:.4g}')}</title></circle>"
+            for px, py, mark, value in points
+        ]
+        parts.append(_text(left + 70 * place, 11, name, "label strong" if place else "label"))
+        parts.append(f'<circle class="{style}" cx="{left - 8 + 70 * place:.2f}" cy="7" r="3"/>')
+    return _svg(base + 18, parts, label)
+
+
+def confusion(rows: Sequence[Row]) -> Markup:
+    """Return a square of cells, labels down and answers across in the same order; darker is a larger share of a row."""
+    cell = (WIDTH - _LABELS) / max(len(rows), 1)
+    height = min(cell, _ROW)
+    parts = []
+    for i, row in enumerate(rows):
+        total = sum(row.values) or 1
+        parts.append(_text(0, i * height + height * 0.75, row.name[:10]))
+        for j, count in enumerate(row.values):
+            style = ("cell" if i == j else "cell over") if count else "cell none"
+            more = f' fill-opacity="{0.1 + 0.9 * count / total:.2f}"' if count else ""
+            title = f"{row.name} answered as {rows[j].name}: {count} of {total}"
+            parts.append(_rect((_LABELS + j * cell, i * height + 1, cell - 1, height - 2), style, title, more))
+    return _svg(len(rows) * height + 4, parts, "labels down, answers across")

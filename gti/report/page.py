@@ -18,6 +18,9 @@ from gti.report.charts import Row
 from gti.report.weights import LEVELS
 
 TEMPLATE = Path(__file__).parent / "template.html.j2"
+# Of more classes, the worst are listed, and the matrix would be too small to read.
+MOST_CLASSES = 24
+MOST_CONFUSED = 12
 STAGES = {
     "float": "trained in floating point",
     "quant_w": "filters and biases quantized",
@@ -43,6 +46,8 @@ def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
         about=_about(parts),
         warnings=warnings(parts),
         stages=_stages(parts.get("stages")),
+        curves=_curves(parts.get("curves")),
+        classes=_classes(parts.get("classes")),
         quantization=parts.get("quantization"),
         activations=_activations(parts.get("activations")),
         weights=_weights(parts.get("weights")),
@@ -72,6 +77,51 @@ def _stages(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     rows = [dict(row) | {"meaning": STAGES.get(row["stage"], "")} for row in part["accuracies"]]
     return {"rows": rows, "facts": part.get("facts", {})}
+
+
+def _curves(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not part or not part["epochs"]:
+        return None
+    epochs = part["epochs"]
+    marks = [f"{row['stage']} {row['epoch']}" for row in epochs]
+    begins = [i for i, row in enumerate(epochs) if not i or row["stage"] != epochs[i - 1]["stage"]]
+    stages = [(i, epochs[i]["stage"]) for i in begins]
+    drawings = {}
+    for kind in ("loss", "accuracy"):
+        lines = {
+            "training": [row.get(f"train_{kind}") for row in epochs],
+            "validation": [row[kind] for row in epochs],
+        }
+        drawings[kind] = charts.curves(lines, marks, stages, label=f"{kind} by epoch")
+    return {"drawings": drawings, "epochs": len(epochs)}
+
+
+def _classes(part: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if not part:
+        return None
+    answers, names = part["answers"], part["names"]
+    rows = [
+        {"name": names[i], "count": sum(row), "share": row[i] / sum(row)} for i, row in enumerate(answers) if sum(row)
+    ]
+    wrong = [
+        {"label": names[i], "answer": names[j], "count": count, "share": count / sum(row)}
+        for i, row in enumerate(answers)
+        for j, count in enumerate(row)
+        if count and i != j
+    ]
+    seen = [i for i, row in enumerate(answers) if sum(row) or any(other[i] for other in answers)]
+    drawing = None
+    if len(seen) <= MOST_CLASSES:
+        shown = [Row(names[i], tuple(answers[i][j] for j in seen)) for i in seen]
+        drawing = charts.confusion(shown)
+    return {
+        "stage": part["stage"],
+        "images": sum(map(sum, answers)),
+        "rows": sorted(rows, key=lambda row: row["share"])[:MOST_CLASSES],
+        "left_out": max(len(rows) - MOST_CLASSES, 0),
+        "wrong": sorted(wrong, key=lambda row: -row["count"])[:MOST_CONFUSED],
+        "drawing": drawing,
+    }
 
 
 def _activations(part: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -74,6 +74,27 @@ def add_accuracy(folder: Folder, stage: str, accuracy: float) -> Path:
     return add_stages(folder, in_order | accuracies, part["facts"])
 
 
+def add_classes(folder: Folder, stage: str, answers: Sequence[Sequence[int]], names: Sequence[str]) -> Path:
+    """Add how many images of each class (rows) were answered as which class (columns), in one of `STAGES`."""
+    return store.add(
+        folder, "classes", {"stage": stage, "answers": [list(row) for row in answers], "names": list(names)}
+    )
+
+
+def add_epoch(folder: Folder, figures: Mapping[str, Any]) -> Path:
+    """Add the figures of an epoch, as `gti.training.loop.fit` records them; return the page.
+
+    They replace those of the same stage and epoch, and all of later epochs and stages, which are another run's.
+    """
+    part = store.load(folder).get("curves", {"epochs": []})
+
+    def place(row: Mapping[str, Any]) -> tuple[int, int]:
+        return STAGES.index(row["stage"]), row["epoch"]
+
+    kept = [row for row in part["epochs"] if place(row) < place(figures)]
+    return store.add(folder, "curves", {"epochs": [*kept, dict(figures)]})
+
+
 def add_sensitivity(folder: Folder, model: keras.Model, dataset: tf.data.Dataset, *, progress: bool = False) -> Path:
     """Add the accuracy of a quantized, unfused `model` with one layer at a time left unquantized; return the page."""
     return store.add(folder, "sensitivity", sensitivity.measure(model, dataset, progress=progress))

@@ -11,7 +11,7 @@ from gti import files
 from gti.errors import FormatError, UsageError
 
 # In the order of the workflow; docs/report.md describes the keys of each.
-PARTS = ("stages", "quantization", "activations", "weights", "sensitivity", "compare")
+PARTS = ("stages", "curves", "classes", "quantization", "activations", "weights", "sensitivity", "compare")
 PAGE = "index.html"
 
 

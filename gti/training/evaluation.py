@@ -31,6 +31,7 @@ class Evaluation:
     top5: float
     loss: float
     count: int
+    answers: tuple[tuple[int, ...], ...] = ()  # images by label and by answer, where they were counted
 
     def __str__(self) -> str:
         return f"accuracy {self.accuracy:.4f}, top-5 {self.top5:.4f}, loss {self.loss:.4f}, {self.count} images"
@@ -43,33 +44,39 @@ def evaluate(
     forward: Callable[[tf.Tensor], tf.Tensor] | None = None,
     strategy: tf.distribute.Strategy | None = None,
     progress: str = "",
+    classes: int = 0,
 ) -> Evaluation:
     """Evaluate `model` on every batch (images [B,H,W,C], labels [B]) of `dataset`.
 
     `forward` (images -> logits) stands in for the model's own inference, for example the exact one of a fused model.
-    `progress` is the title of a progress bar; "" shows none. Raises DataError without images, NotFiniteError for
-    logits that are not finite.
+    `progress` is the title of a progress bar; "" shows none. With the number of `classes` the answers of each are
+    counted. Raises DataError without images, NotFiniteError for logits that are not finite.
     """
     strategy = strategy or tf.distribute.get_strategy()
-    sums = Counter(forward or (lambda images: model(images, training=False)), strategy)
+    sums = Counter(forward or (lambda images: model(images, training=False)), strategy, classes)
     with float32_convolutions(), WeightsHeld(() if forward else chip_layers(model)):
         return sums.run(dataset, progress)
 
 
 class Counter:
-    """Adds up loss and hits over a data set; keeps its traced step for the next one."""
+    """Adds up loss and hits over a data set, and answers where `classes` are known; keeps its traced step."""
 
-    def __init__(self, forward: Callable[[tf.Tensor], tf.Tensor], strategy: tf.distribute.Strategy) -> None:
-        self._strategy = strategy
+    def __init__(
+        self, forward: Callable[[tf.Tensor], tf.Tensor], strategy: tf.distribute.Strategy, classes: int = 0
+    ) -> None:
+        self._strategy, self._classes = strategy, classes
+        size = 4 + classes**2
 
         def of_replica(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
             def sums() -> tf.Tensor:
-                return batch_sums(labels, forward(images))
+                logits = forward(images)
+                found = batch_sums(labels, logits)
+                return tf.concat([found, answers(labels, logits, classes)], 0) if classes else found
 
             if strategy.num_replicas_in_sync == 1:
                 return sums()
             # Of a last small batch some replicas get nothing, of which a convolution gives a map of wrong channels.
-            return tf.cond(tf.shape(labels)[0] > 0, sums, lambda: tf.zeros(4))
+            return tf.cond(tf.shape(labels)[0] > 0, sums, lambda: tf.zeros(size))
 
         def step(iterator: Any) -> tf.Tensor:
             sums = strategy.run(of_replica, args=next(iterator))
@@ -80,7 +87,7 @@ class Counter:
     def run(self, dataset: tf.data.Dataset, progress: str = "") -> Evaluation:
         """Return the figures of all images of `dataset`."""
         iterator = iter(self._strategy.experimental_distribute_dataset(dataset))
-        total = np.zeros(4)
+        total = np.zeros(4 + self._classes**2)
         with progress_bar(int(dataset.cardinality()), progress) as bar:
             while True:
                 try:
@@ -88,14 +95,15 @@ class Counter:
                 except (tf.errors.OutOfRangeError, StopIteration):
                     break
                 bar.update()
-        loss, hits, hits5, count = total
+        loss, hits, hits5, count = total[:4]
         if not count:
             raise DataError("the data set", "holds no images", fix="check the data folder")
         if not np.isfinite(loss):
             raise NotFiniteError(
                 "evaluation", "the model's outputs are not finite", fix="go back to an earlier checkpoint"
             )
-        return Evaluation(hits / count, hits5 / count, loss / count, int(count))
+        by_class = tuple(map(tuple, total[4:].astype(int).reshape(self._classes, self._classes).tolist()))
+        return Evaluation(hits / count, hits5 / count, loss / count, int(count), by_class)
 
 
 def batch_sums(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -108,6 +116,12 @@ def batch_sums(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     hits = tf.reduce_sum(tf.cast(rank < 1, tf.float32))
     hits5 = tf.reduce_sum(tf.cast(rank < TOP, tf.float32))
     return tf.stack([tf.reduce_sum(losses), hits, hits5, tf.cast(tf.shape(labels)[0], tf.float32)])
+
+
+def answers(labels: tf.Tensor, logits: tf.Tensor, classes: int) -> tf.Tensor:
+    """Return float32 [classes * classes] of a batch: images by label and, within a label, by the first best answer."""
+    pairs = tf.cast(labels, tf.int64) * classes + tf.argmax(logits, axis=1)
+    return tf.cast(tf.math.bincount(tf.cast(pairs, tf.int32), minlength=classes**2, maxlength=classes**2), tf.float32)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from gti.stage import Stage
 from gti.training import checkpoint, checkpoint_folder, tensorboard
 from gti.training.averaging import Average, agree
 from gti.training.evaluation import Counter, Evaluation, NotFiniteError, batch_sums, float32_convolutions
-from gti.training.losses import smoothed_cross_entropy
+from gti.training.losses import distillation, smoothed_cross_entropy
 from gti.training.metadata import Metadata
 from gti.training.optimization import Schedule, Settings, make_optimizer
 from gti.training.strategies import is_chief
@@ -54,7 +54,8 @@ class Result:
 class Trainer:
     """One model with its optimizer under a strategy: steps, evaluation, saving, restoring.
 
-    `steps` is the length of the rate's schedule, of which earlier runs took `done`.
+    `steps` is the length of the rate's schedule, of which earlier runs took `done`. A `teacher` of the same images and
+    classes takes its share in what is minimised; it is used as in inference, and stays as it is.
     """
 
     def __init__(
@@ -65,8 +66,9 @@ class Trainer:
         strategy: tf.distribute.Strategy | None = None,
         steps: int = 0,
         done: int = 0,
+        teacher: keras.Model | None = None,
     ) -> None:
-        self.model = model
+        self.model, self.teacher = model, teacher
         self.settings = settings
         self._done = done
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -93,9 +95,10 @@ class Trainer:
         count = tf.cast(tf.shape(labels)[0], tf.float32)
         if replicas > 1:
             count = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+        taught = self.teacher(images, training=False) if self.teacher else None
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
-            losses = smoothed_cross_entropy(labels, logits, self.settings.label_smoothing)
+            losses = self._minimised(labels, logits, taught)
             loss = tf.reduce_sum(losses) / count  # the optimizer adds the gradients of all replicas
         gradients = tape.gradient(loss, [v.value for v in trained])
         decay = self.settings.weight_decay / replicas
@@ -107,6 +110,14 @@ class Trainer:
         with tf.control_dependencies([labels]):  # a step that finds no batch is not counted
             self.optimizer.apply_gradients(zip(gradients, trained, strict=True))
         return batch_sums(labels, logits)
+
+    def _minimised(self, labels: tf.Tensor, logits: tf.Tensor, taught: tf.Tensor | None) -> tf.Tensor:
+        settings = self.settings
+        losses = smoothed_cross_entropy(labels, logits, settings.label_smoothing)
+        if taught is None:
+            return losses
+        apart = distillation(logits, taught, settings.distill_temperature)
+        return (1 - settings.distill_weight) * losses + settings.distill_weight * apart
 
     def train_epoch(self, dataset: tf.data.Dataset, seed: int, *, progress: str = "") -> tuple[float, float, int]:
         """Train on every batch of `dataset`; return (mean loss, accuracy, steps).
@@ -229,14 +240,15 @@ def fit(
     start: Metadata,
     *,
     report: Callable[[str], None] = lambda line: None,
+    record: Callable[[dict[str, Any]], None] = lambda figures: None,
     progress: bool = False,
 ) -> Result:
     """Train for `settings.num_epochs` epochs from `start`, saving after each.
 
     `train_data(seed)` returns the batches of one epoch. `start` describes where the run begins: epoch 0 at the begin of
     a stage (a stage that grew out of another checkpoint is evaluated and saved as epoch 0 first), or the epoch that is
-    resumed. Only the chief worker writes. Raises TrainingError for a loss that is not a number, CheckpointError when
-    saving fails; earlier checkpoints stay.
+    resumed. `record` takes the figures of each epoch by name. Only the chief worker writes. Raises TrainingError for a
+    loss that is not a number, CheckpointError when saving fails; earlier checkpoints stay.
     """
     settings = trainer.settings
     chief = is_chief(trainer.strategy)
@@ -247,6 +259,7 @@ def fit(
         validation = trainer.evaluate(val_data, progress="evaluate" if progress and chief else "")
         report(f"epoch 0 ({start.stage.label}, before training): {validation}")
         metadata = saver.save(metadata, validation)
+        record(_figures(start.stage, 0, validation))
     last = start.epoch + settings.num_epochs
     for epoch in range(start.epoch + 1, last + 1):
         seed = epoch_seed(settings.seed, epoch, start.stage)
@@ -262,6 +275,7 @@ def fit(
                 raise
             raise _lost_worker(epoch, problem.message, folder) from None
         metadata = saver.save(replace(metadata, epoch=epoch, step=metadata.step + steps), validation)
+        record(_figures(start.stage, epoch, validation) | {"train_loss": loss, "train_accuracy": accuracy})
         history.append((loss, validation))
         report(f"epoch {epoch}/{last}: training loss {loss:.4f}, accuracy {accuracy:.4f}; validation {validation}")
         if chief and settings.log_dir:
@@ -279,6 +293,11 @@ def fit(
                 {name: array for name, array in arrays.items() if name.endswith(("filters", "biases", "weights"))},
             )
     return Result(saver.prefix, saver.best, metadata, tuple(history))
+
+
+def _figures(stage: Stage, epoch: int, validation: Evaluation) -> dict[str, Any]:
+    figures = {"loss": float(validation.loss), "accuracy": float(validation.accuracy)}
+    return {"stage": stage.label, "epoch": epoch} | figures
 
 
 def is_better(figures: Evaluation, metadata: Metadata) -> bool:

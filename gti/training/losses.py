@@ -17,3 +17,15 @@ def smoothed_cross_entropy(labels: tf.Tensor, logits: tf.Tensor, smoothing: floa
     # mean(-log p) is the logarithm of the sum of exponentials less the mean logit.
     uniform = tf.reduce_logsumexp(logits, axis=1) - tf.reduce_mean(logits, axis=1)
     return (1 - smoothing) * losses + smoothing * uniform
+
+
+def distillation(logits: tf.Tensor, taught: tf.Tensor, temperature: float) -> tf.Tensor:
+    """Return float32 [batch]: how far the softened answers are from the teacher's, `T**2 * KL(q || p)`, T > 0.
+
+    `q = softmax(taught / T)`, `p = softmax(logits / T)`; the factor keeps the gradients as large as those of labels
+    (Hinton et al. 2015, section 2, whose cross entropy differs by a constant of the teacher's). No gradient to
+    `taught`. Both float32 [batch, classes].
+    """
+    answers = tf.stop_gradient(tf.nn.log_softmax(taught / temperature))
+    own = tf.nn.log_softmax(logits / temperature)
+    return temperature**2 * tf.reduce_sum(tf.exp(answers) * (answers - own), axis=1)

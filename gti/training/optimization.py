@@ -24,6 +24,8 @@ class Settings:
     nesterov: bool = False
     weight_decay: float = 1e-4  # L2: adds weight_decay / 2 * sum(w**2) to the loss that is minimised
     label_smoothing: float = 0.0  # share of the target that all classes have in common
+    distill_weight: float = 0.5  # share of the teacher in what is minimised, where there is a teacher
+    distill_temperature: float = 2.0
     compute_dtype: str = "float32"  # or "bfloat16": of the chip's convolutions in training steps
     ema: float = 0.0  # decay of the average of the weights; 0: none
     seed: int = 0

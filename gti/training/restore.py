@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from gti import stage as stage_rules
 from gti.data import folders
 from gti.data.labels import labels_of
 from gti.errors import CheckpointError, UsageError, sentence
-from gti.stage import MEAN, Stage
+from gti.stage import LEARNED, MEAN, Stage
 from gti.training import checkpoint, checkpoint_folder
 from gti.training.metadata import Metadata
 
@@ -186,12 +186,12 @@ def filter_step(asked: str | None, source: Source | None) -> str:
 def change_of_filter_step(asked: str | None, source: Source | None) -> str:
     """Return how --filter_step differs from the rule that a checkpoint was trained with, one sentence, or ""."""
     trained = _trained_step(source)
-    if source is None or not asked or not trained or asked == trained:
+    if source is None or not asked or not trained or asked in (trained, LEARNED):
         return ""
     return sentence(
         source.prefix,
         "its 3-bit filters were trained with another step",
-        expected=f"--filter_step {trained}",
+        expected="no --filter_step" if trained == LEARNED else f"--filter_step {trained}",
         received=f"--filter_step {asked}",
         fix="leave it out, or train on with the new one",
     )
@@ -238,6 +238,7 @@ def build_model(
         if stage is Stage.FUSED:
             arrays |= {name: np.array(cap, np.float32) for name, cap in start_caps.items()}
             arrays = fusion.fuse(network, arrays, net=net)
+    arrays = base.with_steps(arrays, net, network, step_of_filters if stage >= Stage.QUANT_W else MEAN)
 
     def build() -> keras.Model:
         return base.build(
@@ -265,6 +266,50 @@ def build_model(
         if name.removeprefix(f"{net}/") not in taken:
             variables[name].assign(array)
     return model
+
+
+def with_statistics(
+    source: Source,
+    net: str,
+    network: Network,
+    classes: int,
+    batches: Any,
+    *,
+    nets_dir: str | Path | None = None,
+    progress: str = "",
+) -> Source:
+    """Return `source`, a quant_act checkpoint, with batch-norm statistics estimated from `batches` (images, labels).
+
+    `source` itself where it has no batch norm, as a fused one. Raises as `gti.training.statistics.reestimate`.
+    """
+    from gti.training import statistics
+
+    if not any("/batch_normalization/" in name for name in source.arrays):
+        return source
+    model = build_model(net, network, Stage.QUANT_ACT, source, classes, nets_dir=nets_dir)
+    found = statistics.reestimate(model, batches, progress=progress)
+    return replace(source, arrays={**source.arrays, **found})
+
+
+def teacher(
+    path: str | os.PathLike[str], net: str, network: Network, classes: int, *, nets_dir: str | Path | None = None
+) -> tuple[str, keras.Model]:
+    """Return the prefix of the float checkpoint that `path` means, and its model of a net's `network` and `classes`.
+
+    Raises CheckpointError, also for a quantized one and for one of other classes or images.
+    """
+    source = open_checkpoint(path, net=net, stages=(Stage.FLOAT,))
+    stage_rules.check_teacher(source.stage, source.prefix)
+    metadata = source.metadata
+    if metadata and (metadata.classes, metadata.image_size) != (classes, network.input_shape[0]):
+        raise CheckpointError(
+            source.prefix,
+            "cannot teach",
+            expected=f"{classes} classes, images of {network.input_shape[0]} pixels",
+            received=f"{metadata.classes} classes, images of {metadata.image_size} pixels",
+            fix="pass a float checkpoint of the same data",
+        )
+    return source.prefix, build_model(net, network, Stage.FLOAT, source, classes, nets_dir=nets_dir)
 
 
 def origin_of_caps(

@@ -18,7 +18,7 @@ from gti.chip.emulator.emulator import Emulator
 from gti.chip.network import json_form as networks
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.errors import FormatError, UsageError
-from gti.report import advice, store, weights
+from gti.report import advice, steps, store, weights
 from gti.report.activations import BINS, Histogram
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -293,3 +293,51 @@ def test_accuracies_of_single_steps_come_together_in_the_order_of_the_workflow(t
     rows = [(row["stage"], row["accuracy"]) for row in store.load(tmp_path)["stages"]["accuracies"]]
     assert rows == [("float", 0.75), ("quant_w", 0.625), ("chip", 0.5)]
     assert "62.50 %" in page.read_text(encoding="utf-8")
+
+
+# --- training
+
+
+def epoch(stage: str, number: int, **more: float) -> dict:
+    return {"stage": stage, "epoch": number, "loss": 1.0 / (number + 1), "accuracy": 0.5 + number / 100, **more}
+
+
+def test_epochs_of_another_run_give_way(tmp_path):
+    for stage, number in [("float", 1), ("float", 2), ("quant_w", 0), ("quant_w", 1), ("float", 2), ("quant_act", 0)]:
+        page = steps.add_epoch(tmp_path, epoch(stage, number, train_loss=0.7, train_accuracy=0.4))
+    rows = store.load(tmp_path)["curves"]["epochs"]
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("float", 1), ("float", 2), ("quant_act", 0)]
+    text = page.read_text()
+    assert text.count("validation, float 2: ") == 2  # loss and accuracy
+    assert "training, quant_act 0: 0.7" in text
+    assert ">quant_act</text>" in text
+
+
+def test_an_epoch_0_has_no_training_loss(tmp_path):
+    page = steps.add_epoch(tmp_path, epoch("quant_w", 0)).read_text()
+    assert "validation, quant_w 0: 1" in page
+    assert "training, quant_w 0" not in page
+
+
+def test_classes_are_listed_from_the_worst_with_what_they_are_taken_for(tmp_path):
+    answers = [[0, 0, 0, 0], [0, 6, 2, 0], [0, 0, 10, 0], [0, 1, 0, 3]]
+    page = steps.add_classes(tmp_path, "fused", answers, ["nothing", "c<at", "dog", "emu"]).read_text()
+    rows = re.findall(r"<span>([^<]*)</span>.*?<b>([0-9.]+ %)</b>", page)
+    assert rows == [("c&lt;at", "75.0 %"), ("emu", "75.0 %"), ("dog", "100.0 %")]
+    assert re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(\d+)</td>", page) == [
+        ("c&lt;at", "dog", "2"),
+        ("emu", "c&lt;at", "1"),
+    ]
+    assert "c&lt;at answered as dog: 2 of 8" in page
+    assert "nothing" not in page  # neither a label nor an answer
+    assert "22 images" in page
+
+
+def test_of_many_classes_the_worst_are_shown(tmp_path):
+    count = 60
+    answers = np.diag(np.full(count, 100)) + np.roll(np.diag(np.arange(count)), 1, axis=1)
+    names = [f"class {number}" for number in range(count)]
+    page = steps.add_classes(tmp_path, "float", answers.tolist(), names).read_text()
+    assert "36 better classes are left out" in page
+    assert "answers across</p>" not in page.replace("in the same order.", "")
+    assert page.count('title="1') >= 24

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import small_nets
 import tensorflow as tf
@@ -44,14 +45,26 @@ def val_data(count: int = 21) -> tf.data.Dataset:
 
 
 def make_trainer(
-    folder: Path, settings: Settings = FAST, steps: int = 0, done: int = 0, net: str = "digits", **options: Any
+    folder: Path,
+    settings: Settings = FAST,
+    *,
+    steps: int = 0,
+    done: int = 0,
+    net: str = "digits",
+    teacher: keras.Model | None = None,
+    **options: Any,
 ) -> Trainer:
     """Return the trainer of a fresh model with the host part of `net`; `options` are of its stage."""
-    tf.keras.utils.set_random_seed(settings.seed)
+    model = make_model(folder, settings.seed, net, **options)
+    return Trainer(model, settings, steps=steps, done=done, teacher=teacher)
+
+
+def make_model(folder: Path, seed: int, net: str = "digits", **options: Any) -> keras.Model:
+    """Return a fresh model; `options` are of its stage."""
+    tf.keras.utils.set_random_seed(seed)
     nets = folder / "nets"
     nets.mkdir(exist_ok=True)
-    model = small_nets.build(NETWORK, nets, net, classes=CLASSES, **options)
-    return Trainer(model, settings, steps=steps, done=done)
+    return small_nets.build(NETWORK, nets, net, classes=CLASSES, **options)
 
 
 def run(trainer: Trainer, folder: Path, start: Metadata = START, **changes: Any) -> Result:

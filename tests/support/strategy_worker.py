@@ -58,7 +58,8 @@ def main() -> None:
         model = small_nets.build(
             network, nets, classes=4, quant_w=True, quant_act=True, caps=caps, train_caps=True, clip_bias=True
         )
-    trainer = training.Trainer(model, settings, strategy=strategy, steps=12)
+        teacher = small_nets.build(network, nets, classes=4)
+    trainer = training.Trainer(model, settings, strategy=strategy, steps=12, teacher=teacher)
     start = Metadata("digits", "2801", Stage.QUANT_ACT, 0, 0, 4, 14)
     result = training.fit(trainer, data, data(0), folder / "ck", start)
     losses = [[loss, figures.loss, figures.accuracy, figures.count] for loss, figures in result.history]

@@ -76,6 +76,11 @@ def test_a_checkpoint_of_the_old_kit_fits_any_flags():
         assert refused(stage.check_train, None, wanted, "a") == ""
 
 
+def test_a_teacher_is_float():
+    for found in (None, *Stage):
+        assert (refused(stage.check_teacher, found, "a") == "") == (found in (None, FLOAT))
+
+
 def test_flags_without_those_below_are_refused():
     with pytest.raises(UsageError):
         stage.from_flags(False, True, False)

@@ -282,6 +282,28 @@ def test_every_image_counts_once(make_trainer):
     assert found.loss == pytest.approx(-np.mean(log_softmax[np.arange(21), labels]), rel=1e-4)
 
 
+def test_answers_are_counted_by_label(make_trainer):
+    model = make_trainer().model
+    images, labels = examples(21, seed=1)
+    found = evaluate(model, val_data(21), classes=CLASSES)
+    answers = model(images, training=False).numpy().argmax(axis=1)
+    expected = np.zeros((CLASSES, CLASSES), int)
+    np.add.at(expected, (labels, answers), 1)
+    assert found.answers == tuple(map(tuple, expected.tolist()))
+    assert np.trace(expected) == round(found.accuracy * 21)
+    assert evaluate(model, val_data(21)).answers == ()
+
+
+def test_every_epoch_is_recorded(make_trainer, tmp_path):
+    rows = []
+    start = replace(START, parent="0123456789abcdef")
+    result = fit(make_trainer(replace(FAST, num_epochs=1)), train_data, val_data(), tmp_path, start, record=rows.append)
+    (loss, validation), *_ = result.history
+    assert [(row["stage"], row["epoch"]) for row in rows] == [("float", 0), ("float", 1)]
+    assert "train_loss" not in rows[0]
+    assert (rows[1]["train_loss"], rows[1]["loss"], rows[1]["accuracy"]) == (loss, validation.loss, validation.accuracy)
+
+
 def test_weights_are_those_of_the_moment(make_trainer):
     model = make_trainer(quant_w=True).model
     first = evaluate(model, val_data(21))
