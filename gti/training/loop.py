@@ -209,7 +209,7 @@ class Trainer:
             variable.assign(arrays[name])
         schedule = getattr(self.optimizer, "_learning_rate", None)
         if isinstance(schedule, Schedule):  # counts from here
-            schedule.first = int(self.optimizer.iterations) - self._done
+            schedule.first = int(np.asarray(self.optimizer.iterations)) - self._done
         return True
 
     def _seed_dropout(self, seed: int) -> None:

@@ -321,7 +321,7 @@ def test_an_epoch_0_has_no_training_loss(tmp_path):
 
 def test_classes_are_listed_from_the_worst_with_what_they_are_taken_for(tmp_path):
     answers = [[0, 0, 0, 0], [0, 6, 2, 0], [0, 0, 10, 0], [0, 1, 0, 3]]
-    page = steps.add_classes(tmp_path, "fused", answers, ["nothing", "c<at", "dog", "emu"]).read_text()
+    page = steps.add_classes(tmp_path, "fused", answers, ["unseen", "c<at", "dog", "emu"]).read_text()
     rows = re.findall(r"<span>([^<]*)</span>.*?<b>([0-9.]+ %)</b>", page)
     assert rows == [("c&lt;at", "75.0 %"), ("emu", "75.0 %"), ("dog", "100.0 %")]
     assert re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(\d+)</td>", page) == [
@@ -329,7 +329,7 @@ def test_classes_are_listed_from_the_worst_with_what_they_are_taken_for(tmp_path
         ("emu", "c&lt;at", "1"),
     ]
     assert "c&lt;at answered as dog: 2 of 8" in page
-    assert "nothing" not in page  # neither a label nor an answer
+    assert "unseen" not in page  # neither a label nor an answer
     assert "22 images" in page
 
 

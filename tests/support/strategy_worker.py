@@ -1,8 +1,10 @@
 """A short training run for tests of strategies, in a process of its own: prints its losses as JSON.
 
-    strategy_worker.py FOLDER REPLICAS
+    strategy_worker.py FOLDER REPLICAS [cifar]
 
-REPLICAS logical CPUs under MirroredStrategy; 0 takes TF_CONFIG. Imported by nothing.
+REPLICAS logical CPUs under MirroredStrategy; 0 takes TF_CONFIG. With the host part of `cifar` there is batch norm, and
+the run is done again with a stop after its second epoch: the largest difference of any variable is "resumed". Imported
+by nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,17 +56,45 @@ def main() -> None:
         num_epochs=3, learning_rate=1e-3, schedule="cosine", warmup_steps=3, nesterov=True,
         label_smoothing=0.1, ema=0.9, seed=7,
     )  # fmt: skip
-    with strategy.scope():
-        caps = small_nets.some_caps(network)
-        model = small_nets.build(
-            network, nets, classes=4, quant_w=True, quant_act=True, caps=caps, train_caps=True, clip_bias=True
-        )
-        teacher = small_nets.build(network, nets, classes=4)
-    trainer = training.Trainer(model, settings, strategy=strategy, steps=12, teacher=teacher)
-    start = Metadata("digits", "2801", Stage.QUANT_ACT, 0, 0, 4, 14)
+    net = sys.argv[3] if len(sys.argv) > 3 else "digits"
+
+    def make(done: int = 0) -> training.Trainer:
+        tf.keras.utils.set_random_seed(7 + done)
+        with strategy.scope():
+            options = {"caps": small_nets.some_caps(network, net), "train_caps": True, "clip_bias": True}
+            options |= {"filter_step": "learned", "train_steps": True} if net == "cifar" else {}
+            model = small_nets.build(network, nets, net, classes=4, quant_w=True, quant_act=True, **options)
+            teacher = small_nets.build(network, nets, net, classes=4)
+        if done:  # the teacher is the one that the first run had
+            for variable, value in zip(teacher.variables, taught, strict=True):
+                variable.assign(value)
+        else:
+            taught.extend(variable.numpy() for variable in teacher.variables)
+        return training.Trainer(model, settings, strategy=strategy, steps=12, done=done, teacher=teacher)
+
+    taught: list[np.ndarray] = []
+    start = Metadata(net, "2801", Stage.QUANT_ACT, 0, 0, 4, 14)
+    trainer = make()
     result = training.fit(trainer, data, data(0), folder / "ck", start)
     losses = [[loss, figures.loss, figures.accuracy, figures.count] for loss, figures in result.history]
-    print(json.dumps({"losses": losses, "replicas": strategy.num_replicas_in_sync, "step": result.metadata.step}))
+    found = {"losses": losses, "replicas": strategy.num_replicas_in_sync, "step": result.metadata.step}
+    if net == "cifar":
+        import small_training
+
+        prefix = result.prefix.replace("epoch-3", "epoch-2")
+        second = make(done=8)
+        metadata = small_training.restore(second, prefix)
+        second.settings = replace(settings, num_epochs=1)
+        training.fit(second, data, data(0), folder / "again", metadata)
+        found["resumed"] = max(
+            float(np.abs(value - again[name]).max())
+            for expected, again in (
+                (trainer.arrays(), second.arrays()),
+                (trainer.optimizer_arrays(), second.optimizer_arrays()),
+            )
+            for name, value in expected.items()
+        )
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
