@@ -28,6 +28,7 @@ class Scale:
     net: str = "vgg16"
     batch: int = 8
     small_batch: int = 64  # of the small network of six convolutions
+    arrays: int = 1000  # of digits, to labels
     step_rounds: int = 9  # of training steps, whose times differ by more from round to round than their goal allows
     small_steps: int = 5  # of the small network in an epoch: what an epoch costs besides is spread over them
     growth: bool = True  # series over batch, channels, image size

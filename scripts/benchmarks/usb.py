@@ -6,6 +6,7 @@ The sticks are in software and answer a pattern after `CHIP_MS`, so that nothing
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 import tempfile
@@ -19,8 +20,12 @@ import numpy as np
 from gti.chip import spec
 from gti.chip.driver import GtiModel
 from gti.chip.formats import dat
+from gti.chip.formats.blobs import encode_fc
+from gti.chip.formats.model_file import compose
+from gti.chip.host import preprocessing
 from gti.chip.host.preprocessing import Preprocessing, center_square
 from gti.chip.network.types import Network
+from gti.chip.runtime.classifier import Classifier
 from gti.chip.runtime.contract import ChipModel
 from gti.chip.runtime.engine_model import EngineModel
 from gti.chip.runtime.pool import GtiPool
@@ -33,6 +38,7 @@ PART = "usb"
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = {"640x480": (480, 640), "1920x1080": (1080, 1920)}
 GOAL_RESIZE = 1 / 1.2  # of Pillow's speed
+GOAL_LABELS = 1 / 1.2  # of the speed of EngineModel
 SIZES = (14, 28, 56, 112, 224)
 STICKS = (2, 3, 4)
 CHIP_MS = 20.0
@@ -145,6 +151,38 @@ def beside_the_emulator(worker: Worker, frames: int, repeat: int, turn: int) -> 
     )
 
 
+def full_model(network: Network) -> bytes:
+    """Return a .MODEL of `network` with random weights, ten classes behind it."""
+    channels, height, width = network.output_shape
+    random = np.random.RandomState(0)
+    dense = random.normal(size=(10, channels * height * width)) * 0.003, random.normal(size=10)
+    layers = [
+        {"operation": "GTICNN", "name": "chip", "data file": "chip", "mode": 0, "output scaledown": spec.FC_SHIFT},
+        {"operation": "FC", "name": "fc", "data file": "fc"},
+        {"operation": "SOFTMAX", "name": "softmax"},
+        {"operation": "LABEL", "name": "label", "data file": "labels"},
+    ]
+    size, _, planes = network.input_shape
+    header = {"name": "bench", "layer": layers, preprocessing.KEY: Preprocessing(size, planes).entry()}
+    parts = {"chip": dat.encode(network, networks.random_weights(network)), "labels": b"a class\n" * 10}
+    parts["fc"] = encode_fc(*(values.astype(np.float32) for values in dense))
+    return compose(json.dumps(header).encode(), parts)
+
+
+def labels_side(path: str, network: Network, images: int) -> Actions:
+    """Return arrays to labels by a Classifier on the emulator, and to codes by the emulator alone."""
+    pictures = networks.random_images(network, images)
+    classifier, engine = Classifier(path, "emulator"), EngineModel(path)
+
+    def labels() -> None:
+        assert sum(1 for _ in classifier.classify_many(enumerate(pictures), "BGR")) == images
+
+    def codes() -> None:
+        assert sum(1 for _ in engine.evaluate_many(pictures)) == images
+
+    return {"labels": labels, "codes": codes, "release": classifier.release}
+
+
 def start_side() -> Actions:
     """Return the start of a program that imports the driver, and of one that imports nothing."""
 
@@ -202,6 +240,13 @@ def measure(scale: Scale) -> Iterator[Figure]:
             repeat = max(1, round(scale.min_seconds / 3e-4 / scale.small_batch))
             found = repeated(partial(beside_the_emulator, worker, scale.small_batch, repeat), scale.rounds, name)
             yield compared(PART, name, "seconds", found, "emulator, one by one", goal=GOAL_BESIDE)
+            worker.value("release")
+        full = Path(folder) / "bench.model"
+        full.write_bytes(full_model(digits))
+        with Worker(labels_side, str(full), digits, scale.arrays) as worker:
+            name = f"digits 28, {scale.arrays} arrays to labels: Classifier.classify_many, no stick"
+            sides = (worker, "labels"), (worker, "codes")
+            yield compare(PART, name, "speed", sides, "the emulator's codes", **often, goal=GOAL_LABELS)
             worker.value("release")
     with Worker(start_side) as worker:
         name = "start Python and import gti.chip.driver"
