@@ -275,7 +275,7 @@ def _maps(
         return
     if isinstance(sticks, EngineModel) and sticks.top_code == MAX_CODE:
         for planes in sticks.codes_many(chip_images):
-            yield [planes.astype(np.uint8) << np.uint8(FC_SHIFT)]
+            yield [planes.astype(np.uint8, copy=False) << np.uint8(FC_SHIFT)]
         return
     for codes in sticks.evaluate_many(chip_images):
         planes = codes[0].transpose(2, 0, 1).astype(np.uint8)
