@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from gti import __version__, cli
 from gti.errors import UsageError
 
-# What the verbs do; `gti.commands.<verb>` has `main(words)`, which returns an exit status or None.
+# What the verbs do; `gti.commands.<verb>`, with _ for -, has `main(words)`, which returns an exit status or None.
 VERBS = {
     "classify": "label image files with a full .MODEL",
     "camera": "label what a camera or film shows",
@@ -18,6 +18,7 @@ VERBS = {
     "features": "features of photographs as arrays, and which photographs are alike",
     "serve": "a page and an API for many clients",
     "doctor": "find out what is wrong with a stick, and what to do about it",
+    "report-stick": "pack what doctor --identify found for a bug report",
     "info": "what is in a .DAT or .MODEL: layers, bits, memory",
     "run": "compute the maps of one image in the emulator or on a stick",
     "extract": "take a file apart into a folder",
@@ -39,9 +40,14 @@ _STATUSES = """exit status:
 
 def usage(verbs: Iterable[str] = VERBS) -> str:
     """Return the help of the command."""
-    lines = [f"  {verb:<9} {VERBS[verb]}" for verb in verbs]
+    lines = [f"  {verb:<12} {VERBS[verb]}" for verb in verbs]
     head = "usage: gti VERB ...     (gti VERB --help says more)\n\nThe GTI 2801 without TensorFlow, version "
     return f"{head}{__version__}.\n\n" + "\n".join([*lines, "", _STATUSES])
+
+
+def module_of(verb: str) -> str:
+    """Return the name of the verb's module in gti/commands/."""
+    return verb.replace("-", "_")
 
 
 def main(words: Sequence[str] | None = None, verbs: Iterable[str] = VERBS) -> int | None:
@@ -55,7 +61,7 @@ def main(words: Sequence[str] | None = None, verbs: Iterable[str] = VERBS) -> in
         return 0
     if verb not in verbs:
         raise UsageError("gti", "has no such verb", expected=", ".join(verbs), received=verb, fix="see gti --help")
-    status: int | None = importlib.import_module(f"gti.commands.{verb}").main(rest)
+    status: int | None = importlib.import_module(f"gti.commands.{module_of(verb)}").main(rest)
     return status
 
 

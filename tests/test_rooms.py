@@ -34,14 +34,15 @@ TABLE = {
     "chip.host": "chip.formats chip.spec chip.wire files",
     "chip.loaded_model": "chip.formats chip.host chip.wire files",
     "chip.driver": "chip.emulator chip.loaded_model chip.spec chip.usb chip.virtual chip.wire",
+    "chip.identify": "chip.emulator chip.formats chip.network chip.spec chip.usb chip.virtual chip.wire files",
     "chip.runtime": "chip.driver chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.spec"
     " chip.usb chip.virtual chip.wire files",
     "chip.export": "chip.emulator chip.formats chip.host chip.loaded_model chip.network chip.runtime chip.spec"
     " chip.wire",
     "__main__": "cli",
     "serve": "chip.host chip.loaded_model chip.runtime chip.usb",
-    "commands": "arguments chip.driver chip.emulator chip.export chip.formats chip.host chip.loaded_model chip.network"
-    " chip.runtime chip.usb chip.wire files progress serve",
+    "commands": "arguments chip.driver chip.emulator chip.export chip.formats chip.host chip.identify"
+    " chip.loaded_model chip.network chip.runtime chip.usb chip.wire files progress serve",
     "stage": "",
     "names": "chip.spec",
     "nets": "chip.network chip.spec names",

@@ -140,7 +140,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
     from gti.chip.runtime.classifier import Classifier, Rate
 
-    devices = args.device.split(",")
+    devices = flags.devices(args.device)
     with Classifier(args.model, devices, **options) as model:
         action = trigger(args, model.labels)
         for description in model.device_descriptions:

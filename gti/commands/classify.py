@@ -100,7 +100,7 @@ def _classify(args: argparse.Namespace, images: Sequence[Picture]) -> int:
 
     from gti.chip.runtime.classifier import Classifier
 
-    with Classifier(args.model, args.device.split(","), **options) as model:
+    with Classifier(args.model, flags.devices(args.device), **options) as model:
         for description in model.device_descriptions:
             flags.note(description)
         if not model.has_contract:

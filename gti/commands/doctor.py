@@ -3,9 +3,14 @@
     gti doctor                    # the dongle that is plugged in
     gti doctor --device usb:1     # another one
     gti doctor --device virtual   # the stick in software: checks the kit itself
+    gti doctor --identify         # what the stick does where nobody has seen one: docs/identify.md
 
 Each line is one finding. The last one is a frame whose answer is known; only when it comes back right, the exit status
 is 0. `--record FILE` writes the session down for a bug report.
+
+--identify brings the stick up, tells which behaviours it has with some small networks, and writes what was found to a
+profile, beside it a recording of the session; exit status 1 where a question remained open. `gti report-stick` packs
+both for a bug report.
 """
 
 from __future__ import annotations
@@ -178,6 +183,10 @@ def findings(device: str, settings: Settings | None, record: str | None, backend
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("doctor", __doc__)
+    result.add_argument("--identify", action="store_true", help="find out what the stick does, and write a profile")
+    result.add_argument(
+        "--out", metavar="FILE", help="of --identify: where the profile goes (default: stick_profile.json)"
+    )
     flags.add_json(result)
     flags.add_device(result, default="usb")
     return result
@@ -188,6 +197,12 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     if args.device in (devices.AUTO, flags.EMULATOR):
         raise UsageError(f"--device {args.device}", "is no question for a doctor", expected="usb, eusb:... or virtual")
+    if args.out and not args.identify:
+        raise UsageError("--out", "names a profile, which only --identify writes", fix="add --identify")
+    if args.identify:
+        from gti.commands import identify_stick
+
+        return identify_stick.run(args)
     settings = flags.settings(args)
     good = False
     for good, found, fix in findings(args.device, settings, args.record):

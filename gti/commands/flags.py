@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from gti import arguments, files
 from gti.errors import IS_CHECKOUT, UsageError
 
 if TYPE_CHECKING:
+    from gti.chip.emulator.behaviours import Behaviours
+    from gti.chip.identify.profile import Profile
     from gti.chip.usb.transport import Settings
 
 EMULATOR = "emulator"
@@ -40,6 +44,11 @@ def add_device(parser: argparse.ArgumentParser, *, default: str = "auto", more: 
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of docs/device.md; may be repeated"
     )
     stick.add_argument("--record", metavar="FILE", help="write every USB transfer to FILE")
+    stick.add_argument(
+        "--profile",
+        metavar="FILE",
+        help="what `gti doctor --identify` found out about the stick; none: not even that in ~/.config/gti",
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -48,23 +57,60 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(args: argparse.Namespace) -> Settings | None:
-    """Return the settings of --set, None without any. Raises UsageError."""
-    if not args.set:
+    """Return the settings of --profile and --set, None without any. Raises UsageError, and FormatError for a profile.
+
+    A profile in the user's configuration counts where a real stick may answer, and for the emulator, which then
+    computes what that stick does.
+    """
+    profile = _profile(args)
+    if not args.set and profile is None:
         return None
     from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, parse_settings
 
+    base = VIRTUAL_SETTINGS if args.device.startswith("virtual") else Settings()
+    if profile is not None:
+        base = profile.applied(base)
+        note(f"profile {profile.name}: {profile.bridge} {profile.behaviours.text}".rstrip())
     pairs: dict[str, str] = {}
     for text in args.set:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError("--set", "is not understood", expected="NAME=VALUE", received=text)
         pairs[name.strip()] = value
-    return parse_settings(pairs, VIRTUAL_SETTINGS if args.device.startswith("virtual") else Settings())
+    return parse_settings(pairs, base)
+
+
+def _profile(args: argparse.Namespace) -> Profile | None:
+    if args.profile == "none" or (not args.profile and args.device.startswith(("virtual", "replay"))):
+        return None
+    if not args.profile and not os.path.exists(_own_profile()):
+        return None
+    from gti.chip.identify import profile
+
+    return profile.load(args.profile or profile.default_path())
+
+
+def _own_profile() -> str:
+    # As `gti.chip.identify.profile.default_path`, whose import takes longer than a look.
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return os.path.join(folder, "gti", "stick_profile.json")
+
+
+def behaviours(options: dict[str, Any]) -> Behaviours:
+    """Return the behaviours that settings of `stick_options` give the emulator."""
+    from gti.chip.emulator.behaviours import ASSUMED, parse
+
+    return ASSUMED if options["settings"] is None else parse(options["settings"].behaviours)
 
 
 def stick_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return --set and --record as keyword arguments of what opens sticks. Raises UsageError."""
     return {"settings": settings(args), "record": args.record}
+
+
+def devices(text: str) -> list[str]:
+    """Return the parts of a --device that names several; behaviours of a stick in software have commas of their own."""
+    return re.split(r",(?!\w+=)", text)
 
 
 def at_least_one(name: str, value: int | None, problem: str) -> None:

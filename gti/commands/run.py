@@ -57,7 +57,9 @@ def main(words: Sequence[str] | None = None) -> int:
         from gti.chip.emulator.emulator import Emulator
 
         maps: list[Any] = list(
-            Emulator(decoded.network, decoded.weights, engine=args.engine).read_out(image, args.mode)
+            Emulator(
+                decoded.network, decoded.weights, engine=args.engine, behaviours=flags.behaviours(options)
+            ).read_out(image, args.mode)
         )
     else:
         from gti.chip.driver import GtiModel

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import ipaddress
 import os
-import re
 from collections.abc import Sequence
 
 from gti import files
@@ -89,7 +88,7 @@ def _serve(args: argparse.Namespace, secret: str) -> int:
     from gti.serve.app import Limits, Server
     from gti.serve.models import open_model
 
-    model = open_model(args.model, re.split(r",(?!\w+=)", args.device), flags.settings(args))
+    model = open_model(args.model, flags.devices(args.device), flags.settings(args))
     try:
         for description in model.devices:
             flags.note(description)

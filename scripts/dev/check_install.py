@@ -36,7 +36,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from gti import cli
-from gti.__main__ import VERBS
+from gti.__main__ import VERBS, module_of
 from gti.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +130,8 @@ def verbs(model: str) -> Iterator[Try]:
     yield Try(("edges", "edges.model", "picture.jpg", "--out", "e.jpg"), out="e.jpg")
     yield Try(("edges", "edges.model", "photos/red", "--out", "drawn", "--device", "virtual"), out="5.png")
     yield Try(("doctor", "--device", "virtual"), out="codes are right")
+    yield Try(("doctor", "--identify", "--device", "virtual"), out="saturation")
+    yield Try(("report-stick",), out="profile and recording")
     yield Try(("info", model), out="2 major layers")
     yield Try(("run", model, "--image", "picture.jpg", "--mode", "learn", "--out", "maps.npz"), out="map1: ")
     yield Try(("extract", model, "parts"), out="network.json")
@@ -226,7 +228,7 @@ def package(folder: Path, python: str) -> Iterator[Result]:
     (wheel,), (archive,) = dist.glob("*.whl"), dist.glob("*.tar.gz")
     yield Result(f"{wheel.name}, {wheel.stat().st_size:,} bytes", wheel.name.endswith("-py3-none-any.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    missing = [name for name in (*DATA, *(f"gti/commands/{verb}.py" for verb in VERBS)) if name not in names]
+    missing = [name for name in (*DATA, *(f"gti/commands/{module_of(verb)}.py" for verb in VERBS)) if name not in names]
     yield Result("the wheel holds modules of all verbs, rules, page and py.typed", not missing, str(missing))
     with tarfile.open(archive) as packed:
         packed.extractall(folder / "unpacked", filter="data")

@@ -32,9 +32,9 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_is_a_module_for_each_verb_and_a_verb_for_each_module():
-    helpers = {"flags", "frames", "pictures"}
+    helpers = {"flags", "frames", "identify_stick", "pictures"}
     modules = {path.stem for path in (ROOT / "gti" / "commands").glob("[!_]*.py")} - helpers
-    assert modules == set(__main__.VERBS)
+    assert modules == set(map(__main__.module_of, __main__.VERBS))
 
 
 def test_the_help_names_every_verb(capsys: pytest.CaptureFixture[str]):

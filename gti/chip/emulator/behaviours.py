@@ -384,6 +384,9 @@ TABLE = {question.name: question for question in QUESTIONS}
 OF_THE_BRIDGE = tuple(question.name for question in QUESTIONS if question.obeyed in (_BRIDGE, _CHIP))
 
 
+_FIRST = {question.name: question.names[0] for question in QUESTIONS}
+
+
 @dataclass(frozen=True)
 class Behaviours:
     """One alternative for each question of the table; `others` holds those that are not today's assumption."""
@@ -392,7 +395,7 @@ class Behaviours:
 
     def __getitem__(self, question: str) -> str:
         """Return the name of the alternative of `question`."""
-        return dict(self.others).get(question, TABLE[question].names[0])
+        return dict(self.others).get(question, _FIRST[question])
 
     def value(self, question: str) -> Any:
         """Return what plays the alternative of `question`."""
@@ -415,7 +418,7 @@ class Behaviours:
                 )
         merged = dict(self.others) | chosen
         return Behaviours(
-            tuple((q.name, merged[q.name]) for q in QUESTIONS if merged.get(q.name, q.names[0]) != q.names[0])
+            tuple((q.name, merged[q.name]) for q in QUESTIONS if merged.get(q.name, _FIRST[q.name]) != _FIRST[q.name])
         )
 
     def of(self, questions: Iterable[str]) -> Behaviours:

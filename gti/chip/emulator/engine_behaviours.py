@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from gti.chip import spec
 from gti.chip.emulator import arithmetic
 from gti.chip.emulator.behaviours import Behaviours
-from gti.chip.emulator.engine_numpy import accumulators, exact_type
+from gti.chip.emulator.engine_numpy import exact_type
 from gti.chip.network.memory_plan import address_plan
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.errors import sentence
@@ -72,8 +73,13 @@ class BehaviourEngine:
         for conv, layer in zip(network.convolutions, weights, strict=True):
             layer = replace(layer, filters=self._acting(conv, layer.filters))
             kind = exact_type(layer)
-            filters = layer.filters.transpose(2, 3, 1, 0).reshape(-1, len(layer.filters)).astype(kind)
-            self._weights.append((filters, layer.biases.astype(np.int64), layer.shift))
+            taps = {
+                (y, x): np.ascontiguousarray(layer.filters[:, :, y, x].T, kind)
+                for y in range(3)
+                for x in range(3)
+                if layer.filters[:, :, y, x].any()
+            }
+            self._weights.append((taps, layer.biases.astype(np.int64), layer.shift))
 
     def _acting(self, conv: Convolution, filters: np.ndarray) -> np.ndarray:
         """Return the filters [out, in, 3, 3] with which the chip computes."""
@@ -94,7 +100,7 @@ class BehaviourEngine:
         """Yield the codes [N, H, W, out] of each sublayer before pooling, for input codes [N, H, W, in]."""
         behaviours = self._behaviours
         taken: dict[tuple[int, int], np.ndarray] = {}
-        for conv, (filters, biases, shift), fill, lost in zip(
+        for conv, (taps, biases, shift), fill, lost in zip(
             self._network.convolutions, self._weights, self._fills, self._lost, strict=True
         ):
             if fill:
@@ -102,10 +108,7 @@ class BehaviourEngine:
             starts = self._network.layers[conv.major - 1].shortcuts
             branch = taken.get((conv.major, conv.sub - 1)) if conv.sub - 1 in starts else None
             taken = {(conv.major, conv.sub): codes}
-            sums = np.empty((*codes.shape[:3], filters.shape[1]), np.int64)
-            nothing = np.zeros(len(biases), filters.dtype)
-            for where, part in accumulators(codes, filters, nothing, behaviours.value("borders")):
-                sums[where] = part
+            sums = _sums(codes, taps, len(biases), behaviours.value("borders"))
             how = behaviours["shortcuts"]
             if branch is not None and how == "before":
                 sums += branch.astype(np.int64) << shift
@@ -123,6 +126,19 @@ class BehaviourEngine:
         *_, last = self.sublayers(codes)
         pooled = self._network.convolutions[-1].pooled
         return arithmetic.pool(last, self._network.sampling_method, self._behaviours) if pooled else last
+
+
+def _sums(
+    codes: np.ndarray, taps: Mapping[tuple[int, int], np.ndarray], outputs: int, border: Literal["constant", "edge"]
+) -> np.ndarray:
+    """Return the sums int64 [N, H, W, out] of a 3x3 convolution; `taps`: those that are not all zero, [in, out]."""
+    count, height, width, _ = codes.shape
+    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1), (0, 0)), border)
+    kind = next(iter(taps.values())).dtype if taps else np.dtype(np.float32)
+    sums = np.zeros((count, height, width, outputs), kind)
+    for (y, x), weights in taps.items():
+        sums += padded[:, y : y + height, x : x + width].astype(kind) @ weights
+    return sums.astype(np.int64)
 
 
 def _lost_channels(network: Network, units: int) -> list[int]:

@@ -7,7 +7,6 @@ integers that the type holds one by one: 2**24 of float32, 2**53 of float64. doc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -61,8 +60,8 @@ class NumpyEngine:
             if fill:
                 codes = arithmetic.upsample(codes, fill)
             result = np.empty((*codes.shape[:3], filters.shape[1]), np.uint16 if conv.ten_bit else np.uint8)
-            for where, sums in accumulators(codes, filters, biases):
-                result[where] = arithmetic.requantize(sums, *numbers)
+            for where, accumulators in _accumulators(codes, filters, biases):
+                result[where] = arithmetic.requantize(accumulators, *numbers)
             codes = result
             yield codes
             if conv.pooled:
@@ -74,16 +73,15 @@ class NumpyEngine:
         return arithmetic.pool(last, self._network.sampling_method) if self._network.convolutions[-1].pooled else last
 
 
-def accumulators(
-    codes: np.ndarray, filters: np.ndarray, biases: np.ndarray, border: Literal["constant", "edge"] = "constant"
+def _accumulators(
+    codes: np.ndarray, filters: np.ndarray, biases: np.ndarray
 ) -> Iterator[tuple[tuple[int, slice], np.ndarray]]:
-    """Yield (image, rows) and the integers [rows, W, out] of a 3x3 convolution with stride 1 and padding 1.
+    """Yield (image, rows) and the integers [rows, W, out] of a 3x3 convolution with stride 1 and zero padding 1.
 
-    `codes` [N, H, W, in]; `filters` [9 * in, out] and `biases` [out] of a type that holds every sum. `border`: zeros
-    ("constant"), or the outermost pixels once more ("edge").
+    `codes` [N, H, W, in]; `filters` [9 * in, out] and `biases` [out] of a type that holds every sum.
     """
     count, height, width, channels = codes.shape
-    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1), (0, 0)), border)
+    padded = np.pad(codes, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = min(height, max(1, _BLOCK_BYTES // (width * filters.shape[0] * filters.itemsize)))
     patches = np.empty((rows, width, 3, 3, channels), filters.dtype)
     integer = np.int32 if filters.dtype == np.float32 else np.int64

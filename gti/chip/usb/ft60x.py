@@ -157,6 +157,17 @@ class Ft60x:
         self._drain(handle)
         time.sleep(self._settings.settle_ms / 1000.0)
 
+    def reset_port(self) -> None:
+        """Reset the port of a stick that is not open: the bridge starts as when it was plugged in.
+
+        Raises DeviceError or TransferError as `open`.
+        """
+        found = find_again(lambda: usb_bus.find_same(self.info, self._backend), self._settings.reappear_ms)
+        if found is None:
+            raise TransferError("opening", "the stick is not on the bus")
+        self.info, device = found
+        usb_bus.Handle(self.info, device, INTERFACES).reset()
+
     def _inspect(self, handle: usb_bus.Handle) -> None:
         # The only sign of a wrongly set up bridge; a warning, because the layout is from public headers alone.
         data = handle.control_in(REQUEST_CONFIGURATION, CONFIGURATION_BYTES, self._settings.slice_ms, "opening")
