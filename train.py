@@ -65,6 +65,7 @@ def train(held: ExitStack) -> None:
 
     from gti import data_utils
     from gti.data import data_check
+    from gti.model import base
     from gti.training import checkpoint, checkpoint_folder, strategies
     from gti.training import loop as training
     from gti.training.metadata import Metadata
@@ -108,20 +109,19 @@ def train(held: ExitStack) -> None:
             seed=seed,
         )
 
-    if args.stage is Stage.FUSED and source and args.reestimate_batches:
+    biases: dict[str, Any] = {}
+    if args.stage is Stage.FUSED and source and source.stage is not Stage.FUSED and args.reestimate_batches:
         seed = training.epoch_seed(args.seed, 0, args.stage)
         tf.random.set_seed(seed)
-        estimated = restore.with_statistics(
-            source, args.net, network, classes, train_data(seed).take(args.reestimate_batches), nets_dir=args.nets_dir,
-            progress="batch norm",
-        )  # fmt: skip
-        if estimated is not source:
-            say("batch-norm statistics are estimated anew (--reestimate_batches)")
-        source = estimated
+        taken = train_data(seed).take(args.reestimate_batches)
+        given = {name: getattr(args, name) for name in ("settings_file", "nets_dir", "filter_step", "ten_bit_act")}
+        source, biases = restore.into_fused(source, args.net, network, classes, taken, progress="fuse", **given)
     with strategy.scope():
         model = restore.build_model(
             args.net, network, args.stage, source, classes, to_train=True, **model_options(args)
         )
+        for name, value in biases.items():
+            base.named_variables(model)[name].assign(value)
         teacher = None
         if args.teacher:
             prefix, teacher = restore.teacher(args.teacher, args.net, network, classes, nets_dir=args.nets_dir)

@@ -166,6 +166,14 @@ class ChipConv2D(keras.layers.Layer):
             self.batch_normalization.build((*input_shape[:-1], self.output_channels))
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
+        x = self.sums(inputs, training)
+        if not self.quantize_act:
+            return tf.nn.relu(x)
+        cap = self.initial_cap if self.fixed_cap else self.relu_cap
+        return quantize.quantize_activation(x, cap, self.max_code, train_cap=self.train_caps)
+
+    def sums(self, inputs: Any, training: bool | None = None) -> tf.Tensor:
+        """Return what the ReLU gets: [batch, height, width, output channels]."""
         x = upsampled(inputs, self.upsample)
         filters, biases = self.effective_weights()
         if training and self.training_dtype != tf.float32:
@@ -174,10 +182,7 @@ class ChipConv2D(keras.layers.Layer):
         x = tf.nn.bias_add(x, biases)
         if self.batch_normalization is not None:
             x = self.batch_normalization(x, training=training)
-        if not self.quantize_act:
-            return tf.nn.relu(x)
-        cap = self.initial_cap if self.fixed_cap else self.relu_cap
-        return quantize.quantize_activation(x, cap, self.max_code, train_cap=self.train_caps)
+        return x
 
     def effective_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the (filters, biases) that the convolution uses: quantized with `quantize_w`, else as trained."""
@@ -193,6 +198,11 @@ class ChipConv2D(keras.layers.Layer):
         else:
             quantized = quantize.quantize_filters(filters, shift, self.coef_bits, self.filter_step)
         return quantized, quantize.quantize_biases(biases, shift, self.coef_bits)
+
+    def largest_bias(self) -> float:
+        """Return the largest magnitude of a bias that leaves the layer its shift, as its weights are now."""
+        shift = int(quantize.layer_shift(self.filters, self.biases, self.coef_bits))
+        return quantize.bias_limit(self.coef_bits) * 2.0**-shift
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         batch, height, width, _ = input_shape

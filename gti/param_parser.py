@@ -97,7 +97,7 @@ def train_parser() -> Parser:
         type=count(0),
         default=100,
         metavar="N",
-        help="training batches that batch norm's statistics are estimated from before --fuse folds them; 0: as trained",
+        help="training batches for batch-norm statistics and biases where the stage --fuse begins; 0: as trained",
     )
     group.add_argument(
         "--compute_dtype",

@@ -268,27 +268,26 @@ def build_model(
     return model
 
 
-def with_statistics(
-    source: Source,
-    net: str,
-    network: Network,
-    classes: int,
-    batches: Any,
-    *,
-    nets_dir: str | Path | None = None,
-    progress: str = "",
-) -> Source:
-    """Return `source`, a quant_act checkpoint, with batch-norm statistics estimated from `batches` (images, labels).
+def into_fused(
+    source: Source, net: str, network: Network, classes: int, batches: Any, *, progress: str = "", **options: Any
+) -> tuple[Source, dict[str, np.ndarray]]:
+    """Return a quant_act `source` with batch-norm statistics estimated from `batches`, and biases for the fused model.
 
-    `source` itself where it has no batch norm, as a fused one. Raises as `gti.training.statistics.reestimate`.
+    `batches`: a data set of (images, labels), training ones. `options`: of `build_model`. Raises as
+    `gti.training.statistics`.
     """
+    from gti.model import base
     from gti.training import statistics
 
-    if not any("/batch_normalization/" in name for name in source.arrays):
-        return source
-    model = build_model(net, network, Stage.QUANT_ACT, source, classes, nets_dir=nets_dir)
-    found = statistics.reestimate(model, batches, progress=progress)
-    return replace(source, arrays={**source.arrays, **found})
+    trained = build_model(net, network, Stage.QUANT_ACT, source, classes, **options)
+    found = statistics.reestimate(trained, batches, progress=f"{progress}: batch norm" if progress else "")
+    variables = base.named_variables(trained)
+    for name, value in found.items():
+        variables[name].assign(value)
+    source = replace(source, arrays={**source.arrays, **found}) if found else source
+    fused = build_model(net, network, Stage.FUSED, source, classes, **options)
+    few = batches.take(statistics.CORRECTION_BATCHES)
+    return source, statistics.correct_biases(fused, trained, few, progress=f"{progress}: biases" if progress else "")
 
 
 def teacher(

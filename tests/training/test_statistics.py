@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import small_nets
 import small_training
 import tensorflow as tf
 
+from gti import quantize
 from gti.errors import DataError
+from gti.model.base import chip_layers, named_variables
 from gti.stage import Stage
 from gti.training import restore
 from gti.training.metadata import Metadata
-from gti.training.statistics import reestimate
+from gti.training.statistics import correct_biases, reestimate
 
 NETWORK = small_nets.small_network((14, 3, 16, 2, 3, True))
 OPTIONS = {"quant_w": True, "quant_act": True, "caps": small_nets.some_caps(NETWORK, "cifar")}
@@ -79,14 +82,55 @@ def test_a_net_without_batch_norm_has_none(tmp_path):
     assert reestimate(small_training.make_model(tmp_path, seed=1), data()) == {}
 
 
-def test_a_checkpoint_on_its_way_into_fused_gets_them(model, tmp_path):
-    small_nets.write_json(NETWORK, tmp_path, "cifar")
-    arrays = small_nets.values(model)
-    metadata = Metadata("cifar", "2801", Stage.QUANT_ACT, 1, 1, 4, 14)
-    source = restore.Source("a", arrays, metadata)
-    found = restore.with_statistics(source, "cifar", NETWORK, 4, data(), nets_dir=tmp_path)
+def quant_act(folder, bits: int, net: str = "cifar", seed: int = 5):
+    network = small_nets.small_network((14, 3, 16, 2, bits, True))
+    caps = small_nets.some_caps(network, net)
+    model = small_nets.build(network, folder, net, classes=4, quant_w=True, quant_act=True, caps=caps)
+    arrays = small_nets.randomise(model, seed=seed)
+    metadata = Metadata(net, "2801", Stage.QUANT_ACT, 1, 1, 4, 14)
+    return network, model, restore.Source("a", arrays, metadata)
+
+
+def mean_sums(model, layer, images) -> np.ndarray:
+    inputs = keras.Model(model.input, layer.input)(images).numpy()
+    filters, biases = (value.numpy().astype(np.float64) for value in layer.effective_weights())
+    padded = np.pad(inputs.astype(np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    sums = sum(
+        padded[:, y : y + 14, x : x + 14] @ filters[y, x] for y in range(3) for x in range(3)
+    )  # [N, 14, 14, out]
+    sums = sums + biases
+    norm = layer.batch_normalization
+    if norm is not None:
+        gamma, beta, mean, variance = (np.asarray(v, np.float64) for v in norm.variables)
+        sums = (sums - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+    return sums.mean(axis=(0, 1, 2))
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_corrected_biases_give_the_means_of_the_trained_network(tmp_path, bits):
+    network, trained, source = quant_act(tmp_path, bits)
+    fused = restore.build_model("cifar", network, Stage.FUSED, source, 4, nets_dir=tmp_path)
+    images = np.concatenate([batch.numpy() for batch, _ in data()])
+    shifts = [layer.largest_bias() for layer in chip_layers(fused)]
+    found = correct_biases(fused, trained, data())
+    assert shifts == [layer.largest_bias() for layer in chip_layers(fused)]
+    for layer, own in zip(chip_layers(fused), chip_layers(trained), strict=True):
+        np.testing.assert_array_equal(found[f"cifar/{layer.name}/biases"], layer.biases.numpy())
+        wanted = mean_sums(trained, own, images) * 31 / own.initial_cap
+        step = layer.largest_bias() / quantize.bias_limit(bits)  # what a bias is rounded to
+        inside = np.abs(layer.biases.numpy()) < layer.largest_bias()
+        assert inside.any()
+        np.testing.assert_allclose(mean_sums(fused, layer, images)[inside], wanted[inside], atol=1.01 * step + 0.01)
+
+
+@pytest.mark.parametrize("net", ["cifar", "digits"], ids=["batch norm", "plain"])
+def test_the_way_into_fused(tmp_path, net):
+    network, model, source = quant_act(tmp_path, 1, net)
+    found, biases = restore.into_fused(source, net, network, 4, data(), nets_dir=tmp_path)
     expected = reestimate(model, data())
+    assert bool(expected) == (net == "cifar")
     for name, value in found.arrays.items():
-        np.testing.assert_array_equal(value, expected.get(name, arrays[name]))
-    fused = restore.Source("b", {"cifar/conv1_1/filters": arrays["cifar/conv1_1/filters"]}, metadata)
-    assert restore.with_statistics(fused, "cifar", NETWORK, 4, data(), nets_dir=tmp_path) is fused
+        np.testing.assert_array_equal(value, expected.get(name, source.arrays[name]))
+    assert set(biases) == {f"{net}/conv1_1/biases", f"{net}/conv1_2/biases"}
+    fused = restore.build_model(net, network, Stage.FUSED, found, 4, nets_dir=tmp_path)
+    assert any(np.any(named_variables(fused)[name].numpy() != value) for name, value in biases.items())
