@@ -94,7 +94,8 @@ def correct_biases(
     pairs = list(zip(chip_layers(fused), chip_layers(trained), strict=True))
     with float32_convolutions(), WeightsHeld(chip_layers(trained)), progress_bar(len(pairs), progress, "layer") as bar:
         for layer, model in pairs:
-            gain = float(layer.initial_cap) / float(np.asarray(model.relu_cap))
+            assert layer.initial_cap is not None
+            gain = layer.initial_cap / float(np.asarray(model.relu_cap))
             off = gain * _mean_sums(trained, model, images) - _mean_sums(fused, layer, images)
             limit = np.float32(layer.largest_bias())
             layer.biases.assign(np.clip(np.asarray(layer.biases) + off.astype(np.float32), -limit, limit))

@@ -3,8 +3,8 @@
     strategy_worker.py FOLDER REPLICAS [cifar]
 
 REPLICAS logical CPUs under MirroredStrategy; 0 takes TF_CONFIG. With the host part of `cifar` there is batch norm, and
-the run is done again with a stop after its second epoch: the largest difference of any variable is "resumed". Imported
-by nothing.
+the run is done again with a stop after its second epoch: the largest difference of any variable is "resumed", and that
+between replicas "apart". Imported by nothing.
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ def main() -> None:
             )
             for name, value in expected.items()
         )
+        copies = [[copy.numpy() for copy in v.value.values] for v in trainer.variables.values()]
+        found["apart"] = max(float(np.ptp(np.stack(arrays), axis=0).max()) for arrays in copies)
     print(json.dumps(found))
 
 

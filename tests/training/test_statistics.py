@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from gti import quantize
 from gti.errors import DataError
+from gti.layers import ChipConv2D
 from gti.model.base import chip_layers, named_variables
 from gti.stage import Stage
 from gti.training import restore
@@ -134,3 +135,19 @@ def test_the_way_into_fused(tmp_path, net):
     assert set(biases) == {f"{net}/conv1_1/biases", f"{net}/conv1_2/biases"}
     fused = restore.build_model(net, network, Stage.FUSED, found, 4, nets_dir=tmp_path)
     assert any(np.any(named_variables(fused)[name].numpy() != value) for name, value in biases.items())
+
+
+def test_no_bias_may_cost_its_layer_the_shift(tmp_path, monkeypatch):
+    network, trained, source = quant_act(tmp_path, 1)
+    fused = restore.build_model("cifar", network, Stage.FUSED, source, 4, nets_dir=tmp_path)
+    for layer in chip_layers(fused):
+        limit = layer.largest_bias()
+        shift = int(quantize.layer_shift(layer.filters, layer.biases, 1))
+        biases = layer.biases.numpy()
+        for bias, kept in ((limit, True), (np.nextafter(np.float32(limit), np.float32(np.inf)), False)):
+            changed = np.concatenate([[bias], biases[1:]]).astype(np.float32)
+            bias_shift = int(quantize.range_shift(changed, quantize.bias_limit(1)))
+            assert (bias_shift >= shift) == kept
+    monkeypatch.setattr(ChipConv2D, "largest_bias", lambda layer: 0.25)
+    found = correct_biases(fused, trained, data())
+    assert max(np.abs(biases).max() for biases in found.values()) == 0.25

@@ -79,3 +79,4 @@ def test_a_resumed_run_on_two_replicas_gives_the_bits_of_an_uninterrupted_one(tm
     found = result(start(tmp_path, 2, net="cifar"))
     assert found["replicas"] == 2
     assert found["resumed"] == 0
+    assert found["apart"] == 0
