@@ -200,7 +200,7 @@ def train(held: ExitStack) -> None:
         if args.report and strategies.is_chief(strategy):
             from gti.report import steps as report
 
-            report.add_epoch(args.report, figures)
+            report.add_epoch(args.report, figures, {"net": args.net, "chip": args.chip})
 
     try:
         with data_utils.naming_errors(args.train_data_dir, args.val_data_dir):

@@ -211,7 +211,7 @@ def curves(
 
     `begins`: (number of a point, text) where a stage begins, drawn as a vertical line in front of it.
     """
-    left, right, top, base = 34.0, WIDTH - 6.0, 18.0, 130.0
+    left, right, top, base = 44.0, WIDTH - 6.0, 18.0, 130.0
     present = [value for line in lines.values() for value in line if value is not None]
     low, high = min(present, default=0.0), max(present, default=1.0)
     high = high if high > low else low + 1

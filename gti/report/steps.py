@@ -81,7 +81,7 @@ def add_classes(folder: Folder, stage: str, answers: Sequence[Sequence[int]], na
     )
 
 
-def add_epoch(folder: Folder, figures: Mapping[str, Any]) -> Path:
+def add_epoch(folder: Folder, figures: Mapping[str, Any], about: Mapping[str, str] | None = None) -> Path:
     """Add the figures of an epoch, as `gti.training.loop.fit` records them; return the page.
 
     They replace those of the same stage and epoch, and all of later epochs and stages, which are another run's.
@@ -92,7 +92,7 @@ def add_epoch(folder: Folder, figures: Mapping[str, Any]) -> Path:
         return STAGES.index(row["stage"]), row["epoch"]
 
     kept = [row for row in part["epochs"] if place(row) < place(figures)]
-    return store.add(folder, "curves", {"epochs": [*kept, dict(figures)]})
+    return store.add(folder, "curves", {"epochs": [*kept, dict(figures)], "about": dict(about or {})})
 
 
 def add_sensitivity(folder: Folder, model: keras.Model, dataset: tf.data.Dataset, *, progress: bool = False) -> Path:
