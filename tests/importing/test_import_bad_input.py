@@ -282,6 +282,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_nothing_deep_is_hashed(tmp_path):
     """Python hashes nested tuples by recursion that ends the process: its own process, for where the guard is gone."""
     pickles = {
