@@ -114,8 +114,9 @@ def train(held: ExitStack) -> None:
         seed = training.epoch_seed(args.seed, 0, args.stage)
         tf.random.set_seed(seed)
         taken = train_data(seed).take(args.reestimate_batches)
+        title = "fuse" if strategies.is_chief(strategy) else ""
         given = {name: getattr(args, name) for name in ("settings_file", "nets_dir", "filter_step", "ten_bit_act")}
-        source, biases = restore.into_fused(source, args.net, network, classes, taken, progress="fuse", **given)
+        source, biases = restore.into_fused(source, args.net, network, classes, taken, progress=title, **given)
     with strategy.scope():
         model = restore.build_model(
             args.net, network, args.stage, source, classes, to_train=True, **model_options(args)
