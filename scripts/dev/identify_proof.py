@@ -158,9 +158,11 @@ def _prepare() -> None:
 def _summed(verdicts: Iterable[Verdict]) -> tuple[Counter[str], list[str], Counter[str]]:
     counts: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
-    wrong = []
-    for verdict in verdicts:
+    wrong: list[str] = []
+    for number, verdict in enumerate(verdicts, 1):
         counts.update(verdict.counts)
+        if number % 50 == 0:
+            print(f"{number} sticks, {len(wrong)} wrong answers so far: {dict(counts)}", flush=True)
         reasons.update(verdict.reasons)
         counts["most loads"] = max(counts["most loads"], verdict.counts["loads"])
         counts["most frames"] = max(counts["most frames"], verdict.counts["frames"])

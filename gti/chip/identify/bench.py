@@ -48,6 +48,7 @@ class Bench:
         self.whole_files = False  # whether files are filled to the length that the converter gives them
         self.counts: Counter[str] = Counter()  # loads and frames asked for, faults, those before an answer came
         self.last_fault = ""
+        self.gpio_driven = True  # whether the bridge took the GPIO requests of the last load, where there were any
 
     def answers(self, cases: Sequence[Case], settings: Settings | None = None) -> Iterator[Answer]:
         """Yield the answer of each case; all have one network and one read-out mode: a single load.
@@ -88,6 +89,7 @@ class Bench:
                     self._note(error)
                     yield None
         finally:
+            self.gpio_driven = getattr(link.transport, "gpio_driven", True)
             self.counts["faults"] += link.counts["faults"]
             link.close()
 

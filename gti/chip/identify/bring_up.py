@@ -22,6 +22,7 @@ _READ_MS = 500.0  # the vendor's runtime gives a chip 200
 _RETRIES = 4
 
 RIGHT, WRONG, SILENT = "right", "wrong", "silent"
+REFUSED = "right, but the bridge refused to drive GPIO"
 _OF_ALL = ("settle", "load_length")
 _OF_BRIDGES = ("gpio", "write_command", "chunks", "end_of_result")
 
@@ -102,13 +103,13 @@ def bring_up(bench: Bench, note: Callable[[str], None] = lambda text: None) -> B
     bridge = bench.kind != "eUSB"
     driven = False
     for one in tries(bridge):
-        if driven and not one.gpio:
-            bench.reset_port()
+        if driven and not one.gpio and not undriven(bench):
+            continue
         driven = one.gpio
         outcome = attempt(bench, one)
         found.tried.append(f"{one.text}: {outcome}")
         note(found.tried[-1])
-        if outcome == RIGHT:
+        if outcome in (RIGHT, REFUSED):
             _examine(bench, one, bridge, found, note)
             return found
     return found
@@ -124,7 +125,14 @@ def attempt(bench: Bench, one: Try) -> str:
     expected = predicted(known, ASSUMED).answer
     assert expected is not None
     wrong = int(np.count_nonzero(answer[0] != expected[0]))
-    return f"{WRONG} ({wrong} of {expected[0].size} codes)" if wrong else RIGHT
+    if wrong:
+        return f"{WRONG} ({wrong} of {expected[0].size} codes)"
+    return REFUSED if one.gpio and bench.kind != "eUSB" and not bench.gpio_driven else RIGHT
+
+
+def undriven(bench: Bench) -> bool:
+    """Reset the port, so that GPIO is as when the stick was plugged in; False where that fails."""
+    return any(bench.reset_port() for _ in range(_RETRIES))
 
 
 def alive(bench: Bench) -> bool:
@@ -145,9 +153,14 @@ def _examine(bench: Bench, good: Try, bridge: bool, found: BroughtUp, note: Call
             found.answers = {name: (TABLE[name].names[0],) for name in (*_OF_ALL, *(_OF_BRIDGES if bridge else ()))}
             _settle(bench, easy.changed(end_ms=0.0), found)
             return
-        bench.reset_port()  # GPIO was driven just now
+    compared = _Comparison(bench, note, driven=True)
     try:
-        _settle(bench, _one_by_one(_Comparison(bench, note), good, bridge, found.answers), found)
+        best = _one_by_one(compared, good, bridge, found.answers)
+        if bridge and _doubted(compared, good, found):
+            best = best.changed(gpio=good.gpio)
+            if not good.gpio:
+                undriven(bench)
+        _settle(bench, best, found)
     except _Gone:
         found.answers.clear()
         found.notes = dict.fromkeys((*_OF_ALL, *_OF_BRIDGES), f"the stick answers no more: {bench.last_fault}")
@@ -167,12 +180,13 @@ class _Gone(Exception):  # noqa: N818  (the end of an examination, no fault of t
 class _Comparison:
     """Tries beside one that is known to work."""
 
-    def __init__(self, bench: Bench, note: Callable[[str], None]) -> None:
+    def __init__(self, bench: Bench, note: Callable[[str], None], driven: bool) -> None:
         self._bench = bench
+        self.doubtful = False  # a try with GPIO driven was not, or one without may have been
         self._note = note
         self.outcome = ""  # of the last try that failed
         self._last = ""
-        self._driven = False  # GPIO, by the last try
+        self._driven = driven  # GPIO, by the last try
 
     def works(self, one: Try, good: Try) -> bool:
         """Return whether `one` works; that it does not is believed where it fails twice and `good` works in between."""
@@ -188,17 +202,14 @@ class _Comparison:
                 return False
         raise _Gone
 
-    def can_reset(self) -> bool:
-        """Return whether the port can be reset, after which GPIO is as when the stick was plugged in."""
-        return self._bench.reset_port()
-
     def _right(self, one: Try) -> bool:
-        if self._driven and not one.gpio:
-            self._bench.reset_port()
+        if self._driven and not one.gpio and not undriven(self._bench):
+            self.doubtful = True
         self._driven = one.gpio
         self._last = attempt(self._bench, one)
+        self.doubtful |= self._last == REFUSED
         self._note(f"{one.text}: {self._last}")
-        return self._last == RIGHT
+        return self._last in (RIGHT, REFUSED)
 
 
 def _one_by_one(compared: _Comparison, good: Try, bridge: bool, answers: dict[str, tuple[str, ...]]) -> Try:
@@ -232,6 +243,20 @@ def _one_by_one(compared: _Comparison, good: Try, bridge: bool, answers: dict[st
         answers["end_of_result"] = ("padded",)
     if not good.gpio:
         return choose("gpio", [("any", best.changed(gpio=True)), ("untouched", best)])
-    if compared.can_reset():
-        answers["gpio"] = ("any",) if compared.works(best.changed(gpio=False), best) else ("high",)
+    answers["gpio"] = ("any",) if compared.works(best.changed(gpio=False), best) else ("high",)
     return best
+
+
+def _doubted(compared: _Comparison, good: Try, found: BroughtUp) -> bool:
+    """Take the answer about GPIO back where it may have come about otherwise, and return whether that was so."""
+    before = f"{good.changed(gpio=False).text}: "
+    failed = good.gpio and any(text.startswith(before) for text in found.tried)
+    if compared.doubtful:
+        why = "the bridge refused to drive GPIO, or its port could not be reset"
+    elif failed and found.answers.get("gpio") == ("any",):
+        why = "it answered with GPIO left alone after a reset of the port, not before: plug it in anew and try again"
+    else:
+        return False
+    found.answers.pop("gpio", None)
+    found.notes["gpio"] = why
+    return True

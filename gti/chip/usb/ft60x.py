@@ -121,6 +121,7 @@ class Ft60x:
         self._settings = settings
         self._backend = backend
         self._handle: usb_bus.Handle | None = None
+        self.gpio_driven = False  # whether the bridge took the GPIO requests of the last opening
         self._failures = 0  # openings since the last one that led to a complete result
         self._buffer = array.array("B", bytes(settings.read_chunk))
 
@@ -191,12 +192,14 @@ class Ft60x:
 
     def _raise_gpio(self, handle: usb_bus.Handle) -> None:
         index = GPIO_MASK | GPIO_LEVEL << 8 if self._settings.gpio_level_high_byte else GPIO_MASK << 8 | GPIO_LEVEL
+        self.gpio_driven = True
         for value in (GPIO_ENABLE, GPIO_WRITE):
             try:
                 request = (GPIO_TYPE, GPIO_REQUEST, value, index)
                 handle.control_out(request, b"", self._settings.slice_ms, "opening")
             except TransferError as error:
                 # The vendor's runtime ignores the status too; a board may pull the lines up by itself.
+                self.gpio_driven = False
                 log.warning("%s: GPIO request %d was refused (%s)", self.info.name, value, error.reason)
 
     def _drain(self, handle: usb_bus.Handle) -> None:
