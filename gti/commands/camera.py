@@ -38,7 +38,7 @@ WINDOW = "GTI"
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("camera", __doc__)
-    result.add_argument("model", help="full .MODEL, chip layers and host layers in one file")
+    result.add_argument("model", type=flags.model_file, help="full .MODEL, chip layers and host layers in one file")
     result.add_argument("--source", default="0", help="number of the camera, or a video file or stream (default: 0)")
     result.add_argument("--frames", type=int, metavar="N", help="stop after N frames")
     result.add_argument("--every", type=float, metavar="SECONDS", help="look at one frame in so many seconds")

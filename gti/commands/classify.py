@@ -35,7 +35,7 @@ FORMATS = ("text", "json", "vendor")
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("classify", __doc__)
-    result.add_argument("model", help="full .MODEL, chip layers and host layers in one file")
+    result.add_argument("model", type=flags.model_file, help="full .MODEL, chip layers and host layers in one file")
     result.add_argument("images", nargs="+", metavar="IMAGE", help=pictures.HELP)
     result.add_argument("--top", type=int, metavar="N", help="labels per image (default: 1, in JSON all of the file)")
     result.add_argument(

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("edges", __doc__)
-    result.add_argument("model", help=".MODEL for edges, as the project's scripts/make_edges.py writes it")
+    result.add_argument(
+        "model", type=flags.model_file, help=".MODEL for edges, as the project's scripts/make_edges.py writes it"
+    )
     result.add_argument("images", nargs="*", metavar="IMAGE", help=pictures.HELP)
     result.add_argument(
         "--out",

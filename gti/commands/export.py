@@ -16,7 +16,7 @@ from gti.files import check_writable, write_atomic
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("export", __doc__)
-    result.add_argument("file", metavar="FILE", help=".MODEL or .DAT")
+    result.add_argument("file", type=flags.model_file, metavar="FILE", help=".MODEL or .DAT")
     result.add_argument("onnx", metavar="OUT.onnx")
     result.add_argument(
         "--all_outputs",

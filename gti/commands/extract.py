@@ -16,7 +16,7 @@ from gti.commands import flags
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("extract", __doc__)
-    result.add_argument("file", metavar="FILE", help=".DAT or .MODEL")
+    result.add_argument("file", type=flags.model_file, metavar="FILE", help=".DAT or .MODEL")
     result.add_argument("folder", metavar="DIR", help="new or empty folder")
     flags.add_ten_bit(result)
     flags.add_json(result)

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("features", __doc__)
-    result.add_argument("model", help=".DAT or .MODEL of a network on the chip; host layers are not used")
+    result.add_argument(
+        "model", type=flags.model_file, help=".DAT or .MODEL of a network on the chip; host layers are not used"
+    )
     result.add_argument("images", nargs="+", metavar="IMAGE", help=pictures.HELP)
     result.add_argument("--mode", choices=MODE_NAMES, default="fc", help="which maps to read out (default: fc)")
     result.add_argument("--out", metavar="FILE.npz", help="the arrays to write")

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gti import arguments, files
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 EMULATOR = "emulator"
 ENGINES = ("auto", "numpy", "numba")
 _MAX_FILE_BYTES = 1 << 30
+ZOO = "zoo:"  # begins the name of a network that the kit brings along
+_PACKAGE = Path(__file__).resolve().parents[1]
 DEVICE = (
     "auto (a stick that answers, else the emulator) | emulator | usb | usb:<serial or index> | eusb:<serial or node>"
     " | virtual (the emulator behind the whole USB path) | replay:FILE"
@@ -34,6 +37,23 @@ class Parser(arguments.Parser):
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         if not IS_CHECKOUT and text and ("docs/" in text or "scripts/" in text):
             self.epilog = "docs/ and scripts/ are folders of the project's sources; they are not installed."
+
+
+def model_file(text: str) -> str:
+    """Return the path of a .MODEL or .DAT given as a path, or as zoo:NAME. Raises UsageError for a name of none."""
+    if not text.startswith(ZOO):
+        return text
+    there = {path.stem.removeprefix("2801_"): path for path in sorted(zoo_folder().glob("*.model"))}
+    name = text.removeprefix(ZOO)
+    if name not in there:
+        raise UsageError(text, "names no network of the kit", expected=" or ".join(ZOO + name for name in there))
+    return str(there[name])
+
+
+def zoo_folder() -> Path:
+    """Return the folder of trained networks: gti/zoo where the kit is installed, nets/zoo in a checkout."""
+    installed = _PACKAGE / "zoo"
+    return installed if installed.is_dir() else _PACKAGE.parent / "nets" / "zoo"
 
 
 def add_device(parser: argparse.ArgumentParser, *, default: str = "auto", more: str = "") -> None:

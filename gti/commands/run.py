@@ -20,7 +20,7 @@ from gti.errors import UsageError
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("run", __doc__)
-    result.add_argument("file", metavar="FILE", help=".DAT or .MODEL")
+    result.add_argument("file", type=flags.model_file, metavar="FILE", help=".DAT or .MODEL")
     result.add_argument(
         "--image",
         required=True,

@@ -27,7 +27,7 @@ _END_S = 10  # for requests in work when the server is told to end
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("serve", __doc__)
-    result.add_argument("model", help="full .MODEL, or one for edges")
+    result.add_argument("model", type=flags.model_file, help="full .MODEL, or one for edges")
     where = result.add_argument_group("network")
     where.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this computer)")
     where.add_argument("--port", type=int, default=8080, help="default: 8080")

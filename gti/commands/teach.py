@@ -21,7 +21,11 @@ from gti.errors import UsageError, printable
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("teach", __doc__)
-    result.add_argument("backbone", help=".MODEL or .dat whose last layer gives 7x7; host layers in it are replaced")
+    result.add_argument(
+        "backbone",
+        type=flags.model_file,
+        help=".MODEL or .dat whose last layer gives 7x7; host layers in it are replaced",
+    )
     result.add_argument("folder", help="one sub-folder of photographs a class; its name is the label")
     result.add_argument("--out", required=True, metavar="FILE", help="the .MODEL to write")
     result.add_argument(

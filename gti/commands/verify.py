@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("verify", __doc__)
-    result.add_argument("file", metavar="FILE", help=".MODEL")
+    result.add_argument("file", type=flags.model_file, metavar="FILE", help=".MODEL")
     flags.add_emulator_or_stick(result)
     return result
 
