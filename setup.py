@@ -23,7 +23,10 @@ setup(
     python_requires=">=3.10",
     packages=[*find_packages(include=["gti", "gti.*"]), "gti.zoo"],
     package_dir={"gti.zoo": "nets/zoo"},
-    package_data={"gti.zoo": ["*.model", "*.md"], "gti": ["**/*.json", "**/*.html", "**/*.j2", "**/*.rules", "**/*.model", "py.typed"]},
+    package_data={
+        "gti.zoo": ["*.model", "*.md"],
+        "gti": ["**/*.json", "**/*.html", "**/*.j2", "**/*.rules", "**/*.model", "py.typed"],
+    },
     entry_points={"console_scripts": ["gti = gti.__main__:start"]},
     install_requires=["numpy>=1.26", "pyusb>=1.2.1", "tqdm>=4.60", numba],
     extras_require={

@@ -107,6 +107,8 @@ def edges_model(model: Path) -> bytes:
 def bare(model: str) -> Iterator[Try]:
     """Yield what the wheel alone does: arrays, but no pictures."""
     yield Try(("classify", model, "array.npy", "--device", "emulator"), out="array.npy: ")
+    yield Try(("classify", "zoo:cifar", "array.npy", "--device", "emulator"), out="array.npy: ")
+    yield Try(("verify", "zoo:cifar"), out="is right, code for code")
     yield Try(("classify", model, "picture.jpg", "--device", "emulator"), 1, err="gti-mdk[images]")
     yield Try(("camera", model), 2, err="opencv-python")
     yield Try(("run", model, "--image", "array.npy", "--out", "maps.npz"), out="map0: ")
