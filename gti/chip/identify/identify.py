@@ -199,6 +199,9 @@ class Examination:
             if _same(again, answer):
                 break
             answer = again
+        if _constant(answer) and not bring_up.alive(self._bench):
+            self._bench.last_fault = self._bench.last_fault or "every value of its results is the same"
+            raise _Dead
         if answer is not None:
             self._silent.clear()
             return answer

@@ -45,7 +45,10 @@ def open_stick(key: str, request: Request) -> Stick:
 
 def on_backend(backend: Any, settings: Settings, key: str) -> eusb.Eusb:
     """Return the transport of the stick `key` of a backend without real sticks."""
-    info = select(usb_bus.list_devices(usb_bus.EUSB_IDS, backend), key)
+    infos = usb_bus.list_devices(usb_bus.EUSB_IDS, backend)
+    if not infos:
+        raise DeviceError(f"device eusb:{key}", "is not there", expected="a device 05e3:0769", fix="plug it in")
+    info = select(infos, key)
     return eusb.Eusb(scsi_bulk.BulkChannel(info, settings, backend), settings)
 
 

@@ -21,6 +21,7 @@ from gti.chip.virtual.bus import VirtualBackend
 from gti.chip.virtual.chip import VirtualChip
 from gti.chip.virtual.faults import Fault, FaultPlan
 from gti.chip.virtual.memory import SoftwareNetwork
+from gti.chip.virtual.sticks import virtual_backend
 from gti.chip.wire import protocol
 from gti.errors import FormatError, UsageError
 
@@ -199,3 +200,23 @@ def test_every_finding_says_what_it_means():
 def test_devices_that_cannot_be_examined():
     with pytest.raises(UsageError):
         examined("auto")
+
+
+@pytest.mark.parametrize("kind", ["ones", "zeros"])
+def test_a_stick_that_answers_one_byte_for_a_while_is_no_new_behaviour(kind: str):
+    # 50 openings in a row end with 0xFF, or 0x00, all over: neither a table's answer nor "none of these".
+    for start in (1, 4, 9):
+        backend = VirtualBackend(
+            [VirtualFt60x(VirtualChip(protocol.FT601, behaviours=parse("saturation=below_top")))],
+            [FaultPlan([Fault("open", start, kind, 50)])],
+        )
+        found = answers(examined("virtual", backend))
+        assert found["saturation"] in ("below_top", NOT_REACHED)
+        assert found["rounding"] in ("half_up/half_away", NOT_REACHED)
+
+
+def test_an_eusb_stick_that_leaves_for_good():
+    backend = virtual_backend("eusb", plans=[FaultPlan([Fault("read", 9, "gone")])])
+    found = answers(examined("virtual:eusb", backend))
+    assert found["filter_memory"] == NOT_REACHED
+    assert NOT_REACHED in (found["ten_bit"], found["pooling"])
