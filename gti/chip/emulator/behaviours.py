@@ -449,7 +449,14 @@ def parse(text: str) -> Behaviours:
             raise UsageError(
                 "behaviours", "are not understood", expected="QUESTION=ALTERNATIVE,...", received=text[:200]
             )
-        chosen[question.strip()] = name.strip()
+        question, name = question.strip(), name.strip()
+        if chosen.setdefault(question, name) != name:
+            raise UsageError(
+                f"behaviour {question}",
+                "is given twice",
+                expected="one of them",
+                received=f"{chosen[question]}, {name}",
+            )
     return ASSUMED.changed(**chosen)
 
 

@@ -66,7 +66,10 @@ def test_keys(key: str, expected: tuple[str, str]):
     assert (kind, chosen.text) == expected
 
 
-@pytest.mark.parametrize("device", ["virtual:rounding=up", "virtual:ft602", "virtual:ft600,floor"])
+@pytest.mark.parametrize(
+    "device",
+    ["virtual:rounding=up", "virtual:rounding=floor,rounding=truncate", "virtual:ft602", "virtual:ft600,floor"],
+)
 def test_devices_that_are_not_there(device: str):
     with pytest.raises(UsageError):
         devices.parse_device(device)
