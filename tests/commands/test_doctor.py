@@ -101,6 +101,14 @@ def test_the_known_answer_tells_sticks_apart():
     assert np.count_nonzero(codes == 0) < codes.size / 2
 
 
+@pytest.mark.parametrize(("behaviours", "well"), [("rounding=floor", True), ("rounding=half_even", False), ("", False)])
+def test_the_known_answer_is_that_of_the_profile(behaviours: str, well: bool):
+    settings = VIRTUAL_SETTINGS.changed(behaviours=behaviours)
+    (good, _, _), *others = doctor.frame("virtual:rounding=floor", settings, None)
+    assert good == well
+    assert not others
+
+
 def test_exit_status_and_output():
     run = [sys.executable, str(ROOT / "scripts" / "doctor.py")]
     good = subprocess.run([*run, "--device", "virtual:ft600"], capture_output=True, text=True, check=False)
