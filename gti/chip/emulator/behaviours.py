@@ -442,7 +442,7 @@ ASSUMED = Behaviours()
 
 def parse(text: str) -> Behaviours:
     """Return the behaviours of a text such as `rounding=floor,learn_maps=after`. Raises UsageError."""
-    chosen = {}
+    chosen: dict[str, str] = {}
     for part in filter(None, (one.strip() for one in text.split(","))):
         question, equals, name = part.partition("=")
         if not equals:
