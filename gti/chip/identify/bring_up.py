@@ -32,6 +32,7 @@ class BroughtUp:
     """What bringing up found."""
 
     settings: Settings | None = None  # with which the known frame answers; None: with none
+    best: Try | None = None  # what they are
     answers: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the questions of the bridge
     notes: dict[str, str] = field(default_factory=dict)  # how sure each is
     tried: list[str] = field(default_factory=list)  # settings, and what came
@@ -170,8 +171,18 @@ def _examine(bench: Bench, good: Try, bridge: bool, found: BroughtUp, note: Call
 
 def _settle(bench: Bench, best: Try, found: BroughtUp) -> None:
     # A pause that the stick can do without costs little here, and one that is nearly too short would cost much.
-    found.settings = bench.settings = best.changed(settle_ms=max(best.settle_ms, 100.0)).settings(bench.base)
+    found.best = best.changed(settle_ms=max(best.settle_ms, 100.0))
+    found.settings = bench.settings = found.best.settings(bench.base)
     bench.whole_files = best.whole
+
+
+def confirm(bench: Bench, found: BroughtUp) -> None:
+    """Take back, when all else was asked, what a long disturbance of the bus looks like: bytes behind a result."""
+    if found.best is None or found.answers.get("end_of_result") != ("padded",):
+        return
+    if attempt(bench, found.best.changed(end_ms=_END_MS)) in (RIGHT, REFUSED):
+        del found.answers["end_of_result"]
+        found.notes["end_of_result"] = "bytes followed each result for a while, and then no more"
 
 
 class _Gone(Exception):  # noqa: N818  (the end of an examination, no fault of the program)

@@ -128,6 +128,7 @@ class Examination:
                     self._note(stage.name)
                     self._run_stage(stage)
                 self._confirm()
+                bring_up.confirm(self._bench, found)
             except _Dead:
                 reason = f"the stick answers no more: {self._bench.last_fault}"
                 for name in self._quiet:

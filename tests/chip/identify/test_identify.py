@@ -220,3 +220,16 @@ def test_an_eusb_stick_that_leaves_for_good():
     found = answers(examined("virtual:eusb", backend))
     assert found["filter_memory"] == NOT_REACHED
     assert NOT_REACHED in (found["ten_bit"], found["pooling"])
+
+
+def test_bytes_that_follow_results_for_a_while_are_no_padding():
+    """The fault begins where bringing up asks how results end, and is over before the last question."""
+    played = parse("bias=as_code,gpio=untouched,settle=short")
+    backend = virtual_backend(
+        "ft600",
+        plans=[FaultPlan([Fault("open", 41, "extra", 50, 4096), Fault("session", 5, "lost", 1, 4096)])],
+        behaviours=played,
+    )
+    found = examined("virtual:ft600", backend)
+    assert answers(found)["end_of_result"] in ("exact", NOT_REACHED)
+    assert all(played[one.question] in one.answers for one in found.findings if one.answers)
