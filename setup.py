@@ -21,11 +21,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=[*find_packages(include=["gti", "gti.*"]), "gti.zoo"],
-    package_dir={"gti.zoo": "nets/zoo"},
+    packages=find_packages(include=["gti", "gti.*"]),
     package_data={
-        "gti.zoo": ["*.model", "*.md"],
-        "gti": ["**/*.json", "**/*.html", "**/*.j2", "**/*.rules", "**/*.model", "py.typed"],
+        "gti": ["**/*.json", "**/*.html", "**/*.j2", "**/*.rules", "**/*.model", "zoo/*.md", "py.typed"],
     },
     entry_points={"console_scripts": ["gti = gti.__main__:start"]},
     install_requires=["numpy>=1.26", "pyusb>=1.2.1", "tqdm>=4.60", numba],

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gti.chip.emulator.behaviours import ASSUMED, Behaviours, parse
 from gti.chip.usb import devices, eusb_disks, usb_bus
 from gti.chip.usb.devices import parse_device
 from gti.chip.usb.lock import DeviceLock
@@ -36,10 +35,11 @@ _HIGH_SPEED = 3  # pyusb's number for 480 Mbit/s
 Finding = tuple[bool, str, str]  # good, what was found, what to do
 
 
-def known_answer(behaviours: Behaviours = ASSUMED) -> tuple[bytes, np.ndarray, np.ndarray]:
+def known_answer(behaviours: str = "") -> tuple[bytes, np.ndarray, np.ndarray]:
     """Return a small .DAT, an image uint8 [14,14,3] and the codes uint8 [7,7,16] of an emulator with `behaviours`."""
     import numpy as np
 
+    from gti.chip.emulator.behaviours import parse
     from gti.chip.emulator.emulator import Emulator
     from gti.chip.formats import dat
     from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
@@ -49,7 +49,7 @@ def known_answer(behaviours: Behaviours = ASSUMED) -> tuple[bytes, np.ndarray, n
     filters = np.array([-4, -2, -1, 0, 1, 2, 4])[taps * 5 % 7] * (1 + taps[:, :, :1, :1] // 9 % 3)
     weights = [ConvolutionWeights(filters.astype(np.int16), (np.arange(16, dtype=np.int32) - 4) * 24, 4)]
     image = (np.arange(14 * 14 * 3).reshape(14, 14, 3) * 37 % 256).astype(np.uint8)
-    codes = Emulator(network, weights, engine="numpy", behaviours=behaviours).output(image[None])[0]
+    codes = Emulator(network, weights, engine="numpy", behaviours=parse(behaviours)).output(image[None])[0]
     return dat.encode(network, weights), image, codes.transpose(1, 2, 0)
 
 
@@ -139,7 +139,7 @@ def frame(device: str, settings: Settings | None, record: str | None, backend: A
     from gti.chip.driver import GtiModel
 
     # What a profile says of the stick counts here too: its own codes are the right ones.
-    data, image, expected = known_answer(ASSUMED if settings is None else parse(settings.behaviours))
+    data, image, expected = known_answer("" if settings is None else settings.behaviours)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "known_answer.dat"
         path.write_bytes(data)

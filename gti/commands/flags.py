@@ -21,7 +21,7 @@ EMULATOR = "emulator"
 ENGINES = ("auto", "numpy", "numba")
 _MAX_FILE_BYTES = 1 << 30
 ZOO = "zoo:"  # begins the name of a network that the kit brings along
-_PACKAGE = Path(__file__).resolve().parents[1]
+_ZOO_FOLDER = Path(__file__).resolve().parents[1] / "zoo"
 DEVICE = (
     "auto (a stick that answers, else the emulator) | emulator | usb | usb:<serial or index> | eusb:<serial or node>"
     " | virtual (the emulator behind the whole USB path) | replay:FILE"
@@ -43,17 +43,11 @@ def model_file(text: str) -> str:
     """Return the path of a .MODEL or .DAT given as a path, or as zoo:NAME. Raises UsageError for a name of none."""
     if not text.startswith(ZOO):
         return text
-    there = {path.stem.removeprefix("2801_"): path for path in sorted(zoo_folder().glob("*.model"))}
+    there = {path.stem.removeprefix("2801_"): path for path in sorted(_ZOO_FOLDER.glob("*.model"))}
     name = text.removeprefix(ZOO)
     if name not in there:
         raise UsageError(text, "names no network of the kit", expected=" or ".join(ZOO + name for name in there))
     return str(there[name])
-
-
-def zoo_folder() -> Path:
-    """Return the folder of trained networks: gti/zoo where the kit is installed, nets/zoo in a checkout."""
-    installed = _PACKAGE / "zoo"
-    return installed if installed.is_dir() else _PACKAGE.parent / "nets" / "zoo"
 
 
 def add_device(parser: argparse.ArgumentParser, *, default: str = "auto", more: str = "") -> None:

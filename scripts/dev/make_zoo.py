@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""A full .MODEL as nets/zoo holds it: without the padding behind the filter rows, which is most of a small network.
+"""A full .MODEL as gti/zoo holds it: without the padding behind the filter rows, which is most of a small network.
 
-    python scripts/dev/make_zoo.py 2801_cifar10_full.model nets/zoo/2801_cifar.model
+    python scripts/dev/make_zoo.py 2801_cifar10_full.model gti/zoo/2801_cifar.model
 
 Every reader of this kit takes a .DAT of any length that holds its rows; the known answer gets the new digest.
 """
