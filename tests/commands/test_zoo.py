@@ -13,7 +13,7 @@ from places import ROOT
 from gti.commands import classify, flags, verify
 from gti.errors import UsageError
 
-ZOO = ROOT / "nets" / "zoo"
+ZOO = ROOT / "gti" / "zoo"  # nets/zoo leads there, in a checkout
 NAMES = sorted(path.stem.removeprefix("2801_") for path in ZOO.glob("*.model"))
 
 
