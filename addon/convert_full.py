@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from gti import arguments, cli, param_parser
+from gti import arguments, cli, flag_groups, param_parser
 from gti.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def parser() -> arguments.Parser:
     flags.add_argument(
         "--labels_file", type=arguments.path, metavar="FILE", help="default: the checkpoint's, or the data set's"
     )
-    param_parser.labels_format(flags)
+    flag_groups.labels_format(flags)
     flags.add_argument(
         "--top", type=arguments.count(1), default=LABELS_RETURNED, metavar="N", help="labels in a result"
     )

@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gti.arguments import Parser, count, net_name, number, path
-from gti.chip.spec import CHIP
+from gti import flag_groups
+from gti.arguments import Parser, count, number, path
 from gti.errors import UsageError
-from gti.stage import LEARNED, MEAN, MSE, Stage, from_flags
+from gti.stage import LEARNED, MSE, Stage, from_flags
 
-MAX_IMAGE_SIZE = 448  # the chip's largest map (docs/dat_format.md section 6)
 # Variables of the old kit -> what is in their place.
 OLD_VARIABLES = {
     "GTI_CLIP_BIAS": "pass --clip_bias to train.py",
@@ -31,10 +30,10 @@ def train_parser() -> Parser:
         "Train or fine-tune a network in one of four stages: float, --quant_w, --quant_w --quant_act, "
         "--quant_w --quant_act --fuse. Every epoch trains, evaluates, and keeps the last and the best checkpoint."
     )
-    _net(parser)
-    _stages(parser)
+    flag_groups.net(parser)
+    flag_groups.stages(parser)
     group = parser.add_argument_group("data")
-    _data(group, train=True, val=True)
+    flag_groups.data(group, train=True, val=True)
     group.add_argument("--no_augment", action="store_true", help="train without random crop and flip")
     group = parser.add_argument_group("checkpoints")
     group.add_argument(
@@ -108,7 +107,7 @@ def train_parser() -> Parser:
     group.add_argument("--num_gpus", type=count(0), default=0, metavar="N", help="0: one device; N: replicas on N GPUs")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="same seed, same run")
     group.add_argument("--log_dir", type=path, metavar="DIR", help="folder for TensorBoard scalars and histograms")
-    _report(group)
+    flag_groups.report(group)
     for flag in ("--train_size", "--val_size"):
         parser.old(flag, "leave it out: whole sets are counted; --steps_per_epoch ends epochs earlier")
     for flag in ("--best_checkpoint_dir", "--last_checkpoint_dir"):
@@ -120,12 +119,12 @@ def train_parser() -> Parser:
 def eval_parser() -> Parser:
     """Return the flags of eval.py."""
     parser = Parser("Evaluate a checkpoint on the whole validation set, with the flags it was trained with.")
-    _net(parser)
-    _checkpoint(parser)
-    _stages(parser, training=False)
-    _data(parser.add_argument_group("data"), train=False, val=True)
-    _json(parser)
-    _report(parser)
+    flag_groups.net(parser)
+    flag_groups.checkpoint(parser)
+    flag_groups.stages(parser, training=False)
+    flag_groups.data(parser.add_argument_group("data"), train=False, val=True)
+    flag_groups.json_file(parser)
+    flag_groups.report(parser)
     parser.old("--data_size", "leave it out: the whole set is evaluated")
     parser.alias("--batch_size", "--val_batch_size")
     return parser
@@ -137,19 +136,19 @@ def calibration_parser() -> Parser:
         "Calibrate the cap of every ReLU on the chip: the percentile of its outputs, pooled exactly over all batches. "
         "Writes the settings file that --quant_act reads."
     )
-    _net(parser)
-    _checkpoint(parser)
+    flag_groups.net(parser)
+    flag_groups.checkpoint(parser)
     group = parser.add_argument_group("model")
     group.add_argument("--quant_w", action="store_true", help="the checkpoint was trained with --quant_w")
-    filter_step(group)
+    flag_groups.filter_step(group)
     group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
-    _sizes(group)
-    _data(parser.add_argument_group("data"), train=True, val=False)
+    flag_groups.sizes(group)
+    flag_groups.data(parser.add_argument_group("data"), train=True, val=False)
     group = parser.add_argument_group("calibration")
     group.add_argument("--percentile", type=number(0, 100, above=True), default=99.99, metavar="P", help="0 < P <= 100")
     group.add_argument("--num_batches", type=count(1), default=5, metavar="N", help="training batches to look at")
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of batches")
-    _report(parser)
+    flag_groups.report(parser)
     parser.old("--data_size", "pass --num_batches, which are of --train_batch_size images")
     parser.alias("--batch_size", "--train_batch_size")
     for flag in ("--quant_act", "--fuse"):
@@ -174,24 +173,24 @@ def convert_parser() -> Parser:
 def conversion_parser(description: str) -> Parser:
     """Return the flags that every script has which turns a checkpoint into a .MODEL."""
     parser = Parser(description)
-    _net(parser, caps=False)
-    _checkpoint(parser)
+    flag_groups.net(parser, caps=False)
+    flag_groups.checkpoint(parser)
     parser.add_argument("--fuse", action="store_true", help="the checkpoint was trained with --fuse")
-    filter_step(parser)
+    flag_groups.filter_step(parser)
     parser.add_argument("--output_dir", type=path, metavar="DIR", help="folder for the files; default: --nets_dir's")
     parser.add_argument(
         "--data_dir", type=path, metavar="DIR", help="data set whose crop goes into the .MODEL; default: data/<net>"
     )
-    _report(parser)
-    parser.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the checkpoint's")
+    flag_groups.report(parser)
+    parser.add_argument("--image_size", type=flag_groups.image_size, metavar="PIXELS", help="default: the checkpoint's")
     return parser
 
 
 def infer_parser() -> Parser:
     """Return the flags of chip_infer.py."""
     parser = Parser("Classify the validation set on a stick (or the virtual one), host layers in TensorFlow.")
-    _net(parser, caps=False)
-    _checkpoint(parser)
+    flag_groups.net(parser, caps=False)
+    flag_groups.checkpoint(parser)
     parser.add_argument("--last_relu_cap", metavar="NAME", help="variable of the last cap; default: the net's last one")
     parser.add_argument("--model_file", type=path, metavar="FILE", help="default: <chip>_<net>.model in --nets_dir")
     parser.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
@@ -206,10 +205,10 @@ def infer_parser() -> Parser:
     parser.add_argument(
         "--layer_outputs", type=path, metavar="DIR", help="save every map as .npz and a contact sheet per sublayer"
     )
-    _json(parser)
-    _report(parser)
-    _sizes(parser)
-    _data(parser.add_argument_group("data"), train=False, val=True)
+    flag_groups.json_file(parser)
+    flag_groups.report(parser)
+    flag_groups.sizes(parser)
+    flag_groups.data(parser.add_argument_group("data"), train=False, val=True)
     parser.alias("--data_size", "--num_examples")
     parser.alias("--batch_size", "--val_batch_size")
     return parser
@@ -221,12 +220,12 @@ def ptq_parser() -> Parser:
         "Quantize a float checkpoint for the chip without training: caps, filters, biases and shifts from some "
         "pictures, without labels. Some pictures are held back, and every figure comes from them."
     )
-    _net(parser, caps=False)
-    _checkpoint(parser)
+    flag_groups.net(parser, caps=False)
+    flag_groups.checkpoint(parser)
     parser.add_argument(
         "--checkpoint_dir", required=True, type=path, metavar="DIR", help="folder for the fused checkpoint"
     )
-    _sizes(parser)
+    flag_groups.sizes(parser)
     parser.set_defaults(ten_bit_act=False)
     group = parser.add_argument_group("pictures")
     group.add_argument(
@@ -245,7 +244,7 @@ def ptq_parser() -> Parser:
     )
     group.add_argument("--filter_step", choices=(MSE,), default=MSE, help="what this writes has this rule")
     parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
-    _report(parser)
+    flag_groups.report(parser)
     return parser
 
 
@@ -255,14 +254,14 @@ def search_parser() -> Parser:
         "Find out which major layers may have 1-bit filters: what each costs alone, after quantization without "
         "training, and the frontier of filter rows and accuracy."
     )
-    _net(parser, caps=False)
-    _checkpoint(parser)
-    _sizes(parser)
+    flag_groups.net(parser, caps=False)
+    flag_groups.checkpoint(parser)
+    flag_groups.sizes(parser)
     parser.set_defaults(ten_bit_act=False)
     group = parser.add_argument_group("pictures and data")
     group.add_argument("--images", required=True, type=path, metavar="DIR", help="pictures to quantize by")
     group.add_argument("--num_images", type=count(1), default=64, metavar="N", help="images in all")
-    _data(group, train=True, val=True)
+    flag_groups.data(group, train=True, val=True)
     group.add_argument("--seed", type=count(0), default=0, metavar="N", help="of the choice of pictures")
     group = parser.add_argument_group("fine-tuning of each choice")
     group.add_argument("--tune_steps", type=count(0), default=0, metavar="N", help="batches; 0: none")
@@ -274,7 +273,7 @@ def search_parser() -> Parser:
         "--max_drop", type=number(0, 100), metavar="POINTS", help="the smallest one that is to lose at most POINTS"
     )
     group.add_argument("--out", type=path, metavar="DIR", help="write the JSON pair of the choice")
-    _json(parser)
+    flag_groups.json_file(parser)
     return parser
 
 
@@ -284,7 +283,7 @@ def compare_parser() -> Parser:
         "Compare every sublayer from stage to stage: float, quant_w, quant_act, fused, emulator, stick. The last three "
         "must agree code for code. Exit status 1 where they do not, or a limit is exceeded."
     )
-    _net(parser)
+    flag_groups.net(parser)
     group = parser.add_argument_group("stages")
     group.add_argument(
         "--checkpoint_dir",
@@ -302,23 +301,23 @@ def compare_parser() -> Parser:
     group.add_argument(
         "--model_file", type=path, metavar="FILE", help=".model or .dat; default: <chip>_<net>.model in --nets_dir"
     )
-    filter_step(group)
+    flag_groups.filter_step(group)
     group.add_argument("--device", default="auto", help="auto | usb | usb:<serial or index> | virtual | none")
     group.add_argument(
         "--recorded", type=path, metavar="DIR", help="maps of another run: what chip_infer.py --layer_outputs wrote"
     )
     group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
-    _sizes(group)
+    flag_groups.sizes(group)
     group = parser.add_argument_group("data")
-    _data(group, train=False, val=True)
+    flag_groups.data(group, train=False, val=True)
     group.set_defaults(val_batch_size=4)
     group.add_argument("--num_batches", type=count(1), default=2, metavar="N", help="batches to compare")
     group = parser.add_argument_group("limits, in codes, for each sublayer of the stages that are not exact")
     group.add_argument("--max_difference", type=number(0), metavar="CODES", help="largest difference; default: any")
     group.add_argument("--mean_difference", type=number(0), metavar="CODES", help="mean difference; default: any")
     group.add_argument("--min_cosine", type=number(-1, 1), metavar="C", help="cosine of the codes; default: any")
-    _json(parser)
-    _report(parser)
+    flag_groups.json_file(parser)
+    flag_groups.report(parser)
     return parser
 
 
@@ -427,103 +426,3 @@ def _take_report_for_json(args: argparse.Namespace) -> None:
     if Path(given).suffix or Path(given).exists():
         args.json, args.report = given, None
         print(f"note: --report is a folder for the HTML page; figures as JSON: --json {given}", file=sys.stderr)
-
-
-def _chip(text: str) -> str:
-    if text != CHIP:
-        raise argparse.ArgumentTypeError(f"expected {CHIP}, the chip of this kit, received {text!r}")
-    return text
-
-
-def _net(parser: argparse.ArgumentParser, *, caps: bool = True) -> None:
-    group = parser.add_argument_group("network")
-    group.add_argument(
-        "--net", required=True, type=net_name, help="model name: gti/model/<net>.py, or <net>.py in --nets_dir"
-    )
-    group.add_argument("--chip", required=True, type=_chip, help=f"target chip: {CHIP}")
-    group.add_argument("--nets_dir", default="nets", type=path, metavar="DIR", help="folder of <chip>_<net>_dat.json")
-    if caps:
-        group.add_argument(
-            "--settings_file", type=path, metavar="FILE", help="calibrated caps; default: gti/model/<net>_settings.json"
-        )
-
-
-def _checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", required=True, type=path, metavar="PREFIX", help="checkpoint, or folder (its newest)"
-    )
-
-
-def _stages(parser: argparse.ArgumentParser, *, training: bool = True) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("--quant_w", action="store_true", help="quantize filters and biases")
-    group.add_argument("--quant_act", action="store_true", help="quantize activations; needs --quant_w and caps")
-    group.add_argument("--fuse", action="store_true", help="fold batch norm and caps into filters and biases")
-    filter_step(group)
-    group.add_argument("--ten_bit_act", action="store_true", help="ten-bit codes out of the last chip layer")
-    if training:
-        group.add_argument("--train_caps", action="store_true", help="train the caps with the weights")
-        group.add_argument(
-            "--train_steps",
-            action="store_true",
-            help="train the steps of 3-bit filters too, which begin as mse has them",
-        )
-        group.add_argument("--clip_bias", action="store_true", help="keep biases within [-max|W|, max|W|]")
-    _sizes(group)
-
-
-def _json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures as JSON")
-
-
-def _report(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--report", type=path, metavar="DIR", help="add this step's figures to the HTML report in this folder"
-    )
-
-
-def labels_format(group: argparse._ActionsContainer) -> None:
-    """Add --labels_format, for scripts with a label file."""
-    group.add_argument(
-        "--labels_format",
-        choices=("auto", "names", "numbered"),
-        default="auto",
-        help="names: a class name a line; numbered: LABEL_ID LABEL_NAME; auto: numbered where all lines are",
-    )
-
-
-def filter_step(group: argparse._ActionsContainer) -> None:
-    """Add --filter_step, which is None where the checkpoint is to say."""
-    group.add_argument(
-        "--filter_step",
-        choices=(MEAN, MSE),
-        help="step of 3-bit filters: mean|W| / 4, or that of least squared error; default: the checkpoint's, or mean",
-    )
-
-
-def _sizes(group: argparse._ActionsContainer) -> None:
-    group.add_argument(
-        "--classes", type=count(2), metavar="N", help="with background; default: the checkpoint's or the net's"
-    )
-    group.add_argument("--image_size", type=_image_size, metavar="PIXELS", help="default: the net's")
-
-
-def _image_size(text: str) -> int:
-    value = count(1)(text)
-    if value > MAX_IMAGE_SIZE:
-        raise argparse.ArgumentTypeError(f"expected at most {MAX_IMAGE_SIZE} pixels, received {text!r}")
-    return value
-
-
-def _data(group: argparse._ActionsContainer, *, train: bool, val: bool) -> None:
-    group.add_argument("--data_dir", type=path, metavar="DIR", help="folder with train/ and val/; default: data/<net>")
-    if train:
-        group.add_argument(
-            "--train_data_dir", type=path, metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/train"
-        )
-        group.add_argument("--train_batch_size", type=count(1), default=32, metavar="N", help="over all replicas")
-    if val:
-        group.add_argument(
-            "--val_data_dir", type=path, metavar="DIR", help="TFRecords or class folders; default: DATA_DIR/val"
-        )
-        group.add_argument("--val_batch_size", type=count(1), default=32, metavar="N", help="over all replicas")

@@ -138,8 +138,12 @@ def _least_squares_filters(filters: tf.Tensor, shift: tf.Tensor, unit: tf.Tensor
 
 
 def _learned_filters(filters: tf.Tensor, steps: tf.Tensor, shift: tf.Tensor, unit: tf.Tensor | np.float32) -> tf.Tensor:
+    return _nearest(filters, _integer_steps(steps, shift), shift, unit)
+
+
+def _integer_steps(steps: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
     step = round_half_away(steps * tf.gather(_POWERS, shift))
-    return _nearest(filters, tf.clip_by_value(step, 1, np.float32(spec.MAX_STEP_3BIT)), shift, unit)
+    return tf.clip_by_value(step, 1, np.float32(spec.MAX_STEP_3BIT))
 
 
 def _nearest(filters: tf.Tensor, step: tf.Tensor, shift: tf.Tensor, unit: tf.Tensor | np.float32) -> tf.Tensor:
@@ -238,7 +242,7 @@ def quantize_filters_to_steps(filters: Tensor, steps: Tensor, shift: tf.Tensor) 
         result = _learned_filters(values, real, shift, inverse)
 
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            step = tf.clip_by_value(round_half_away(real * tf.gather(_POWERS, shift)), 1, spec.MAX_STEP_3BIT) * inverse
+            step = _integer_steps(real, shift) * inverse
             inside = tf.cast(tf.abs(values) < LARGEST_LEVEL * step, tf.float32)
             # Beyond the largest level the result is 4 s: its derivative is sign(W) * 4, which `result / s` is.
             along = (result - inside * values) / step

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gti.cli import run
 from gti.errors import UsageError, sentence
-from gti.param_parser import labels_format
+from gti.flag_groups import labels_format
 
 MAX_SHARDS = 99999
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from pathlib import Path
@@ -97,17 +96,14 @@ def settings(args: argparse.Namespace) -> Settings | None:
 def _profile(args: argparse.Namespace) -> Profile | None:
     if args.profile == "none" or (not args.profile and args.device.startswith(("virtual", "replay"))):
         return None
-    if not args.profile and not os.path.exists(_own_profile()):
+    from gti.chip.identify import place
+
+    path = args.profile or place.own_profile()
+    if not args.profile and not path.exists():
         return None
     from gti.chip.identify import profile
 
-    return profile.load(args.profile or profile.default_path())
-
-
-def _own_profile() -> str:
-    # As `gti.chip.identify.profile.default_path`, whose import takes longer than a look.
-    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return os.path.join(folder, "gti", "stick_profile.json")
+    return profile.load(path)
 
 
 def behaviours(options: dict[str, Any]) -> Behaviours:

@@ -24,10 +24,10 @@ def run(args: argparse.Namespace) -> int:
     for name in ("set", "profile"):
         if getattr(args, name):
             raise UsageError(f"--{name}", "has no meaning with --identify, which finds settings out")
-    from gti.chip.identify import bench, identify, profile
+    from gti.chip.identify import bench, identify, place, profile
     from gti.progress import progress_bar
 
-    out = Path(args.out or profile.NAME)
+    out = Path(args.out or place.NAME)
     replayed = args.device.startswith("replay:")
     record = args.record or (None if replayed else str(out.with_suffix(".session.gz")))
     files.check_writable(out)
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(table(found))
         print(f"\nprofile: {out}" + (f"; recording: {record}" if record else ""))
-        print(f"to use it always: copy the profile to {profile.default_path()}")
+        print(f"to use it always: copy the profile to {place.own_profile()}")
     complete = found.settings is not None and all(
-        one.sure in (identify.CERTAIN, identify.EITHER) or "no question" in one.why for one in found.findings
+        one.sure in (identify.CERTAIN, identify.EITHER) or one.why == identify.NO_QUESTION for one in found.findings
     )
     return 0 if complete else 1
 
@@ -53,15 +53,11 @@ def run(args: argparse.Namespace) -> int:
 def table(found: Identity) -> str:
     """Return the findings as text."""
     head = ("question", "what this stick does", "how sure", "what follows")
-    rows = [(one.question, one.does, f"{one.sure} ({one.why})", one.follows or "-") for one in found.findings]
+    rows = [(one.question, one.does, f"{one.sure} ({one.why})", one.follows) for one in found.findings]
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(2)]
     lines = [f"{found.name}: {found.counts['loads']} loads, {found.counts['frames']} frames", ""]
-    lines += [
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}; {row[3]}"
-        if row[3] != "-"
-        else f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}"
-        for row in [head, *rows]
-    ]
+    for question, does, sure, follows in [head, *rows]:
+        lines.append(f"{question:<{widths[0]}}  {does:<{widths[1]}}  {'; '.join(filter(None, (sure, follows)))}")
     for one in found.failing:
         lines += ["", "nothing in the table explains this:", *(f"  {line}" for line in one.lines)]
     if found.settings is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from still_clock import still
 
-from gti.chip.identify import profile, stages
+from gti.chip.identify import place, profile, stages
 from gti.chip.usb.transport import Settings
 from gti.commands import doctor, flags, report_stick
 from gti.errors import FormatError, UsageError
@@ -74,9 +74,9 @@ def settings_with(*words: str) -> Settings | None:
 
 
 def test_profiles_reach_driver_and_emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv(profile.FOLDER_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(place.FOLDER_VARIABLE, str(tmp_path))
     assert settings_with("--device", "usb") is None
-    own = profile.default_path()
+    own = place.own_profile()
     own.parent.mkdir()
     value = {"format": profile.FORMAT, "settings": {"write_chunk": 512}, "behaviours": {"rounding": "floor"}}
     own.write_text(json.dumps(value))

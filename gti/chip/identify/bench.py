@@ -20,7 +20,7 @@ from gti.chip.usb import devices, eusb_sticks, ft60x
 from gti.chip.usb.link import Frame, Link
 from gti.chip.usb.lock import DeviceLock
 from gti.chip.usb.trace import RecordingBackend, ReplayBackend
-from gti.chip.usb.transport import VIRTUAL_SETTINGS, Settings, TransferError, Transport
+from gti.chip.usb.transport import VIRTUAL_SETTINGS, RefusedError, Settings, TransferError, Transport
 from gti.chip.virtual import sticks
 from gti.errors import DeviceError, FormatError, UsageError
 
@@ -99,12 +99,8 @@ class Bench:
         return found
 
     def _note(self, error: DeviceError) -> None:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, TransferError):
-            cause = cause.__cause__
         self.last_fault = str(error).partition(" Fix:")[0]
-        final = ("permission denied", "another program", "not on the bus")
-        if cause is None and any(words in str(error) for words in final[:2]):
+        if isinstance(error, RefusedError):
             raise error
 
     def reset_port(self) -> bool:

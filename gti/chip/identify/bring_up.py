@@ -11,6 +11,7 @@ from gti.chip.emulator.behaviours import ASSUMED, TABLE
 from gti.chip.identify.bench import Bench
 from gti.chip.identify.cases import Key, case
 from gti.chip.identify.predictions import predicted
+from gti.chip.usb import ft60x
 from gti.chip.usb.transport import Settings
 
 # Known frames, whose codes are the same whatever the chip's arithmetic. Each try takes another network than the one
@@ -251,7 +252,7 @@ def _one_by_one(compared: _Comparison, good: Try, bridge: bool, answers: dict[st
     best = choose("chunks", [*sizes, (str(good.chunk), best)])
     if compared.works(best.changed(end_ms=_END_MS), best):
         answers["end_of_result"] = ("exact",)
-    elif "more bytes followed" in compared.outcome:
+    elif ft60x.MORE_FOLLOWED in compared.outcome:
         answers["end_of_result"] = ("padded",)
     if not good.gpio:
         return choose("gpio", [("any", best.changed(gpio=True)), ("untouched", best)])

@@ -26,6 +26,7 @@ from gti.chip.usb.transport import Settings
 _ASK_AGAIN = 3
 _SAME = "on such a chip they give the same codes in every network"
 _NOT_SEPARATED = "the frames that would tell them apart were not answered"
+NO_QUESTION = "no question for a mass-storage bridge"
 CERTAIN, EITHER, NONE, NOT_REACHED = "certain", "either", "none of these", "not reached"
 
 
@@ -267,7 +268,7 @@ class Examination:
         if question in found.answers:
             return Finding(question, found.answers[question], CERTAIN, found.notes.get(question, "the known frame"))
         if self._bench.kind == "eUSB":
-            return Finding(question, (), NOT_REACHED, "no question for a mass-storage bridge")
+            return Finding(question, (), NOT_REACHED, NO_QUESTION)
         why = found.notes.get(question) or reason or "the tries contradict each other"
         return Finding(question, (), NOT_REACHED, why)
 

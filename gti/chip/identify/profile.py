@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from gti import __version__, files
@@ -14,9 +13,7 @@ from gti.chip.identify.identify import Identity
 from gti.chip.usb.transport import Settings
 from gti.errors import FormatError, UsageError
 
-NAME = "stick_profile.json"
 FORMAT = "gti-stick-profile 1"
-FOLDER_VARIABLE = "XDG_CONFIG_HOME"
 # Of the examination, not of the stick.
 _PASSING = ("retries", "read_timeout_ms", "check_end_ms", "eusb_path", "reappear_ms")
 _MAX_BYTES = 1 << 20
@@ -35,12 +32,6 @@ class Profile:
     def applied(self, base: Settings) -> Settings:
         """Return `base` with what this stick needs."""
         return base.changed(**self.settings, behaviours=self.behaviours.of_the_chip.text)
-
-
-def default_path() -> Path:
-    """Return where a user's profile is looked for: ~/.config/gti/stick_profile.json."""
-    folder = os.environ.get(FOLDER_VARIABLE) or str(Path.home() / ".config")
-    return Path(folder) / "gti" / NAME
 
 
 def settings_of(identity: Identity) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from gti import __version__, files
+from gti.chip.identify import place
 from gti.chip.usb import trace
 from gti.errors import FormatError
 
-PROFILE, RECORDING, PAGE = "stick_profile.json", "session.gz", "README.txt"
+PROFILE, RECORDING, PAGE = place.NAME, "session.gz", "README.txt"
 _FIXED = (1980, 1, 1, 0, 0, 0)  # times of the files are nobody's business
 
 

@@ -45,6 +45,7 @@ COMMAND_ABORT = 0
 COMMAND_TRANSFER = 1
 COMMAND_FLUSH = 3
 _END_BYTES = 16
+MORE_FOLLOWED = "more bytes followed the result"
 
 # Vendor requests (type, request, value, index)
 REQUEST_CONFIGURATION = (0xC0, 0xCF, 1, 0)
@@ -289,7 +290,7 @@ class Ft60x:
         timeout = max(1, int(min(self._settings.check_end_ms, self._settings.slice_ms)))
         with contextlib.suppress(TimeoutSlice):
             if handle.read(EP_IN, array.array("B", bytes(_END_BYTES)), timeout, "checking"):
-                raise TransferError("checking", "more bytes followed the result")
+                raise TransferError("checking", MORE_FOLLOWED)
 
     def _opened(self) -> usb_bus.Handle:
         if self._handle is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gti.chip.usb.eusb import sense_text
 from gti.chip.usb.eusb_disks import SgNode, disk_in_use
-from gti.chip.usb.transport import Settings, TransferError
+from gti.chip.usb.transport import RefusedError, Settings, TransferError
 from gti.chip.usb.usb_bus import PERMISSION_FIX
 from gti.errors import DeviceError
 
@@ -73,7 +73,7 @@ class SgChannel:
         try:
             descriptor = os.open(self.node.path, os.O_RDWR | os.O_CLOEXEC)
         except PermissionError:
-            raise DeviceError(self.name, "permission denied", fix=PERMISSION_FIX) from None
+            raise RefusedError(self.name, "permission denied", fix=PERMISSION_FIX) from None
         except OSError as error:
             raise TransferError("opening", f"{self.node.path} cannot be opened ({error.strerror})") from error
         try:

@@ -132,6 +132,10 @@ class TransferError(DeviceError):
         self.reason = reason
 
 
+class RefusedError(DeviceError):
+    """The system does not let the stick be opened, permission or another holder: trying again does not mend it."""
+
+
 class StallError(TransferError):
     """The stick refused a transfer; the endpoint is halted until that is cleared."""
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gti.chip.usb.transport import DeviceInfo, StallError, TimeoutSlice, TransferError
+from gti.chip.usb.transport import DeviceInfo, RefusedError, StallError, TimeoutSlice, TransferError
 from gti.errors import DeviceError, sentence
 
 log = logging.getLogger(__name__)
@@ -188,9 +188,9 @@ class Handle:
 
     def _opening_error(self, error: OSError) -> DeviceError:
         if error.errno in (errno.EACCES, errno.EPERM):
-            return DeviceError(sentence(self.info.name, "permission denied", fix=PERMISSION_FIX))
+            return RefusedError(sentence(self.info.name, "permission denied", fix=PERMISSION_FIX))
         if error.errno == errno.EBUSY:
-            return DeviceError(
+            return RefusedError(
                 sentence(
                     self.info.name,
                     "another program or driver holds it",
