@@ -64,9 +64,9 @@ def train_parser() -> Parser:
         help="epochs of the stage in all its runs: trains those that are left, on one schedule for all",
     )
     group.add_argument("--steps_per_epoch", type=count(1), metavar="N", help="end epochs after N batches")
-    group.add_argument("--optimizer", choices=("sgd", "adam"), default="sgd", help="update rule")
-    group.add_argument("--momentum", type=number(0, 1), default=0.9, metavar="M", help="of sgd")
-    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum in sgd")
+    group.add_argument("--optimizer", choices=("sgd", "adam", "muon"), default="sgd", help="update rule")
+    group.add_argument("--momentum", type=number(0, 1), default=0.9, metavar="M", help="of sgd and muon")
+    group.add_argument("--nesterov", action="store_true", help="Nesterov's momentum in sgd and muon")
     group.add_argument("--weight_decay", type=number(0), default=1e-4, metavar="L2", help="on filters and fc weights")
     group.add_argument(
         "--label_smoothing",
@@ -371,11 +371,13 @@ def _take_steps(args: argparse.Namespace) -> None:
 
 
 def _check_optimization(args: argparse.Namespace) -> None:
-    if args.nesterov and not (args.optimizer == "sgd" and args.momentum > 0):
+    if args.optimizer == "muon" and not args.momentum:
+        raise UsageError("--optimizer muon", "is a kind of momentum", expected="--momentum above 0", received="0")
+    if args.nesterov and not (args.optimizer != "adam" and args.momentum > 0):
         raise UsageError(
             "--nesterov",
             "is a kind of momentum",
-            expected="--optimizer sgd --momentum above 0",
+            expected="--optimizer sgd or muon, --momentum above 0",
             received=f"--optimizer {args.optimizer} --momentum {args.momentum:g}",
         )
     for flag in ("distill_weight", "distill_temperature"):

@@ -82,6 +82,7 @@ def test_flags_name_a_stage(flags, stage):
         (["--distill_temperature", "0", "--teacher", "a"], "--distill_temperature"),
         (["--nesterov", "--optimizer", "adam"], "--nesterov.*adam"),
         (["--nesterov", "--momentum", "0"], "--nesterov"),
+        (["--optimizer", "muon", "--momentum", "0"], "--optimizer muon.*--momentum"),
         (["--label_smoothing", "1"], "--label_smoothing: .*0.99"),
         (["--ema", "1"], "--ema"),
         (["--warmup_steps", "-1"], "--warmup_steps: .*'-1'"),

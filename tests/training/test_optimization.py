@@ -75,10 +75,10 @@ def test_a_schedule_goes_on_where_earlier_runs_left_it(make_trainer, restored):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["digits", "cifar"], ids=["plain", "batch norm"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "muon"])
 def test_resuming_with_everything_on_gives_the_bits_of_an_uninterrupted_run(make_trainer, tmp_path, optimizer, net):
     settings = replace(
-        FAST, optimizer=optimizer, nesterov=optimizer == "sgd", schedule="cosine", warmup_steps=2,
+        FAST, optimizer=optimizer, nesterov=optimizer != "adam", schedule="cosine", warmup_steps=2,
         label_smoothing=0.1, ema=0.8, learning_rate=0.003,
     )  # fmt: skip
     start = replace(small_training.START, net=net)
@@ -109,6 +109,38 @@ def test_nesterov_is_the_formula():
         velocity = 0.9 * velocity - 0.1 * gradient
         expected = expected + 0.9 * velocity - 0.1 * gradient
     np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 8), (3, 3, 2, 32)], ids=["tall", "wide"])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_is_the_formula(shape, nesterov):
+    # Jordan et al. 2024: momentum of SGD, singular values by five Newton-Schulz rounds, here through an SVD: the
+    # polynomial a s + b s**3 + c s**5 acts on the singular values alone. The step has the share `rate` of the norm.
+    rate, momentum, random = 0.1, 0.9, np.random.default_rng(4)
+    filters = random.normal(size=shape).astype(np.float32)
+    bias = np.array([1.0, -2.0], np.float32)
+    settings = Settings(optimizer="muon", learning_rate=rate, momentum=momentum, nesterov=nesterov)
+    optimizer = make_optimizer(settings, steps=0)
+    variables = [tf.keras.Variable(filters), tf.keras.Variable(bias)]
+    optimizer.build(variables)
+    plain = make_optimizer(replace(settings, optimizer="sgd"), steps=0)
+    alone = tf.keras.Variable(bias)
+    plain.build([alone])
+    expected, velocity = filters.astype(np.float64), np.zeros(shape)
+    for _ in range(3):
+        gradient, other = random.normal(size=shape), tf.constant(random.normal(size=2), tf.float32)
+        optimizer.apply_gradients(zip([tf.constant(gradient, tf.float32), other], variables, strict=True))
+        plain.apply_gradients([(other, alone)])
+        velocity = momentum * velocity + gradient
+        moved = gradient + momentum * velocity if nesterov else velocity
+        u, s, v = np.linalg.svd(moved.reshape(-1, shape[-1]), full_matrices=False)
+        s /= np.linalg.norm(s)
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        direction = (u * s @ v).reshape(shape) / np.linalg.norm(s)
+        expected = (expected - rate * np.linalg.norm(expected) * direction) / np.sqrt(1 + rate**2)
+    np.testing.assert_allclose(variables[0].numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(variables[1].numpy(), alone.numpy())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
