@@ -79,10 +79,10 @@ class NumbaEngine:
             buffers = self._buffers.pop()
         except IndexError:  # all of them are at work in other threads
             buffers = []
-        if not buffers or len(buffers[0]) != len(codes):
+        if not buffers or len(buffers[0]) < len(codes):
             buffers = self._targets(len(codes))
         try:
-            return self._forward(codes, buffers)
+            return self._forward(codes, [buffer[: len(codes)] for buffer in buffers])
         finally:
             self._buffers.append(buffers)
 

@@ -1,7 +1,8 @@
 """The host's part of a full .MODEL in NumPy: image reader, pooling, fully connected layers, softmax, labels.
 
 Everything comes from the container: no TensorFlow, no checkpoint (docs/model_format.md, layer parameters). Tensors are
-planar, [C,H,W], as on the chip; a fully connected layer flattens them in that order.
+planar, [C,H,W], as on the chip; a fully connected layer flattens them in that order. Steps compute many images
+together, [N,C,H,W]; each image's result is, to the bit, what it would be alone.
 """
 
 from __future__ import annotations
@@ -30,6 +31,15 @@ PLANES_BGR = "CS_BGR24_PLANAR"
 PLANES_RGB = "CS_RGB24_PLANAR"
 POOLING_MODES = ("max", "average", "sample", "center", "top_left")
 _DEFAULT_POOLING = "center"
+
+
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: to make it takes three times as long, for every class of a frame
+class Label:
+    """One class in a result."""
+
+    index: int  # 0 = background
+    text: str
+    probability: float  # 0..1
 
 
 @dataclass(frozen=True)
@@ -104,18 +114,28 @@ class HostLayers:
 
     def outcome(self, maps: Sequence[Image]) -> Outcome:
         """Return the outcome of the maps that the chip delivered. Errors as `run`."""
-        value: Any = self._chip_tensor(list(maps))
+        tensors, (labels,) = self._computed([maps])
+        entries = [{"index": one.index, "label": one.text, "probability": one.probability} for one in labels]
+        return Outcome({name: batch[0] for name, batch in tensors.items()}, {"result": entries})
+
+    def labels_of(self, batch: Sequence[Sequence[Image]]) -> list[list[Label]]:
+        """Return the labels of the maps of each image, most probable first, computed together. Errors as `run`."""
+        return self._computed(batch)[1]
+
+    def _computed(self, batch: Sequence[Sequence[Image]]) -> tuple[dict[str, Tensor], list[list[Label]]]:
+        """Return the tensors of each layer, [N,...], and the labels of each image."""
+        value: Any = self._chip_tensor(batch)
         tensors: dict[str, Tensor] = {self._chip_name: value}
-        is_unknown = False
+        unknown = [False] * len(batch)
         for number, (name, step) in enumerate(self._steps):
             if self._judge is not None and number == self._judge.position:
-                is_unknown = self._judge.says_unknown(value)
+                unknown = [self._judge.says_unknown(x) for x in value]
             value = step(value)
             if isinstance(value, np.ndarray):
                 tensors[name] = value
-        if self._judge is not None and is_unknown:
-            value = self._judge.answer(value)
-        return Outcome(tensors, value)
+        if self._judge is not None:
+            value = [self._judge.answer(one) if due else one for one, due in zip(value, unknown, strict=True)]
+        return tensors, value
 
 
 class _Judge:
@@ -139,9 +159,8 @@ class _Judge:
             )
         return self._unknown.says(x)
 
-    def answer(self, result: dict[str, Any]) -> dict[str, Any]:
-        first = {"index": len(self._unknown.centres), "label": self._unknown.label, "probability": 1.0}
-        return {"result": [first, *result["result"]][: self._most]}
+    def answer(self, labels: list[Label]) -> list[Label]:
+        return [Label(len(self._unknown.centres), self._unknown.label, 1.0), *labels][: self._most]
 
 
 def reader_order(entry: Mapping[str, Any] | None) -> str:
@@ -210,7 +229,7 @@ def _reader(layer: ModelLayer, where: str) -> _Reader:
     return _Reader(swaps, (height, width, channels), where)
 
 
-def _chip(layer: ModelLayer, where: str) -> Callable[[list[Image]], Tensor]:
+def _chip(layer: ModelLayer, where: str) -> Callable[[Sequence[Sequence[Image]]], Tensor]:
     scaledown = _whole(layer.entry, "output scaledown", where) or 0
     if layer.entry.get("output type") not in (None, "float"):
         raise ModelFileError(
@@ -220,9 +239,9 @@ def _chip(layer: ModelLayer, where: str) -> Callable[[list[Image]], Tensor]:
             received=layer.entry["output type"],
         )
 
-    def tensor(maps: list[Image]) -> Tensor:
-        flat = readout.tensor(maps, scaledown)
-        return flat.reshape(maps[0].shape) if len(maps) == 1 else flat
+    def tensor(batch: Sequence[Sequence[Image]]) -> Tensor:
+        flat = readout.tensor([one for maps in batch for one in maps], scaledown)
+        return flat.reshape(len(batch), *(batch[0][0].shape if len(batch[0]) == 1 else (-1,)))
 
     return tensor
 
@@ -232,11 +251,13 @@ def _fc(layer: ModelLayer, where: str) -> Step:
     weights, biases = decode_fc(_blob(layer, where), where)
 
     def step(x: Tensor) -> Tensor:
-        if x.size != weights.shape[1]:
+        if x[0].size != weights.shape[1]:
             raise ModelFileError(
-                where, "does not fit the layer before", expected=f"{weights.shape[1]} inputs", received=x.size
+                where, "does not fit the layer before", expected=f"{weights.shape[1]} inputs", received=x[0].size
             )
-        y: Tensor = weights @ x.reshape(-1).astype(np.float32, copy=False) + biases
+        # Matrix times vector, image after image: a product of two matrices would add up in another order.
+        vectors = x.reshape(len(x), -1, 1).astype(np.float32, copy=False)
+        y: Tensor = np.matmul(weights, vectors)[:, :, 0] + biases
         return np.maximum(y, np.float32(0)) if relu else y
 
     return step
@@ -251,33 +272,34 @@ def _pooling(layer: ModelLayer, where: str) -> Step:
             )
 
     poolings: dict[str, Callable[[Tensor], Tensor]] = {
-        "max": lambda x: x.max(axis=(1, 2)),
-        "average": lambda x: x.mean(axis=(1, 2), dtype=np.float32),
-        "sample": lambda x: x[:, 0, 0],
-        "center": lambda x: x[:, x.shape[1] // 2, x.shape[2] // 2],
-        "top_left": lambda x: x[:, 1, 1],
+        "max": lambda x: x.max(axis=(2, 3)),
+        "average": lambda x: x.mean(axis=(2, 3), dtype=np.float32),
+        "sample": lambda x: x[:, :, 0, 0],
+        "center": lambda x: x[:, :, x.shape[2] // 2, x.shape[3] // 2],
+        "top_left": lambda x: x[:, :, 1, 1],
     }
 
     def step(x: Tensor) -> Tensor:
         least = 2 if mode == "top_left" else 1
-        if x.ndim != 3 or min(x.shape[1:]) < least:
+        if x.ndim != 4 or min(x.shape[2:]) < least:
             raise ModelFileError(
                 where,
                 f"mode {mode} has nothing to pool",
                 expected=f"a tensor [C,H,W] of at least {least}x{least}",
-                received=list(x.shape),
+                received=list(x.shape[1:]),
             )
         pooled: Tensor = poolings[mode](x)
-        return pooled[:, None, None]
+        return pooled[:, :, None, None]
 
     return step
 
 
 def _softmax(layer: ModelLayer, where: str) -> Step:
     def step(x: Tensor) -> Tensor:
-        powers: Tensor = np.exp(x.astype(np.float32, copy=False) - x.max())
-        shares: Tensor = powers / powers.sum()
-        return shares
+        rows = x.reshape(len(x), -1)
+        powers: Tensor = np.exp(rows.astype(np.float32, copy=False) - rows.max(axis=1, keepdims=True))
+        shares: Tensor = powers / powers.sum(axis=1, keepdims=True)
+        return shares.reshape(x.shape)
 
     return step
 
@@ -288,19 +310,22 @@ def _label(layer: ModelLayer, where: str) -> Step:
     if most is not None and most < 1:
         raise ModelFileError(where, "returns no labels", expected='"output channels" >= 1', received=most)
 
-    def step(x: Tensor) -> dict[str, Any]:
-        probabilities = x.reshape(-1)
-        if len(probabilities) > len(labels):
+    def step(x: Tensor) -> list[list[Label]]:
+        probabilities = x.reshape(len(x), -1)
+        if probabilities.shape[1] > len(labels):
             raise ModelFileError(
                 where,
                 "names too few classes",
-                expected=f"{len(probabilities)} lines, as many as the layer before has outputs",
+                expected=f"{probabilities.shape[1]} lines, as many as the layer before has outputs",
                 received=len(labels),
                 fix="pass the label file that the network was trained with",
             )
-        order = np.argsort(-probabilities, kind="stable")[:most]
-        found = zip(order.tolist(), probabilities[order].tolist(), strict=True)  # Python's numbers all at once: faster
-        return {"result": [{"index": i, "label": labels[i], "probability": share} for i, share in found]}
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, :most]
+        shares = np.take_along_axis(probabilities, order, axis=1)
+        return [
+            [Label(index, labels[index], share) for index, share in zip(*one, strict=True)]
+            for one in zip(order.tolist(), shares.tolist(), strict=True)  # Python's numbers all at once: faster
+        ]
 
     return step
 

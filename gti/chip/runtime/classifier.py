@@ -13,13 +13,13 @@ preprocessing is that of the file.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from gti.chip.driver import GtiModel
 from gti.chip.host import preprocessing
-from gti.chip.host.host_layers import HostLayers
+from gti.chip.host.host_layers import HostLayers, Label
 from gti.chip.loaded_model import load_model
 from gti.chip.runtime.dispatch import Dispatcher, Maps
 from gti.chip.runtime.engine_model import EngineModel
@@ -42,21 +42,14 @@ from gti.errors import DeviceError, FormatError, ImageError, UsageError
 if TYPE_CHECKING:
     from gti.chip.runtime.pool import GtiPool
 
+__all__ = ["Classifier", "Label", "Picture", "Rate"]
+
 K = TypeVar("K")
 # An array in memory, an image file, or the bytes of one.
 Picture: TypeAlias = "npt.NDArray[np.uint8] | str | os.PathLike[str] | bytes"
 # What may wait for the sticks of one `classify_many`.
 _AHEAD = 64
 _PATIENCE_S = 1.0  # for the frame in work when all is to end
-
-
-@dataclass(frozen=True)
-class Label:
-    """One class in a result."""
-
-    index: int  # 0 = background
-    text: str
-    probability: float  # 0..1
 
 
 class Classifier:
@@ -104,7 +97,6 @@ class Classifier:
             self._sticks.release()
             raise
         self._name = loaded.name
-        self._check = loaded.to_planes  # raises ImageError
         self._counts: Counter[str] = Counter()
         self._turn = threading.Lock()  # held by whoever feeds the sticks
         self._streaming: int | None = None  # thread whose `classify` has it
@@ -133,10 +125,11 @@ class Classifier:
         self._take_turn()
         self._streaming = threading.get_ident()
         try:
-            chip_images = (self._host.chip_image(image) for image in images)
-            for maps in _maps(self._sticks, self._streams, chip_images):
-                self._counts["frames"] += 1
-                yield _labels(self._host, maps)
+            maps = _maps(self._sticks, self._streams, (self._host.chip_image(image) for image in images))
+            while group := list(itertools.islice(maps, self.together)):
+                for labels in self._host.labels_of(group):
+                    self._counts["frames"] += 1
+                    yield labels
         finally:
             self._streaming = None
             self._turn.release()
@@ -174,19 +167,19 @@ class Classifier:
         can be had; what is under way is lost.
         """
         # Sticks take one image after the other. The emulator computes many together: what comes while it is at work
-        # makes the next group, which costs far less than as many futures.
-        limit, most = (self.together, 2) if self.together > 1 else (1, _AHEAD)
+        # makes the next group, which costs far less than as many futures; none goes beyond a batch of the stream.
+        limit, most = (self.together, 1) if self.together > 1 else (1, _AHEAD)
         waiting: deque[_Group[K]] = deque()
         group: _Group[K] = _Group()
         try:
-            for key, image in images:
+            for count, (key, image) in enumerate(images, 1):
                 self._refuse_own_stream()
                 try:
-                    group.add(key, self._chip_image(self._prepared(image, order)))
+                    group.add(key, self._host.chip_image(self._prepared(image, order)))
                 except (ImageError, FormatError) as problem:
                     self._counts["refused"] += 1
                     group.add(key, problem)
-                if len(waiting) < most or len(group.keys) >= limit:
+                if len(waiting) < most or count % limit == 0:
                     waiting.append(group.sent(self._queue, self._host))
                     group = _Group()
                 while waiting and (len(waiting) > most or waiting[0].is_settled()):
@@ -202,14 +195,14 @@ class Classifier:
     def submit(self, image: Picture, order: str = "RGB") -> Future[list[Label]]:
         """Return at once a future of what `classify_one` returns. Raises ImageError and FormatError at
         once, DeviceError after `release`; the future holds DeviceError when no result can be had."""
-        chip_image = self._chip_image(self._counted(image, order))
+        chip_image = self._host.chip_image(self._counted(image, order))
         return self._queue.submit(chip_image, partial(_labels, self._host))
 
     def features(self, image: Picture, order: str = "RGB") -> npt.NDArray[np.float32]:
         """Return what the chip's last layer says about a picture, float32 [channels]: codes 0..31, averaged over their
         positions. Arguments and errors as `classify_one`."""
         self._refuse_own_stream()
-        chip_image = self._chip_image(self._counted(image, order))
+        chip_image = self._host.chip_image(self._counted(image, order))
         shift = FC_SHIFT if self._streams else 0
         return _result(self._queue.submit(chip_image, partial(_averages, shift)))
 
@@ -224,11 +217,6 @@ class Classifier:
         if isinstance(image, (str, os.PathLike, bytes)):
             return self.preprocessing.load(image)
         return self.preprocessing.apply(image, order)
-
-    def _chip_image(self, prepared: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        chip_image = self._host.chip_image(prepared)
-        self._check(chip_image)
-        return chip_image
 
     # What happened
 
@@ -274,8 +262,8 @@ def _maps(
             yield cast("GtiModel | EngineModel", sticks).raw_maps(image)
         return
     if isinstance(sticks, EngineModel) and sticks.top_code == MAX_CODE:
-        for planes in sticks.codes_many(chip_images):
-            yield [planes.astype(np.uint8, copy=False) << np.uint8(FC_SHIFT)]
+        for batch in sticks.code_batches(chip_images):
+            yield from ([planes] for planes in batch.astype(np.uint8, copy=False) << np.uint8(FC_SHIFT))
         return
     for codes in sticks.evaluate_many(chip_images):
         planes = codes[0].transpose(2, 0, 1).astype(np.uint8)
@@ -283,8 +271,7 @@ def _maps(
 
 
 def _labels(host: HostLayers, maps: Maps) -> list[Label]:
-    result = host.outcome(maps).result
-    return [Label(entry["index"], entry["label"], entry["probability"]) for entry in result["result"]]
+    return host.labels_of([maps])[0]
 
 
 def _averages(shift: int, maps: Maps) -> npt.NDArray[np.float32]:
@@ -324,7 +311,7 @@ class _Group(Generic[K]):
     def sent(self, queue: Dispatcher, host: HostLayers) -> _Group[K]:
         """Hand the pictures to the sticks; return itself."""
         if self._images:
-            self._answers = queue.submit_together(self._images, partial(_labels, host))
+            self._answers = queue.submit_together(self._images, host.labels_of)
         return self
 
     def is_settled(self) -> bool:

@@ -29,10 +29,9 @@ _LOOK_S = 0.1  # how soon a wait for the stick sees that all is over
 @dataclass(eq=False)
 class _Job:
     images: Sequence[Image]
-    finish: Callable[[Maps], Any]
-    alone: bool  # the future is of the one image, not of a list
+    finish: Callable[[Sequence[Maps]], Any]  # of the maps of all images
     future: Future[Any] = field(default_factory=Future)
-    found: list[Any] = field(default_factory=list)
+    found: list[Maps] = field(default_factory=list)
 
 
 class Dispatcher:
@@ -64,14 +63,14 @@ class Dispatcher:
 
         Raises DeviceError after `stop`, and in a child of a fork.
         """
-        return self._put(_Job([image], finish, alone=True))
+        return self._put(_Job([image], lambda found: finish(found[0])))
 
-    def submit_together(self, images: Sequence[Image], finish: Callable[[Maps], Any]) -> Future[Any]:
-        """Return the future of a list, what `finish` makes of the maps of each image; for what computes in batches.
+    def submit_together(self, images: Sequence[Image], finish: Callable[[Sequence[Maps]], Any]) -> Future[Any]:
+        """Return the future of what `finish` makes of the maps of all images; for what computes in batches.
 
         Where one image has no maps, none of them has a result. Errors as `submit`.
         """
-        return self._put(_Job(images, finish, alone=False))
+        return self._put(_Job(images, finish))
 
     def _put(self, job: _Job) -> Future[Any]:
         if os.getpid() != self._pid:
@@ -175,16 +174,14 @@ class Dispatcher:
         """Take the maps of the job's next image; return whether they were the last ones, and the future is done."""
         self.problem = ""
         self._counts["frames"] += 1
-        try:
-            job.found.append(job.finish(maps))
-        except Exception as problem:
-            job.found.append(problem)
+        job.found.append(maps)
         if len(job.found) < len(job.images):
             return False
         if job.future.set_running_or_notify_cancel():
-            failed = next((one for one in job.found if isinstance(one, Exception)), None)
-            if failed is not None:
-                job.future.set_exception(failed)
+            try:
+                result = job.finish(job.found)
+            except Exception as problem:
+                job.future.set_exception(problem)
             else:
-                job.future.set_result(job.found[0] if job.alone else job.found)
+                job.future.set_result(result)
         return True

@@ -86,12 +86,16 @@ class EngineModel:
     def codes_many(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[Any]]:
         """Yield the last maps of each image, whole numbers [C,H,W] 0..`top_code`. Images and errors as
         `evaluate_many`."""
+        return itertools.chain.from_iterable(self.code_batches(images))
+
+    def code_batches(self, images: Iterable[npt.NDArray[np.uint8]]) -> Iterator[npt.NDArray[Any]]:
+        """Yield what `codes_many` yields, the images of a batch together, [N,C,H,W]."""
         stream = iter(images)
         while batch := list(itertools.islice(stream, self.together)):
             pixels = np.stack([self._checked(image) for image in batch])
             for emulator in self._emulators[:-1]:
                 pixels = np.stack([next_image(codes, pooled=False) for codes in emulator.output(pixels)])
-            yield from self._emulators[-1].output(pixels)
+            yield self._emulators[-1].output(pixels)
 
     def layer_outputs(self, image: npt.NDArray[np.uint8], mode: str | int = "learn") -> list[npt.NDArray[Any]]:
         """Return the maps of one image that a read-out mode delivers; as `GtiModel.layer_outputs`."""

@@ -135,6 +135,25 @@ def test_output_scaledown(scaledown, expected):
     assert got.tensors["chip"].dtype == np.float32
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 64])
+@pytest.mark.parametrize("mode", [None, "max", "average", "sample", "center", "top_left"])
+def test_images_computed_together_have_the_bits_of_each_alone(mode, count):
+    """The expected bits are those of the formulas for one image: a vector times the matrix, one sum of powers."""
+    pooling = [{"operation": "POOLING", "name": "pool", "mode": mode}] if mode else []
+    weights, biases = random_fc(CHANNELS if mode else CHANNELS * SIZE * SIZE, CLASSES)
+    layers = host([chip(), *pooling, fc(), SOFTMAX, label()], fc_bin=blobs.encode_fc(weights * 0.1, biases))
+    batch = [[random_maps(seed)] for seed in range(count)]
+    for maps, labels in zip(batch, layers.labels_of(batch), strict=True):
+        alone = layers.outcome(maps)
+        vector = alone.tensors["pool" if mode else "chip"].reshape(-1)
+        logits = (weights * 0.1).astype(np.float32) @ vector + biases
+        powers = np.exp(logits - logits.max())
+        shares = (powers / powers.sum()).tolist()
+        ranking = sorted(enumerate(shares), key=lambda one: -one[1])
+        assert [(label.index, label.probability) for label in labels] == ranking
+        assert [(entry["index"], entry["probability"]) for entry in alone.result["result"]] == ranking
+
+
 def test_result_text_is_the_compact_json_of_the_format():
     weights = np.zeros((CLASSES, CHANNELS * SIZE * SIZE), np.float32)
     biases = np.log(np.array([0.25, 0.5, 0.25], np.float32))

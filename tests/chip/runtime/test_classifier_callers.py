@@ -18,6 +18,7 @@ from sticks import lively_weights
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.runtime import classifier
 from gti.chip.runtime.classifier import Classifier
+from gti.chip.runtime.dispatch import Dispatcher
 from gti.errors import DeviceError, FormatError, ImageError, UsageError
 
 PICTURES = np.random.RandomState(6).randint(0, 256, (6, 20, 24, 3)).astype(np.uint8)
@@ -94,6 +95,24 @@ def test_groups_of_the_emulator_keep_the_order(path: Path):
         next(stream)
         stream.close()
         assert close(model.classify_one(PICTURES[0]), wanted[0])
+
+
+def test_groups_never_leave_a_batch_of_the_emulator_with_a_rest(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One group at most is smaller than a batch for want of work; the next one fills that batch, not another."""
+    sizes: list[int] = []
+    submit = Dispatcher.submit_together
+
+    def noted(self: Dispatcher, images: list, finish):
+        sizes.append(len(images))
+        return submit(self, images, finish)
+
+    monkeypatch.setattr(Dispatcher, "submit_together", noted)
+    frames = [(n, PICTURES[n % len(PICTURES)]) for n in range(200)]
+    with Classifier(path, "emulator") as model:
+        alone = [model.classify_one(picture) for picture in PICTURES]
+        assert [labels for _, labels in model.classify_many(frames)] == [alone[n % len(alone)] for n, _ in frames]
+        ends = set(np.cumsum(sizes).tolist())
+        assert ends >= {200, *range(model.together, 200, model.together)}
 
 
 def test_a_stream_has_the_stick_for_itself(path: Path):
