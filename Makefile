@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick lint clean setup
+.PHONY: demo test quick quick-light quick-rest lint clean setup
 
 setup: $(VENV)/.ready
 
@@ -18,9 +18,19 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# While working: neither tests of scripts nor slow ones.
+# While working: neither tests of scripts nor slow ones. Two runs side by side; the first needs no TensorFlow.
+LIGHT := $(addprefix tests/, chip commands serve \
+	$(patsubst %, test_%.py, cli docs errors files hostile_files param_parser rooms))
+QUICK := $(BIN)/python -m pytest -q -m "not slow" --hypothesis-profile quick
+
 quick: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --ignore tests/scripts
+	$(MAKE) --jobs 2 quick-light quick-rest
+
+quick-light:
+	$(QUICK) $(LIGHT)
+
+quick-rest:
+	$(QUICK) --ignore tests/scripts $(LIGHT:%=--ignore %)
 
 lint: setup
 	$(BIN)/ruff check .

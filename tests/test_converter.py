@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from places import ROOT
 from small_nets import NETWORKS, TWO_MAJORS, assign, build, images, randomise, small_network, some_caps
+from sweeps import first_quick
 
 from gti import converter, files, fusion, nets, packing
 from gti.chip.emulator.emulator import Emulator
@@ -34,7 +35,7 @@ def trained(network: Network, folder: Path, seed: int = 0, net: str = "digits") 
     return randomise(model, seed)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", first_quick(3, NETWORKS))
 def test_file_and_fused_model_give_the_same_codes(name: str, tmp_path: Path) -> None:
     # checkpoint -> .DAT -> decoded -> emulator on 8-bit images, against checkpoint -> fused Keras model on codes.
     network = NETWORKS[name]

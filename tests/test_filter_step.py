@@ -14,7 +14,7 @@ from gti import quantize
 from gti.stage import FILTER_STEPS, MSE
 
 F = np.float32
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=15)
+PROPERTY = settings(max_examples=15)
 
 
 def nearest_levels(ratio: np.ndarray) -> np.ndarray:
@@ -35,6 +35,7 @@ def least_error(kernel: np.ndarray) -> float:
     return min(errors)
 
 
+@pytest.mark.slow
 def test_the_error_is_the_least_there_is_within_a_little() -> None:
     random = np.random.default_rng(0)
     kernels = np.concatenate([random.normal(size=(9, 300)), random.laplace(size=(9, 300)) ** 3], axis=1).astype(F)
@@ -132,6 +133,7 @@ def test_a_small_kernel_beside_a_large_one_is_rounded_and_not_lost() -> None:
     assert not integers.numpy()[..., 1, 0].any()  # 0.4 is nearer to 0 than to 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [64, 256])
 def test_a_large_layer_has_the_same_bits_in_a_training_step(channels: int) -> None:
     # Large arrays are cut into blocks for several threads, and a graph is optimised: neither may change a bit.

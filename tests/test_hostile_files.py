@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from places import ROOT
+from sweeps import first_quick
 
 from gti import files
 from gti.chip.formats import dat, model_file, model_folder
@@ -118,7 +119,7 @@ def test_the_fuzzer_finds_planted_defects(tmp_path: Path) -> None:
     ("run", "word"),
     [
         (lambda data: sum(1 for _ in iter(int, 1)), "took too much time"),
-        (lambda data: b"x" * (100 * 2**20 + fuzz.peak()), "memory grew"),
+        pytest.param(lambda data: b"x" * (100 * 2**20 + fuzz.peak()), "memory grew", marks=pytest.mark.slow),
         (lambda data: (_ for _ in ()).throw(FormatError("x: \x1b[2J is not good.")), "control characters"),
         (lambda data: (_ for _ in ()).throw(FormatError("x" * 30_000)), "characters long"),
     ],
@@ -246,7 +247,7 @@ def _numbers(rng: random.Random) -> bytes:
     return b"[" + b"0.1," * (files.MAX_JSON_BYTES // 4 - 2) + b"1]"
 
 
-@pytest.mark.parametrize("make", [_deep, _containers, _numbers])
+@pytest.mark.parametrize("make", first_quick(1, [_containers, _deep, _numbers]))
 def test_memory_of_json(make, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(make(random.Random(0)))

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from gti import quantize
 
 F = np.float32
-PROPERTY = settings(derandomize=True, deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=settings.default.max_examples * 3 // 5)
 FEW = settings(PROPERTY, max_examples=12)
 
 

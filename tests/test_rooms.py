@@ -83,6 +83,7 @@ def room_of(module: str) -> str:
     return ".".join(parts[:2] if parts[:1] == ["chip"] else parts[:1])
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """Return the modules that a source file imports, of this project and of others."""
     found: set[str] = set()

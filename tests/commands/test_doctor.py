@@ -109,6 +109,7 @@ def test_the_known_answer_is_that_of_the_profile(behaviours: str, well: bool):
     assert not others
 
 
+@pytest.mark.slow
 def test_exit_status_and_output():
     run = [sys.executable, str(ROOT / "scripts" / "doctor.py")]
     good = subprocess.run([*run, "--device", "virtual:ft600"], capture_output=True, text=True, check=False)

@@ -98,6 +98,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes, word: str):
         hed.read(tmp_path / "none.h5")
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_refused_or_harmless(tmp_path: Path):
     """Zeros, then ones, over 96 bytes of the file's structure, at one place after the other."""
     good = hed_files.weights_file(hed_files.arrays())

@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 import small_nets
 from converted_net import run_script
+from sweeps import first_quick
 
 from gti.chip.emulator.arithmetic import five_bit
 from gti.data.labels import read_labels
@@ -66,7 +67,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("opset", first_quick(1, [11, 17]))
 @pytest.mark.parametrize("case", CASES)
 def test_graphs_of_pytorch(tmp_path, case, opset):
     model = model_files.torch_style(CASES[case], opset=opset)
@@ -75,7 +76,7 @@ def test_graphs_of_pytorch(tmp_path, case, opset):
     close(ours, run_onnx(model, pictures(found).transpose(0, 3, 1, 2)))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", first_quick(3, CASES))
 def test_graphs_of_keras_with_transpositions(tmp_path, case):
     model = model_files.keras_style(CASES[case])
     found = codes()
@@ -210,11 +211,7 @@ def randomised(model, seed=0):
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
 @pytest.mark.parametrize(
     "options",
-    [
-        {"batch_norm": False},
-        {"batch_norm": True, "gap": True},
-        {"batch_norm": True, "nested": True},
-    ],
+    first_quick(1, [{"batch_norm": True, "gap": True}, {"batch_norm": True, "nested": True}, {"batch_norm": False}]),
 )
 def test_keras_files(tmp_path, suffix, options):
     model = randomised(keras_vgg(**options))
@@ -277,7 +274,7 @@ def test_one_sigmoid_becomes_two_classes(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-@pytest.mark.parametrize("case", ["plain", "batch norm", "padded channels"])
+@pytest.mark.parametrize("case", first_quick(1, ["padded channels", "plain", "batch norm"]))
 def test_state_dictionaries_in_torchvisions_naming(tmp_path, case, suffix):
     vgg = CASES[case]
     arrays = model_files.state_dict(vgg)

@@ -13,6 +13,7 @@ import pytest
 import small_nets
 import tensorflow as tf
 from converted_net import ROOT, run_script
+from sweeps import first_quick
 
 from gti.chip.emulator.arithmetic import five_bit
 from gti.errors import CheckpointError, FormatError, UsageError
@@ -123,7 +124,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", first_quick(2, FORMATS))
 def test_ported_network_gives_the_sources_logits(nets, tmp_path, source, pixels, suffix):
     path = tmp_path / f"source.{suffix}"
     FORMATS[suffix](source, path)
@@ -218,6 +219,7 @@ def test_names(name, expected):
     assert pretrained.canonical_name(name, "vgg16") == expected
 
 
+@pytest.mark.slow
 def test_vgg16_names_and_slims_convolutional_fc_layers(tmp_path):
     network = small_nets.small_network((14, 3, 16, 1, 3, True))
     small_nets.write_json(network, tmp_path, "vgg16")

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from small_nets import NETWORKS, assign, build, images, randomise, small_network, some_caps, write_json
+from sweeps import first_quick
 
 from gti import caps, files, fusion, nets, quantize
 from gti.chip import spec
@@ -55,7 +56,7 @@ def fused_model(network: Network, folder: Path, seed: int, scale: float = 1.0) -
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", first_quick(1, [1, 2]))
 def test_fused_model_is_the_chip_code_for_code(name: str, seed: int, tmp_path: Path) -> None:
     network = NETWORKS[name]
     model = fused_model(network, tmp_path, seed)
@@ -180,6 +181,7 @@ def test_variable_names_of_the_guide() -> None:
     assert [layer.coef_bits for layer in model.network.layers] == [3, 3, 3, 1, 1]
 
 
+@pytest.mark.slow
 def test_real_vgg16_host_part() -> None:
     from gti.model import vgg16
 

@@ -107,6 +107,7 @@ def parts(tmp_path_factory):
     return report, float_model, images, caps
 
 
+@pytest.mark.slow
 def test_activations_are_those_of_the_model(parts):
     import keras
 
@@ -123,6 +124,7 @@ def test_activations_are_those_of_the_model(parts):
         assert layer["dead_channels"] == np.flatnonzero((values < cap / 62).all(axis=(0, 1, 2))).tolist()
 
 
+@pytest.mark.slow
 def test_sensitivity_names_every_layer(parts):
     found = store.load(parts[0])["sensitivity"]
     assert found["images"] == 40

@@ -5,6 +5,7 @@ A defect that fuzzing finds (scripts/dev/fuzz.py) gets a line here before it is 
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import json
@@ -21,9 +22,10 @@ from scripts.dev.fuzzing import seeds
 Entry = tuple[str, str, str, bytes]  # (target of scripts/dev/fuzzing/targets.py, name, word, content)
 
 
-def entries() -> Iterator[Entry]:
-    for family in (_dats, _models, _jsons, _networks, _compositions, _blobs, _arrays, _pictures, _recordings, _keras):
-        yield from family()
+@functools.cache
+def entries() -> list[Entry]:
+    families = (_dats, _models, _jsons, _networks, _compositions, _blobs, _arrays, _pictures, _recordings, _keras)
+    return [entry for family in families for entry in family()]
 
 
 def _dats() -> Iterator[Entry]:

@@ -42,6 +42,7 @@ def test_the_average_is_the_formula(make_trainer):
         assert name.endswith("biases") or np.any(found[name] != trainer.variables[name].numpy()), name
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_and_the_weights_come_back(make_trainer):
     trainer = make_trainer(EMA)
     trainer.train_epoch(train_data(1), seed=1)
@@ -55,6 +56,7 @@ def test_the_average_is_evaluated_and_the_weights_come_back(make_trainer):
     assert other.evaluate(val_data()) == found
 
 
+@pytest.mark.slow
 def test_a_checkpoint_holds_the_average_and_what_training_goes_on_from(make_trainer, tmp_path):
     trainer = make_trainer(EMA)
     result = run(trainer, tmp_path / "ck")
@@ -71,6 +73,7 @@ def test_a_checkpoint_holds_the_average_and_what_training_goes_on_from(make_trai
     assert not without.restore_optimizer(checkpoint.load_optimizer(result.prefix))
 
 
+@pytest.mark.slow
 def test_an_average_begins_with_the_weights_of_a_checkpoint_that_has_none(make_trainer, tmp_path):
     result = run(make_trainer(FAST), tmp_path / "ck")
     trainer = make_trainer(replace(EMA, seed=9))

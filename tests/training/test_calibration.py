@@ -8,6 +8,7 @@ import small_nets
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sweeps import first_quick
 
 from gti.errors import DataError, QuantizationError
 from gti.model.base import chip_layers
@@ -55,7 +56,7 @@ def test_percentile_is_that_of_all_outputs_pooled(model, percentile):
     assert percentile > 50 or any(one.warning for one in found)
 
 
-@pytest.mark.parametrize("percentile", PERCENTILES)
+@pytest.mark.parametrize("percentile", first_quick(1, PERCENTILES))
 def test_counting_bit_patterns_gives_the_same(model, percentile, monkeypatch):
     images = small_nets.images(NETWORK, 10, seed=2)
     by_tails = calibration.calibrate(model, batches_of(images), percentile=percentile)

@@ -11,6 +11,7 @@ import pytest
 import small_training
 import tensorflow as tf
 from small_training import FAST, examples, restore, run, train_data
+from sweeps import first_quick
 
 from gti.training.losses import smoothed_cross_entropy
 from gti.training.optimization import Schedule, Settings, make_optimizer
@@ -61,7 +62,7 @@ def test_a_run_ends_at_zero_and_a_resumed_one_begins_its_own_schedule(make_train
     assert float(resumed.optimizer.learning_rate) == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize("restored", [True, False])
+@pytest.mark.parametrize("restored", first_quick(1, [True, False]))
 def test_a_schedule_goes_on_where_earlier_runs_left_it(make_trainer, restored):
     # Three of nine steps are done: a third of half a cosine, (1 + cos(60 degrees)) / 2 = 0.75, with or without state.
     settings = replace(FAST, schedule="cosine")
@@ -156,6 +157,7 @@ def test_smoothed_cross_entropy(smoothing):
     np.testing.assert_allclose(found, -(targets * logs).sum(axis=1), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_smoothing_changes_what_is_minimised_and_not_what_is_printed(make_trainer):
     data = tf.data.Dataset.from_tensors(examples(16))
     results = []

@@ -8,6 +8,7 @@ import pytest
 import small_nets
 import small_training
 import tensorflow as tf
+from sweeps import first_quick
 
 from gti import quantize
 from gti.errors import DataError
@@ -107,7 +108,7 @@ def mean_sums(model, layer, images) -> np.ndarray:
     return sums.mean(axis=(0, 1, 2))
 
 
-@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("bits", first_quick(1, [3, 1]))
 def test_corrected_biases_give_the_means_of_the_trained_network(tmp_path, bits):
     network, trained, source = quant_act(tmp_path, bits)
     fused = restore.build_model("cifar", network, Stage.FUSED, source, 4, nets_dir=tmp_path)
@@ -124,6 +125,7 @@ def test_corrected_biases_give_the_means_of_the_trained_network(tmp_path, bits):
         np.testing.assert_allclose(mean_sums(fused, layer, images)[inside], wanted[inside], atol=1.01 * step + 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["cifar", "digits"], ids=["batch norm", "plain"])
 def test_the_way_into_fused(tmp_path, net):
     network, model, source = quant_act(tmp_path, 1, net)

@@ -55,6 +55,7 @@ def test_it_learns_and_keeps_the_last_and_the_best(make_trainer, tmp_path):
     assert trainer.evaluate(val_data()).accuracy == metadata.accuracy == metadata.best_accuracy
 
 
+@pytest.mark.slow
 def test_evaluation_within_an_epoch_quantizes_filters_once(make_trainer, monkeypatch):
     calls = []
     quantized = quantize.quantize_filters
@@ -200,6 +201,7 @@ def test_an_earlier_run_under_the_same_names_is_set_aside(make_trainer, tmp_path
     assert [line for line in lines if line.startswith("moved 1 checkpoint of an earlier run to ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["same", "new"])
 def test_a_run_from_an_earlier_epoch_has_a_best_one(make_trainer, tmp_path, folder):
     trainer = make_trainer(replace(FAST, num_epochs=3))
@@ -250,6 +252,7 @@ def test_epoch_seeds_differ_by_epoch_and_seed():
     assert training.epoch_seed(1, 2) == training.epoch_seed(1, 2)
 
 
+@pytest.mark.slow
 def test_scalars_and_histograms_for_tensorboard_are_written(make_trainer, tmp_path):
     trainer = make_trainer()
     run(trainer, tmp_path / "ck", log_dir=str(tmp_path / "log"))

@@ -13,19 +13,21 @@ from emulated import images, layer, lively_weights, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import ROOT
+from sweeps import first_quick
 
 from gti.chip.emulator import engine_numba, engine_numpy, layers_numba
 from gti.chip.emulator.emulator import Emulator
 from gti.chip.network.types import ConvolutionWeights, Network
 
 INT32_MAX = 2**31 - 1
+ENGINES = ["numba", "numpy"]
 # Largest sums of one-sided weights for which F(4x4) and F(2x2) are taken: 64 * 31 * sum and 4 * 31 * sum < 2**31.
 LARGEST_SUMS = {4: INT32_MAX // (64 * 31), 2: INT32_MAX // (4 * 31)}
 
 
 def assert_engines_equal(network: Network, weights: list[ConvolutionWeights], batch: np.ndarray, **options) -> None:
     sublayers, output = reference(network, weights, batch, options.get("upsample_fill"))
-    for engine in ("numba", "numpy"):
+    for engine in ENGINES:
         emulator = Emulator(network, weights, engine=engine, **options)
         for (conv, got), expected in zip(emulator.sublayers(batch), sublayers, strict=True):
             assert got.dtype == (np.uint16 if conv.ten_bit else np.uint8)
@@ -44,12 +46,16 @@ def paths(network: Network, weights: list[ConvolutionWeights]) -> list[int]:
 def vector_width(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run with the register tiles of AVX-512 processors and with those of all others."""
     monkeypatch.setattr(layers_numba, "vectors_of_64_bytes", lambda: request.param)
+    if not request.param:
+        monkeypatch.setitem(globals(), "ENGINES", ["numba"])  # the other knows no vectors: once is enough
 
 
 @pytest.fixture(params=[4, 2], ids=["F(4x4)", "F(2x2)"])
 def window(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Let all sublayers take one path, whatever would suit their size."""
     monkeypatch.setattr(layers_numba, "_windows", lambda size: [request.param])
+    if request.param != 4:
+        monkeypatch.setitem(globals(), "ENGINES", ["numba"])  # the other knows no windows
     return request.param
 
 
@@ -76,7 +82,7 @@ def test_sizes(size: int, count: int, sampling_method: int) -> None:
 @pytest.mark.usefixtures("window")
 @pytest.mark.parametrize(
     ("size", "inputs", "outputs"),
-    [(448, 1, 16), (224, 3, 16), (112, 16, 48), (28, 1024, 16), (14, 512, 128), (14, 1024, 64)],
+    first_quick(2, [(14, 1024, 64), (112, 16, 48), (448, 1, 16), (224, 3, 16), (28, 1024, 16), (14, 512, 128)]),
 )
 def test_largest_sizes_and_channels(size: int, inputs: int, outputs: int) -> None:
     network = Network((layer(size, inputs, outputs, (12,), pooling=True),))
@@ -137,7 +143,7 @@ def always_share(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("always_share", "window")
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", first_quick(2, [1, 3, 2, 8]))
 def test_thread_counts(threads: int) -> None:
     network = Network((layer(28, 3, 64, (8,), pooling=True), layer(14, 64, 128, (9, 9), coef_bits=1)))
     assert_engines_equal(network, lively_weights(network, 8), images(network, 3, 8), threads=threads)
@@ -165,8 +171,8 @@ def test_one_emulator_in_several_threads() -> None:
 
 
 @pytest.mark.usefixtures("vector_width", "window")
-@pytest.mark.parametrize("outputs", [1, 4, 17, 64])
-@pytest.mark.parametrize("size", [2, 7, 14, 30])
+@pytest.mark.parametrize("outputs", first_quick(2, [17, 1, 4, 64]))
+@pytest.mark.parametrize("size", first_quick(2, [7, 30, 2, 14]))
 def test_kernels_stay_within_their_memory(size: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is written behind the memory of a thread, also where a layer has more stored channels than it needs."""
     made = []
@@ -285,7 +291,7 @@ def test_transformed_filters_at_the_bound(magnitude: int, path: int, parts: int,
 
 
 @pytest.mark.usefixtures("vector_width", "window")
-@pytest.mark.parametrize("outputs", [16, 17, 64, 192])
+@pytest.mark.parametrize("outputs", first_quick(2, [17, 64, 16, 192]))
 def test_further_channels_stand_where_they_belong(outputs: int) -> None:
     """Kernels beyond 16 bits among small ones, also in padding of blocks and pairs, at any activations."""
     network = Network((layer(14, 5, outputs, (9, 12)),))
@@ -473,7 +479,7 @@ def test_accumulators_are_sums_of_shifted_images() -> None:
         assert got[n, y, x, o] == total
 
 
-@pytest.mark.parametrize("environment", [{"NUMBA_DISABLE_JIT": "1"}, {"NUMBA_NUM_THREADS": "0"}])
+@pytest.mark.parametrize("environment", first_quick(1, [{"NUMBA_DISABLE_JIT": "1"}, {"NUMBA_NUM_THREADS": "0"}]))
 def test_where_numba_cannot_compile_numpy_does_it_and_that_is_said(environment):
     code = """
 import numpy as np

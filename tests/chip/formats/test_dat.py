@@ -427,7 +427,7 @@ def test_headers_that_describe_no_network(word: int, value: int, words: str) -> 
     assert str(caught.value).startswith("odd.dat")
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(st.lists(st.tuples(st.integers(0, 22), st.integers(0, 31)), min_size=1, max_size=6))
 def test_flipped_header_bits_give_a_network_or_a_sentence(flips: list[tuple[int, int]]) -> None:
     network = Network((MajorLayer(28, 3, 16, 2, 3, (1, 2), pooling=True), MajorLayer(14, 16, 16, 1, 1, (3,))))

@@ -104,7 +104,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=settings.default.max_examples * 3 // 2)
 @given(JSON)
 def test_canonical_text_reads_back(value: object) -> None:
     assert json.loads(canonical(value)) == value
@@ -227,7 +227,7 @@ def test_parts_of_data_files() -> None:
     assert model_file.compose(b'{"layer": [], "b": 1}', {}) == b'{"b":1,"layer":[]}'
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings.default.max_examples)
 @given(st.data())
 def test_mutated_containers_give_a_model_or_a_sentence(data: st.DataObject) -> None:
     case = data.draw(st.sampled_from(GOLDEN))

@@ -171,6 +171,7 @@ def test_a_stick_that_never_answers(monkeypatch: pytest.MonkeyPatch):
     assert profile.settings_of(found) == {}
 
 
+@pytest.mark.slow
 def test_silence_by_a_fault_is_no_behaviour():
     # The stick computes one_coef; every try of that case is met by time-outs, and later ones are not.
     for start in range(20, 60, 4):

@@ -120,7 +120,7 @@ def test_network_of_unknown_arithmetic_has_the_digest_of_its_file() -> None:
     assert "converted" in check(DAT[:-1] + b"\1", answer)[0]
 
 
-@settings(max_examples=60)
+@settings(max_examples=settings.default.max_examples * 3 // 5)
 @given(st.data())
 def test_any_flipped_bit_of_the_rows_is_found(data: st.DataObject) -> None:
     place = data.draw(st.integers(92, LENGTH - 1))

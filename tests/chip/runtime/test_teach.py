@@ -107,6 +107,7 @@ def test_probabilities_are_those_of_the_formula(folder: Path):
         assert label.probability == pytest.approx(powers[label.index] / powers.sum(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_only_new_photographs_are_computed(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     run(monkeypatch, folder)
     (folder / "photos" / "grey").mkdir()

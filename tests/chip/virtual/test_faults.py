@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sticks import KINDS, dat_bytes, images, lively_weights, open_model, tiny_network
+from sweeps import first_quick
 
 from gti.chip.driver import GtiModel
 from gti.chip.emulator.emulator import Emulator
@@ -209,7 +210,7 @@ def outcome(path: Path, expected: np.ndarray, seed: int) -> tuple[str, int]:
             model.release()
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", first_quick(2, range(10)))
 def test_random_plans(path: Path, expected: np.ndarray, block: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL)
     outcomes: Counter[str] = Counter()
