@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 WORD_BYTES = {"FT601": 4, "FT600": 2}
 IMAGENET_CLASSES = 1001  # with background
+# Keys of a study as JSON.
+_OF_CONVOLUTION = ("name", "size", "input_channels", "output_channels", "coef_bits", "pooled")
+_OF_SUBLAYER = ("macs", "rows", "in_address", "out_address", "in_units", "out_units")
+_OF_HOST_LAYER = ("name", "inputs", "outputs", "macs", "file_bytes")
 
 
 @dataclass(frozen=True)
@@ -189,23 +193,7 @@ def to_json(result: Study) -> dict[str, Any]:
         ],
         "changes": [{"major": c.major, "key": c.key, "received": c.received, "legal": c.legal} for c in result.changes],
         "network": networks.to_json(cost.network),
-        "sublayers": [
-            {
-                "name": s.convolution.name,
-                "size": s.convolution.size,
-                "input_channels": s.convolution.input_channels,
-                "output_channels": s.convolution.output_channels,
-                "coef_bits": s.convolution.coef_bits,
-                "pooled": s.convolution.pooled,
-                "macs": s.macs,
-                "rows": s.rows,
-                "in_address": s.in_address,
-                "out_address": s.out_address,
-                "in_units": s.in_units,
-                "out_units": s.out_units,
-            }
-            for s in cost.sublayers
-        ],
+        "sublayers": [_values(s.convolution, _OF_CONVOLUTION) | _values(s, _OF_SUBLAYER) for s in cost.sublayers],
         "macs": cost.macs,
         "rows": cost.rows,
         "file_bytes": cost.file_bytes,
@@ -217,18 +205,13 @@ def to_json(result: Study) -> dict[str, Any]:
         "usb_seconds": {
             bus: cost.usb_seconds(rate, _word_bytes(bus)) for bus, rate in spec.BUS_BYTES_PER_SECOND.items()
         },
-        "host": [
-            {
-                "name": layer.name,
-                "inputs": layer.inputs,
-                "outputs": layer.outputs,
-                "macs": layer.macs,
-                "file_bytes": layer.file_bytes,
-            }
-            for layer in result.host
-        ],
+        "host": [_values(layer, _OF_HOST_LAYER) for layer in result.host],
         "notes": list(result.notes),
     }
+
+
+def _values(item: object, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(item, name) for name in names}
 
 
 def text(result: Study) -> str:

@@ -96,11 +96,7 @@ def _saturating(bits: int) -> Callable[[Any], Any]:
     return lambda sums: np.clip(sums, -half, half - 1)
 
 
-# Pooling of a 2x2 window of codes
-def _maximum(top_left: Any, top_right: Any, bottom_left: Any, bottom_right: Any) -> Any:
-    return np.maximum(np.maximum(top_left, top_right), np.maximum(bottom_left, bottom_right))
-
-
+# Pooling of a 2x2 window of codes; today's assumptions are `arithmetic.pool_window`
 def _average(*window: Any) -> Any:
     return (sum(codes.astype(np.int32) for codes in window) + 2 >> 2).astype(window[0].dtype)
 
@@ -143,241 +139,203 @@ _CHIP = "gti/chip/virtual/chip.py"
 _CODES = "codes differ from those that training computed: give the profile to compare and verify"
 _REFUSED = Alternative("refused", "no result comes", None, "leave such layers out")
 
+
+def _question(name: str, asks: str, obeyed: str, *alternatives: Alternative) -> Question:
+    return Question(name, asks, obeyed, alternatives)
+
+
 QUESTIONS = (
-    Question(
+    _question(
         "rounding",
         "last rounding bit of acc / 2**shift",
         _ARITHMETIC,
-        (
-            Alternative("half_up", "to the nearest, halves up", _half_up),
-            Alternative("floor", "down", _floor, _CODES),
-            Alternative("half_away", "to the nearest, halves away from zero", _half_away),
-            Alternative("half_even", "to the nearest, halves to the even number", _half_even, _CODES),
-            Alternative("truncate", "towards zero", _truncate, _CODES),
-        ),
+        Alternative("half_up", "to the nearest, halves up", _half_up),
+        Alternative("floor", "down", _floor, _CODES),
+        Alternative("half_away", "to the nearest, halves away from zero", _half_away),
+        Alternative("half_even", "to the nearest, halves to the even number", _half_even, _CODES),
+        Alternative("truncate", "towards zero", _truncate, _CODES),
     ),
-    Question(
+    _question(
         "saturation",
         "results beyond the codes",
         _ARITHMETIC,
-        (
-            Alternative("clip", "0 below, the largest code above", _clip),
-            Alternative("wrap", "0 below; above, the low bits remain", _wrap, _CODES),
-            Alternative("wrap_signed", "the low bits remain, of negative numbers too", _wrap_signed, _CODES),
-            Alternative("below_top", "0 below, the largest code less one above", _below_top, _CODES),
-        ),
+        Alternative("clip", "0 below, the largest code above", _clip),
+        Alternative("wrap", "0 below; above, the low bits remain", _wrap, _CODES),
+        Alternative("wrap_signed", "the low bits remain, of negative numbers too", _wrap_signed, _CODES),
+        Alternative("below_top", "0 below, the largest code less one above", _below_top, _CODES),
     ),
-    Question(
+    _question(
         "accumulator",
         "width of the accumulator (the total is meant: the order of additions is not asked)",
         _ARITHMETIC,
-        (
-            Alternative("wide", "every sum has room", _wide),
-            Alternative("wrap24", "24 bits that wrap", _wrapping(24), _CODES),
-            Alternative("wrap20", "20 bits that wrap", _wrapping(20), _CODES),
-            Alternative("wrap16", "16 bits that wrap", _wrapping(16), _CODES),
-            Alternative("saturate24", "24 bits that saturate", _saturating(24), _CODES),
-            Alternative("saturate20", "20 bits that saturate", _saturating(20), _CODES),
-            Alternative("saturate16", "16 bits that saturate", _saturating(16), _CODES),
-        ),
+        Alternative("wide", "every sum has room", _wide),
+        Alternative("wrap24", "24 bits that wrap", _wrapping(24), _CODES),
+        Alternative("wrap20", "20 bits that wrap", _wrapping(20), _CODES),
+        Alternative("wrap16", "16 bits that wrap", _wrapping(16), _CODES),
+        Alternative("saturate24", "24 bits that saturate", _saturating(24), _CODES),
+        Alternative("saturate20", "20 bits that saturate", _saturating(20), _CODES),
+        Alternative("saturate16", "16 bits that saturate", _saturating(16), _CODES),
     ),
-    Question(
+    _question(
         "bias",
         "where the bias is added",
         _ARITHMETIC,
-        (
-            Alternative("full", "to the full accumulator"),
-            Alternative("after_shift", "shifted by itself, to the shifted sum", None, _CODES),
-            Alternative("as_code", "as it is, to the shifted sum", None, _CODES),
-        ),
+        Alternative("full", "to the full accumulator"),
+        Alternative("after_shift", "shifted by itself, to the shifted sum", None, _CODES),
+        Alternative("as_code", "as it is, to the shifted sum", None, _CODES),
     ),
-    Question(
+    _question(
         "borders",
         "what surrounds a map",
         _ENGINE,
-        (
-            Alternative("zeros", "zeros", "constant"),
-            Alternative("replicated", "the map's outermost pixels once more", "edge", _CODES),
-        ),
+        Alternative("zeros", "zeros", "constant"),
+        Alternative("replicated", "the map's outermost pixels once more", "edge", _CODES),
     ),
-    Question(
+    _question(
         "one_bit_sign",
         "what a sign bit of 0 means in 1-bit filters; conversion writes it for weight 0",
         _ENGINE,
-        (
-            Alternative("plus", "+ alpha", 1),
-            Alternative("minus", "- alpha", -1, "1-bit filters act negated: convert with 3 bits"),
-        ),
+        Alternative("plus", "+ alpha", 1),
+        Alternative("minus", "- alpha", -1, "1-bit filters act negated: convert with 3 bits"),
     ),
-    Question(
+    _question(
         "pooling",
         "2x2 pooling, SamplingMethod 0",
         _ARITHMETIC,
-        (
-            Alternative("maximum", "the largest code", _maximum),
-            Alternative("average", "the mean, halves up", _average, _CODES),
-            Alternative("average_down", "the mean, rounded down", _average_down, _CODES),
-        ),
+        Alternative("maximum", "the largest code"),
+        Alternative("average", "the mean, halves up", _average, _CODES),
+        Alternative("average_down", "the mean, rounded down", _average_down, _CODES),
     ),
-    Question(
+    _question(
         "sampling",
         "2x2 pooling, SamplingMethod 1",
         _ARITHMETIC,
-        (
-            Alternative("top_left", "the pixel at the top left", _corner(0)),
-            Alternative("top_right", "the pixel at the top right", _corner(1), _CODES),
-            Alternative("bottom_left", "the pixel at the bottom left", _corner(2), _CODES),
-            Alternative("bottom_right", "the pixel at the bottom right", _corner(3), _CODES),
-            Alternative("average", "the mean, halves up", _average, _CODES),
-        ),
+        Alternative("top_left", "the pixel at the top left"),
+        Alternative("top_right", "the pixel at the top right", _corner(1), _CODES),
+        Alternative("bottom_left", "the pixel at the bottom left", _corner(2), _CODES),
+        Alternative("bottom_right", "the pixel at the bottom right", _corner(3), _CODES),
+        Alternative("average", "the mean, halves up", _average, _CODES),
     ),
-    Question("learn_maps", "maps of pooled layers in LEARN and LASTMAJOR", _MEMORY, _maps("LEARN and LASTMAJOR")),
-    Question("sublast_maps", "maps of pooled layers in SUBLAST", _MEMORY, _maps("SUBLAST")),
-    Question(
+    _question("learn_maps", "maps of pooled layers in LEARN and LASTMAJOR", _MEMORY, *_maps("LEARN and LASTMAJOR")),
+    _question("sublast_maps", "maps of pooled layers in SUBLAST", _MEMORY, *_maps("SUBLAST")),
+    _question(
         "fc_low_bits",
         "the low three bits of FC values",
         _MEMORY,
-        (
-            Alternative("zero", "zero"),
-            Alternative("data", "something else", None, "set check_low_bits=false (the profile does)"),
-        ),
+        Alternative("zero", "zero"),
+        Alternative("data", "something else", None, "set check_low_bits=false (the profile does)"),
     ),
-    Question(
+    _question(
         "one_coef",
         "weights of one_coef layers",
         _ENGINE,
-        (
-            _REFUSED,
-            Alternative("centre", "the centre weight alone counts", (4,)),
-            Alternative("first", "the first weight alone counts, at the centre", (0,)),
-            Alternative("all", "all nine weights count", tuple(range(9))),
-        ),
+        _REFUSED,
+        Alternative("centre", "the centre weight alone counts", (4,)),
+        Alternative("first", "the first weight alone counts, at the centre", (0,)),
+        Alternative("all", "all nine weights count", tuple(range(9))),
     ),
-    Question(
+    _question(
         "depthwise",
         "layers with depth_enable (which no converter writes usably), from the second sublayer on",
         _ENGINE,
-        (
-            _REFUSED,
-            Alternative("diagonal", "an output channel sees the input channel of its number alone"),
-            Alternative("all", "an output channel sees every input channel"),
-        ),
+        _REFUSED,
+        Alternative("diagonal", "an output channel sees the input channel of its number alone"),
+        Alternative("all", "an output channel sees every input channel"),
     ),
-    Question(
+    _question(
         "shortcuts",
         "shortcuts: the input of sublayer s, at the end of sublayer s + 1",
         _ENGINE,
-        (
-            _REFUSED,
-            Alternative("before", "added before requantizing"),
-            Alternative("after", "added to the codes, the sum clipped"),
-            Alternative("ignored", "not added"),
-        ),
+        _REFUSED,
+        Alternative("before", "added before requantizing"),
+        Alternative("after", "added to the codes, the sum clipped"),
+        Alternative("ignored", "not added"),
     ),
-    Question(
+    _question(
         "upsample_size",
         "image_size of a layer that doubles its input",
         _ENGINE,
-        (
-            Alternative("before", "the size before doubling"),
-            Alternative("after", "the size after doubling", None, "write twice the size into the dat.json"),
-        ),
+        Alternative("before", "the size before doubling"),
+        Alternative("after", "the size after doubling", None, "write twice the size into the dat.json"),
     ),
-    Question(
+    _question(
         "upsample_fill",
         "what a doubled layer is filled with, where the network does not say",
         _ENGINE,
-        (
-            Alternative("repeat", "each pixel, four times", ""),
-            Alternative("zero", "each pixel at the top left, beside three zeros", "zero", "use upsample_mode zero"),
-        ),
+        Alternative("repeat", "each pixel, four times", ""),
+        Alternative("zero", "each pixel at the top left, beside three zeros", "zero", "use upsample_mode zero"),
     ),
-    Question(
+    _question(
         "ten_bit",
         "ten-bit results on the wire",
         _MEMORY,
-        (
-            Alternative("halves", "the high five bits of all channels, then the low ones", "halves"),
-            Alternative("pairs", "high and low five bits of each channel in turn", "pairs"),
-        ),
+        Alternative("halves", "the high five bits of all channels, then the low ones", "halves"),
+        Alternative("pairs", "high and low five bits of each channel in turn", "pairs"),
     ),
-    Question(
+    _question(
         "filter_memory",
         "rows of the filter memory; rows beyond it read as zeros",
         _MEMORY,
-        (
-            Alternative("unlimited", "66,048 rows and more", 0),
-            Alternative("57344", "57,344 (10.5 MiB)", 57344, "keep to 57,344 rows"),
-            Alternative("49152", "49,152 (9 MiB)", 49152, "keep to 49,152 rows"),
-            Alternative("40960", "40,960 (7.5 MiB)", 40960, "keep to 40,960 rows"),
-            Alternative("32768", "32,768 (6 MiB)", 32768, "keep to 32,768 rows"),
-            Alternative("28672", "28,672 (5.25 MiB), VGG16 and little more", 28672, "keep to 28,672 rows"),
-        ),
+        Alternative("unlimited", "66,048 rows and more", 0),
+        Alternative("57344", "57,344 (10.5 MiB)", 57344, "keep to 57,344 rows"),
+        Alternative("49152", "49,152 (9 MiB)", 49152, "keep to 49,152 rows"),
+        Alternative("40960", "40,960 (7.5 MiB)", 40960, "keep to 40,960 rows"),
+        Alternative("32768", "32,768 (6 MiB)", 32768, "keep to 32,768 rows"),
+        Alternative("28672", "28,672 (5.25 MiB), VGG16 and little more", 28672, "keep to 28,672 rows"),
     ),
-    Question(
+    _question(
         "activation_memory",
         "units of 3,136 bytes of the activation memory; channels beyond it read as zeros",
         _ENGINE,
-        (
-            Alternative("1280", "1,280, as the plan has it", 1280),
-            Alternative("1024", "1,024", 1024, "keep the plan of every layer within 1,024 units"),
-            Alternative("768", "768", 768, "keep the plan of every layer within 768 units"),
-            Alternative("512", "512", 512, "keep the plan of every layer within 512 units"),
-        ),
+        Alternative("1280", "1,280, as the plan has it", 1280),
+        Alternative("1024", "1,024", 1024, "keep the plan of every layer within 1,024 units"),
+        Alternative("768", "768", 768, "keep the plan of every layer within 768 units"),
+        Alternative("512", "512", 512, "keep the plan of every layer within 512 units"),
     ),
-    Question(
+    _question(
         "load_length",
         "how much of a .DAT must be loaded",
         _CHIP,
-        (
-            Alternative("any", "what holds the filter rows", 0),
-            Alternative("full", "a whole file of 5 MiB", 5 << 20),
-        ),
+        Alternative("any", "what holds the filter rows", 0),
+        Alternative("full", "a whole file of 5 MiB", 5 << 20),
     ),
-    Question(
+    _question(
         "gpio",
         "GPIO 0 and 1 of the bridge (both bytes of the request hold 3: their order cannot matter)",
         _BRIDGE,
-        (
-            Alternative("any", "do not matter"),
-            Alternative("high", "must be outputs and high"),
-            Alternative("untouched", "must be left alone"),
-        ),
+        Alternative("any", "do not matter"),
+        Alternative("high", "must be outputs and high"),
+        Alternative("untouched", "must be left alone"),
     ),
-    Question(
+    _question(
         "settle",
         "the pause that a stick needs after opening",
         _BRIDGE,
-        (
-            Alternative("none", "none", 0),
-            Alternative("short", "up to 100 ms", 50),
-            Alternative("long", "up to a second", 500),
-        ),
+        Alternative("none", "none", 0),
+        Alternative("short", "up to 100 ms", 50),
+        Alternative("long", "up to a second", 500),
     ),
-    Question(
+    _question(
         "write_command",
         "whether writes must be announced on EP 0x01",
         _BRIDGE,
-        (Alternative("optional", "they need not"), Alternative("needed", "they must")),
+        Alternative("optional", "they need not"),
+        Alternative("needed", "they must"),
     ),
-    Question(
+    _question(
         "chunks",
         "bytes of one write",
         _BRIDGE,
-        (
-            Alternative("any", "65,536 and more", 1 << 62),
-            Alternative("2048", "2,048 at most", 2048),
-            Alternative("512", "512 at most", 512),
-        ),
+        Alternative("any", "65,536 and more", 1 << 62),
+        Alternative("2048", "2,048 at most", 2048),
+        Alternative("512", "512 at most", 512),
     ),
-    Question(
+    _question(
         "end_of_result",
         "what follows a result",
         _BRIDGE,
-        (
-            Alternative("exact", "nothing"),
-            Alternative("padded", "further words", 1024, "flush before every frame (the default)"),
-        ),
+        Alternative("exact", "nothing"),
+        Alternative("padded", "further words", 1024, "flush before every frame (the default)"),
     ),
 )
 TABLE = {question.name: question for question in QUESTIONS}
