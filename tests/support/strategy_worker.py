@@ -52,11 +52,12 @@ def main() -> None:
     network = small_nets.small_network((14, 3, 16, 1, 3, True))
     nets = folder / f"nets{os.getpid()}"
     nets.mkdir(parents=True)
+    net = sys.argv[3] if len(sys.argv) > 3 else "digits"
     settings = Settings(
+        optimizer="muon" if net == "cifar" else "sgd",
         num_epochs=3, learning_rate=1e-3, schedule="cosine", warmup_steps=3, nesterov=True,
         label_smoothing=0.1, ema=0.9, seed=7,
     )  # fmt: skip
-    net = sys.argv[3] if len(sys.argv) > 3 else "digits"
 
     def make(done: int = 0) -> training.Trainer:
         tf.keras.utils.set_random_seed(7 + done)
