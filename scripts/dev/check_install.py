@@ -45,7 +45,7 @@ FORBIDDEN = ("tensorflow", "keras", "PIL")
 DATA = ("gti/py.typed", "gti/commands/51-gti.rules", "gti/report/template.html.j2")
 _FOUND = "import importlib.util as u, sys; print([n for n in sys.argv[1:] if u.find_spec(n)])"
 _LEFT_OUT = (".git", ".venv", "__pycache__", "build", "dist", "*.egg-info", "checkpoints", "runs", ".*_cache")
-HELP_SECONDS = 1.0
+HELP_SECONDS = 0.3  # of the processor, whatever else computes (Windows counts none of a child)
 SERVER_S = 60.0
 
 
@@ -217,6 +217,19 @@ def tried(gti: Path, folder: Path, tries: Iterator[Try], stage: str) -> Iterator
         yield Result(f"{stage}: every verb was tried", not missing, str(missing))
 
 
+def helps(gti: Path, folder: Path) -> Result:
+    """Return whether the help of every verb comes in time."""
+    seconds = {}
+    for verb in VERBS:
+        before = os.times()
+        _run(gti, verb, "--help", cwd=folder)
+        after = os.times()
+        seconds[verb] = after.children_user + after.children_system - before.children_user - before.children_system
+    slowest = max(seconds, key=seconds.__getitem__)
+    told = f"--help of every verb: at most {seconds[slowest]:.2f} s of the processor (gti {slowest})"
+    return Result(told, seconds[slowest] < HELP_SECONDS)
+
+
 def package(folder: Path, python: str) -> Iterator[Result]:
     """Build wheel and source distribution of a copy of the checkout in `folder`/dist; look into them."""
     source = folder / "source"
@@ -265,10 +278,7 @@ def results(folder: Path, model: Path, python: str, *, opencv: bool) -> Iterator
     version = _run(inside, "-V").stdout.strip()
     found = _run(inside, "-c", _FOUND, *FORBIDDEN, cwd=home).stdout.strip()
     yield Result(f"{version}; of {', '.join(FORBIDDEN)} installed: {found}", found == "[]")
-    started = time.perf_counter()
-    _run(gti, "classify", "--help", cwd=home)
-    passed = time.perf_counter() - started
-    yield Result(f"gti classify --help: {passed:.2f} s", passed < HELP_SECONDS)
+    yield helps(gti, home)
     yield from tried(gti, home, bare("full.model"), "wheel alone")
     pip("install", f"{wheel}[images]")
     yield from tried(gti, home, verbs("full.model"), "images")
