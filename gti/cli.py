@@ -55,16 +55,11 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
     backslash escapes. Without `needs_listener` the work goes on when its output is lost. Anything else is a defect of
     the kit and keeps its traceback.
     """
-    outputs = []
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is not None:
-            with contextlib.suppress(AttributeError, OSError, ValueError):  # streams of other programs
-                getattr(sys, name).reconfigure(errors="backslashreplace")
-            outputs.append(_Output(getattr(sys, name), name, needs_listener))
-            setattr(sys, name, outputs[-1])
-    _warn_of_memory()
+    outputs: list[_Output] = []
     status: int | str | None
     try:
+        outputs += _guarded_outputs(needs_listener)
+        _warn_of_memory()
         status = main()
     except SystemExit as leaving:  # of argparse after its help, or of a lost output
         status = leaving.code
@@ -88,6 +83,18 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
         with contextlib.suppress(SystemExit):
             output.flush()
     sys.exit(status or max((output.status for output in outputs), default=0))
+
+
+def _guarded_outputs(needs_listener: bool) -> list[_Output]:
+    """Put an `_Output` in the place of stdout and of stderr; return those that there were."""
+    outputs = []
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is not None:
+            with contextlib.suppress(AttributeError, OSError, ValueError):  # streams of other programs
+                getattr(sys, name).reconfigure(errors="backslashreplace")
+            outputs.append(_Output(getattr(sys, name), name, needs_listener))
+            setattr(sys, name, outputs[-1])
+    return outputs
 
 
 def missing(name: str) -> str:

@@ -53,6 +53,15 @@ def test_exit_status(body: str, status: int, text: str) -> None:
     assert (done.returncode, done.stderr) == (status, text)
 
 
+def test_ctrl_c_before_the_work_begins():
+    body = (
+        "import gti.cli\n\ndef interrupted():\n    raise KeyboardInterrupt\n\ngti.cli._warn_of_memory = interrupted\n"
+    )
+    command = [sys.executable, "-c", f"{body}gti.cli.run(lambda: 0)"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 @pytest.mark.parametrize("environment", ENVIRONMENTS)
 @pytest.mark.parametrize("body", ["print('x')", "print('x', flush=True)\nraise AssertionError", "print('x' * 100_000)"])
 def test_output_without_a_reader_ends_like_any_tool(body: str, environment: dict[str, str]) -> None:

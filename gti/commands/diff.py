@@ -14,8 +14,8 @@ from gti.errors import UsageError
 def parser() -> flags.Parser:
     """Return the flags."""
     result = flags.Parser("diff", __doc__)
-    result.add_argument("first", metavar="A")
-    result.add_argument("second", metavar="B")
+    result.add_argument("first", type=flags.model_file, metavar="A")
+    result.add_argument("second", type=flags.model_file, metavar="B")
     flags.add_ten_bit(result)
     flags.add_json(result)
     return result

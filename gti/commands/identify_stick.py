@@ -31,9 +31,11 @@ def run(args: argparse.Namespace) -> int:
     replayed = args.device.startswith("replay:")
     record = args.record or (None if replayed else str(out.with_suffix(".session.gz")))
     files.check_writable(out)
-    # Silence of the stick in software, faults and repetitions are findings here, told below.
-    logging.getLogger("gti.chip").setLevel(logging.CRITICAL)
     with ExitStack() as held:
+        # Silence of the stick in software, faults and repetitions are findings here, told below.
+        log = logging.getLogger("gti.chip")
+        held.callback(log.setLevel, log.level)
+        log.setLevel(logging.CRITICAL)
         stick = bench.connect(args.device, held, record)
         with progress_bar(None, "identify" if sys.stderr.isatty() else "", unit="step") as bar:
             found = identify.identify(stick, lambda text: (bar.set_postfix_str(text[:60]), bar.update())[1])

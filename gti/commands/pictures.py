@@ -48,7 +48,7 @@ def find(names: Sequence[str], stack: ExitStack) -> list[Picture]:
 
 
 def _keep_stdin(stack: ExitStack) -> Path:
-    data = sys.stdin.buffer.read(_MAX_BYTES + 1)
+    data = sys.stdin.buffer.read(_MAX_BYTES + 1) if sys.stdin is not None else b""  # None: the shell closed it
     if not data or len(data) > _MAX_BYTES:
         raise UsageError(
             "standard input", "is no image", expected=f"1 to {_MAX_BYTES:,} bytes", received=f"{len(data):,}"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gti import files
 from gti.commands import flags
+from gti.errors import UsageError
 
 
 def parser() -> flags.Parser:
@@ -32,6 +33,8 @@ def main(words: Sequence[str] | None = None) -> int:
     args = parser().parse_args(words)
     from gti.chip.identify import profile, report
 
+    if not Path(args.profile).is_file():
+        raise UsageError(args.profile, "no such file", fix="let gti doctor --identify write it, or name it: --profile")
     loaded = profile.load(args.profile)
     beside = Path(args.profile).with_suffix(".session.gz")
     recording = args.recording or (str(beside) if beside.is_file() else None)

@@ -85,7 +85,7 @@ def parser() -> flags.Parser:
 
 
 def _add_stick(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", required=True, metavar="FILE", help=".model or bare .dat")
+    verb.add_argument("--model", type=flags.model_file, required=True, metavar="FILE", help=".model or bare .dat")
     verb.add_argument("--mode", help="fc, learn, single, sublast, lastmajor or 0-6 (default: of the .model, else fc)")
     verb.add_argument("--transport", choices=("ftdi", "eusb"), default="ftdi", help="kind of stick (default ftdi)")
     verb.add_argument(

@@ -94,7 +94,8 @@ def test_mistakes(folder: Path, monkeypatch: pytest.MonkeyPatch):
     for arguments, words in (
         ((folder / "full.model", folder / "empty"), "images"),
         ((folder / "full.model", folder / "photos", "--top", 0), "prints nothing"),
-        ((folder / "full.model", folder / "photos", "--device", "what"), "understood"),
+        ((folder / "full.model", folder / "photos", "--device", "what"), "auto, emulator, usb"),
+        ((folder / "full.model", folder / "photos", "--device", "emulator,virtual"), "beside others"),
     ):
         monkeypatch.setattr(sys, "argv", ["classify.py", *map(str, arguments)])
         with pytest.raises(UsageError, match=words):
@@ -178,6 +179,9 @@ def test_standard_input_that_is_no_image(folder: Path, monkeypatch: pytest.Monke
         assert "error: standard input: " in capsys.readouterr().err
     with pytest.raises(UsageError, match="twice"):
         classify.main([words[0], "-", *words[1:]])
+    monkeypatch.setattr(sys, "stdin", None)  # gti classify ... <&-
+    with pytest.raises(UsageError, match="standard input"):
+        classify.main(words)
 
 
 def test_the_emulator_answers_as_the_stick_in_software(folder: Path):

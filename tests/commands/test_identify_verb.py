@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from still_clock import still
 from gti.chip.identify import place, profile, stages
 from gti.chip.usb.transport import Settings
 from gti.commands import doctor, flags, report_stick
-from gti.errors import FormatError, UsageError
+from gti.errors import UsageError
 
 SERIAL = "VIRTUAL0001"
 
@@ -31,6 +32,7 @@ def test_table_profile_recording_report(capsys: pytest.CaptureFixture[str], tmp_
     shown = capsys.readouterr().out
     assert "halves to the even number" in shown
     assert "not reached" in shown
+    assert logging.getLogger("gti.chip").level == logging.NOTSET  # a program goes on to hear of faults
     found = json.loads(Path("stick_profile.json").read_text())
     assert found["behaviours"] == {"rounding": "half_even", "pooling": "average"}
     assert report_stick.main([]) == 0
@@ -63,7 +65,7 @@ def test_mistakes(words: list[str]):
 
 
 def test_a_report_needs_a_profile():
-    with pytest.raises(FormatError, match="stick_profile"):
+    with pytest.raises(UsageError, match=r"stick_profile.*doctor --identify"):
         report_stick.main([])
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from places import ROOT
 
-from gti.commands import classify, flags, verify
+from gti.commands import classify, diff, flags, trace, verify
 from gti.errors import UsageError
 
 ZOO = ROOT / "gti" / "zoo"  # nets/zoo leads there, in a checkout
@@ -32,6 +32,15 @@ def test_an_unknown_name_is_told_which_there_are():
 @pytest.mark.parametrize("device", ["emulator", "virtual"])
 def test_its_known_answer_is_right(name: str, device: str):
     assert verify.main([f"zoo:{name}", "--device", device]) == 0
+
+
+def test_it_can_be_compared_and_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert diff.main(["zoo:cifar", str(ZOO / "2801_cifar.model")]) == 0
+    assert capsys.readouterr().out == "equal\n"
+    np.save(tmp_path / "image.npy", np.zeros((28, 28, 3), np.uint8))
+    words = ["encode", "--model", "zoo:cifar", "--image", str(tmp_path / "image.npy"), "--out", str(tmp_path / "t")]
+    trace.main(words)
+    assert (tmp_path / "t" / "frame0.bin").is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)

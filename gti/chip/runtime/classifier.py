@@ -33,7 +33,7 @@ from gti.chip.host.host_layers import HostLayers, Label
 from gti.chip.loaded_model import load_model
 from gti.chip.runtime.dispatch import Dispatcher, Maps
 from gti.chip.runtime.engine_model import EngineModel
-from gti.chip.runtime.opening import open_stick_or_emulator
+from gti.chip.runtime.opening import EMULATOR, open_stick_or_emulator
 from gti.chip.spec import FC_SHIFT, MAX_CODE
 from gti.chip.usb.transport import Settings
 from gti.chip.wire.protocol import Mode
@@ -81,6 +81,13 @@ class Classifier:
 
             if record is not None:
                 raise UsageError("--record", "writes the session of one stick", received=list(devices))
+            if EMULATOR in devices:
+                raise UsageError(
+                    "--device",
+                    "has the emulator beside others",
+                    expected="sticks with commas between them, or emulator alone",
+                    received=",".join(devices),
+                )
             self._sticks = GtiPool(path, devices, settings=settings)
         try:
             loaded = load_model(Path(path))

@@ -36,7 +36,7 @@ def open_stick_or_emulator(
             raise UsageError("--record", "writes what a stick does", received=f"--device {EMULATOR}")
         return EngineModel(path, behaviours=behaviours)
     # A recording is one of the USB path: the stick in software has it too.
-    software = record is not None or parse_device(device).kind != AUTO
+    software = record is not None or parse_device(device, EMULATOR).kind != AUTO
     loaded = load_model(Path(path))
     try:
         return GtiModel(loaded, device, mode=mode, settings=settings, record=record, software=software)

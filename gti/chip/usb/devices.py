@@ -70,17 +70,17 @@ def back_end(kind: str) -> BackEnd:
     return cast(BackEnd, importlib.import_module(BACK_ENDS[kind]))
 
 
-def parse_device(text: str) -> Selection:
+def parse_device(text: str, *others: str) -> Selection:
     """Return what a `--device` text selects: auto | usb | usb:<serial or index> | virtual | eusb:<serial or sg node>.
 
     `virtual:ft600` and `virtual:eusb` are sticks in software of the other kinds, `replay:FILE` is a recorded session.
-    Raises UsageError.
+    Raises UsageError, which also names `others`, texts that the caller understands by itself.
     """
     kind, colon, key = text.strip().partition(":")
     kind = kind.lower()
     good = bool(key) == bool(colon)
     if not good or ((kind != AUTO or key) and (kind not in BACK_ENDS or not back_end(kind).takes(key))):
-        forms = [AUTO, *(back_end(name).FORM for name in BACK_ENDS)]
+        forms = [AUTO, *others, *(back_end(name).FORM for name in BACK_ENDS)]
         raise UsageError("--device", "is not understood", expected=", ".join(forms), received=text)
     return Selection(kind, key)
 
