@@ -164,6 +164,23 @@ def test_identity_pass() -> None:
     assert dat.decode(data).extra_passes == (True, False)
 
 
+def test_identity_pass_of_the_last_layer() -> None:
+    network = Network((MajorLayer(28, 16, 32, 2, 3, (4, 4), pooling=True, shortcuts=(1,)),))
+    weights = weights_of(network, 1)
+    decoded = dat.decode(dat.encode(network, weights))
+    assert decoded.network == network
+    assert decoded.extra_passes == (True,)
+    assert same(decoded.weights, weights)
+
+
+def test_a_shortcut_into_the_pooling_without_its_pass() -> None:
+    network = Network((MajorLayer(28, 16, 16, 2, 3, (4, 4), pooling=True),))
+    data = bytearray(dat.encode(network, weights_of(network, 1)))
+    struct.pack_into("<I", data, 4 * 20, 1 << 12)  # it starts at sublayer 1, and no third one follows
+    with pytest.raises(DatError, match="identity pass"):
+        dat.decode(bytes(data))
+
+
 def test_five_real_sublayers_are_no_identity_pass() -> None:
     # The header is the same; only the rows tell (section 3.3).
     layer = MajorLayer(28, 16, 16, 5, 3, (4, 4, 4, 4, 0), pooling=True, shortcuts=(1, 3))

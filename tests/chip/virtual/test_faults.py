@@ -90,6 +90,7 @@ def test_recovered(path: Path, expected: np.ndarray, fault: Fault, faults: int, 
     with model:
         assert all(right(model, expected, number) for number in range(4))
         assert (model.counts.get("faults", 0), model.counts["loads"], model.counts["frames"]) == (faults, loads, 4)
+        assert model.counts.get("recovered", 0) == faults  # one each: the next attempt is right
     assert backend.slots[0].plan.fired
 
 

@@ -219,3 +219,10 @@ def test_a_second_load_replaces_the_first():
     found = events(machine, protocol.encode_load(network.to_bytes() + b"\11"))
     assert [type(event) for event in found] == [Reset, Coefficients]
     assert found[1].data[:2] == b"\11\0"
+
+
+def test_a_window_is_for_one_load():
+    window, data = word_run(5, b"\0\2\0\0" + bytes(84)), word_run(0, b"\0") + word_run(3, bytes(40_000))
+    machine = WordMachine(4)
+    assert [type(event) for event in events(machine, window + data + data)] == [Coefficients]
+    assert machine.refused_segments == 1  # an image of nobody knows what
