@@ -1,13 +1,19 @@
-"""Networks, weights and images of the benchmarks; without TensorFlow."""
+"""Networks, weights, images and files for benchmarks and other long runs; without TensorFlow."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gti.chip import spec
+from gti.chip.formats import dat
+from gti.chip.formats.blobs import encode_fc
+from gti.chip.formats.model_file import compose
+from gti.chip.host import preprocessing
+from gti.chip.network import file_size
 from gti.chip.network import json_form as networks
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 
@@ -76,6 +82,25 @@ def random_weights(network: Network, seed: int = 0) -> list[ConvolutionWeights]:
         pattern *= scales.astype(np.int16)[:, :, None, None]
         result.append(ConvolutionWeights(pattern, biases, shift))
     return result
+
+
+def full_model(network: Network) -> bytes:
+    """Return a .MODEL of `network` with random weights, ten classes behind it; its .DAT ends with its rows."""
+    channels, height, width = network.output_shape
+    random = np.random.RandomState(0)
+    dense = random.normal(size=(10, channels * height * width)) * 0.003, random.normal(size=10)
+    layers = [
+        {"operation": "GTICNN", "name": "chip", "data file": "chip", "mode": 0, "output scaledown": spec.FC_SHIFT},
+        {"operation": "FC", "name": "fc", "data file": "fc"},
+        {"operation": "SOFTMAX", "name": "softmax"},
+        {"operation": "LABEL", "name": "label", "data file": "labels"},
+    ]
+    size, _, planes = network.input_shape
+    header = {"name": "bench", "layer": layers, preprocessing.KEY: preprocessing.Preprocessing(size, planes).entry()}
+    length = spec.HEADER_BYTES + spec.ROW_BYTES * file_size.row_count(network)
+    parts = {"chip": dat.encode(network, random_weights(network), length=length), "labels": b"a class\n" * 10}
+    parts["fc"] = encode_fc(*(values.astype(np.float32) for values in dense))
+    return compose(json.dumps(header).encode(), parts)
 
 
 def random_images(network: Network, count: int) -> np.ndarray:

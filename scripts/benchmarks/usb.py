@@ -6,7 +6,6 @@ The sticks are in software and answer a pattern after `CHIP_MS`, so that nothing
 from __future__ import annotations
 
 import importlib.util
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,9 +19,6 @@ import numpy as np
 from gti.chip import spec
 from gti.chip.driver import GtiModel
 from gti.chip.formats import dat
-from gti.chip.formats.blobs import encode_fc
-from gti.chip.formats.model_file import compose
-from gti.chip.host import preprocessing
 from gti.chip.host.preprocessing import Preprocessing, center_square
 from gti.chip.network.types import Network
 from gti.chip.runtime.classifier import Classifier
@@ -151,24 +147,6 @@ def beside_the_emulator(worker: Worker, frames: int, repeat: int, turn: int) -> 
     )
 
 
-def full_model(network: Network) -> bytes:
-    """Return a .MODEL of `network` with random weights, ten classes behind it."""
-    channels, height, width = network.output_shape
-    random = np.random.RandomState(0)
-    dense = random.normal(size=(10, channels * height * width)) * 0.003, random.normal(size=10)
-    layers = [
-        {"operation": "GTICNN", "name": "chip", "data file": "chip", "mode": 0, "output scaledown": spec.FC_SHIFT},
-        {"operation": "FC", "name": "fc", "data file": "fc"},
-        {"operation": "SOFTMAX", "name": "softmax"},
-        {"operation": "LABEL", "name": "label", "data file": "labels"},
-    ]
-    size, _, planes = network.input_shape
-    header = {"name": "bench", "layer": layers, preprocessing.KEY: Preprocessing(size, planes).entry()}
-    parts = {"chip": dat.encode(network, networks.random_weights(network)), "labels": b"a class\n" * 10}
-    parts["fc"] = encode_fc(*(values.astype(np.float32) for values in dense))
-    return compose(json.dumps(header).encode(), parts)
-
-
 def labels_side(path: str, network: Network, images: int) -> Actions:
     """Return arrays to labels by a Classifier on the emulator, and to codes by the emulator alone."""
     pictures = networks.random_images(network, images)
@@ -242,7 +220,7 @@ def measure(scale: Scale) -> Iterator[Figure]:
             yield compared(PART, name, "seconds", found, "emulator, one by one", goal=GOAL_BESIDE)
             worker.value("release")
         full = Path(folder) / "bench.model"
-        full.write_bytes(full_model(digits))
+        full.write_bytes(networks.full_model(digits))
         with Worker(labels_side, str(full), digits, scale.arrays) as worker:
             name = f"digits 28, {scale.arrays} arrays to labels: Classifier.classify_many, no stick"
             sides = (worker, "labels"), (worker, "codes")

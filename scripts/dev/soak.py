@@ -48,33 +48,11 @@ FAULTS = (
 
 
 def model_bytes() -> bytes:
-    """Return a full .MODEL of one sublayer, 14x14x3 -> 7x7x16 -> 4 classes, with random weights."""
-    import numpy as np
+    """Return a full .MODEL of one sublayer, 14x14x3 -> 7x7x16 -> ten classes, with random weights."""
+    from gti.chip.network.types import MajorLayer, Network
+    from scripts.benchmarks.networks import full_model
 
-    from gti.chip.formats import dat
-    from gti.chip.formats.blobs import encode_fc
-    from gti.chip.formats.model_file import compose
-    from gti.chip.host.preprocessing import KEY, Preprocessing
-    from gti.chip.network import file_size
-    from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
-
-    random = np.random.RandomState(1)
-    network = Network((MajorLayer(14, 3, 16, 1, 3, (4,), pooling=True),))
-    masks = np.array([-4, -2, -1, 0, 1, 2, 4])[random.randint(0, 7, (16, 3, 3, 3))]
-    weights = (masks * random.randint(1, 6, (16, 3, 1, 1))).astype(np.int16)
-    (conv,) = network.convolutions
-    convolution = ConvolutionWeights(weights, random.randint(-200, 500, 16).astype(np.int32), conv.shift)
-    layers = [
-        {"operation": "GTICNN", "name": "chip", "data file": "chip", "mode": 0, "output scaledown": 3},
-        {"operation": "FC", "name": "fc", "data file": "fc"},
-        {"operation": "SOFTMAX", "name": "softmax"},
-        {"operation": "LABEL", "name": "label", "data file": "labels"},
-    ]
-    header = {"name": "soak", "layer": layers, KEY: Preprocessing(14, 3, "BGR", 0.875).entry()}
-    dense = (random.normal(size=(4, 784)) * 0.003).astype(np.float32), random.normal(size=4).astype(np.float32)
-    length = 92 + 192 * file_size.row_count(network)
-    blobs = {"chip": dat.encode(network, [convolution], length=length), "fc": encode_fc(*dense)}
-    return compose(json.dumps(header).encode(), {**blobs, "labels": b"a\nb\nc\nd\n"})
+    return full_model(Network((MajorLayer(14, 3, 16, 1, 3, (4,), pooling=True),)))
 
 
 def memory_and_descriptors() -> tuple[int, int]:
