@@ -102,6 +102,18 @@ def test_logits_are_equal_before_and_after(net: str, name: str, tmp_path: Path) 
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
 
 
+def test_learned_steps_grow_as_their_filters() -> None:
+    network = small_network(*TWO_MAJORS)
+    arrays = arrays_of(network, batch_norm=True)
+    arrays["net/conv1_2/batch_normalization/gamma"] *= -1  # a step stays a size
+    steps = {c.name: (c.input_channels, c.output_channels) for c in network.convolutions}
+    given = {f"net/{name}/filter_steps": np.full(shape, 0.25, F) for name, shape in steps.items()}
+    fused = fusion.fuse(network, arrays | given, net="net")
+    for name in steps:
+        grown = np.abs(fused[f"net/{name}/filters"] / arrays[f"net/{name}/filters"])[1, 1]
+        np.testing.assert_allclose(fused[f"net/{name}/filter_steps"], 0.25 * grown, rtol=1e-5)
+
+
 def test_missing_biases_are_zeros() -> None:
     network = small_network(*TWO_MAJORS)
     arrays = arrays_of(network)
