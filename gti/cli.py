@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from gti import old_kit
 from gti.errors import GtiError, install, sentence
 
 # By the name to import: the package to install, and the extra of setup.py that brings it ("" = the kit itself).
@@ -60,6 +61,8 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
     try:
         outputs += _guarded_outputs(needs_listener)
         _warn_of_memory()
+        for note in old_kit.notes(os.environ):
+            print(f"note: {note}", file=sys.stderr)
         status = main()
     except SystemExit as leaving:  # of argparse after its help, or of a lost output
         status = leaving.code

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gti import caps, fusion, names
+from gti import caps, fusion, names, old_kit
 from gti.chip.formats import dat
 from gti.chip.network.types import Convolution, ConvolutionWeights, Network
 from gti.errors import QuantizationError, sentence
@@ -191,4 +191,4 @@ class _Ranges:
 
 def debug_conversion() -> bool:
     """Return whether the user asked for the figures of every layer (environment variable of user guide section 5.2)."""
-    return os.environ.get("GTI_DEBUG_CONVERSION", "").lower() in ("true", "1")
+    return old_kit.is_on(os.environ, "GTI_DEBUG_CONVERSION")

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
-from gti import nets
+from gti import nets, old_kit
 from gti.errors import UsageError, listing
 
 _PARTS = ("BATCH_NORM", "host_layers")
@@ -43,6 +43,12 @@ def _imports(tree: ast.Module, path: Path) -> Iterator[str]:
             first = module.partition(".")[0]
             if not _exists(first) and not (path.parent / f"{first}.py").exists():
                 yield f"line {node.lineno}: imports {first}, which is not installed. Fix: install it, or leave it out."
+        if isinstance(node, ast.ImportFrom) and node.module == "gti.layers":
+            for name in [alias.name for alias in node.names if alias.name in old_kit.FUNCTIONS]:
+                yield (
+                    f"line {node.lineno}: imports {name}, a function of the old kit. Fix: use "
+                    f"{old_kit.FUNCTIONS[name]} (docs/old_kit.md)."
+                )
 
 
 def _exists(module: str) -> bool:

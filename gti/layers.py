@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gti import quantize
+from gti import old_kit, quantize
 from gti.caps import EXTREMELY_SMALL
 from gti.chip import spec
 from gti.errors import QuantizationError, UsageError
@@ -408,3 +408,8 @@ def _one_of(layer: str, argument: str, value: object, allowed: tuple[object, ...
         raise UsageError(
             layer, f"{argument} is impossible", expected="one of " + ", ".join(map(str, allowed)), received=value
         )
+
+
+def __getattr__(name: str) -> Any:
+    old_kit.refuse_function(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

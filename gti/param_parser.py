@@ -6,9 +6,8 @@ Defaults follow the user guide (sections 6 and 7.1); a mistake on the command li
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,6 @@ from gti import flag_groups
 from gti.arguments import Parser, count, number, path
 from gti.errors import UsageError
 from gti.stage import LEARNED, MSE, Stage, from_flags
-
-# Variables of the old kit -> what is in their place.
-OLD_VARIABLES = {
-    "GTI_CLIP_BIAS": "pass --clip_bias to train.py",
-    "GTI_DEBUG_LAYERS": "chip_infer.py --layer_outputs DIR and scripts/compare.py show the maps of all layers",
-}
 
 
 def train_parser() -> Parser:
@@ -329,8 +322,6 @@ def parse(parser: Parser, arguments: Sequence[str] | None = None) -> argparse.Na
     Raises UsageError.
     """
     args = parser.parse_args(arguments)
-    for note in environment_notes(os.environ):
-        print(f"note: {note}", file=sys.stderr)
     data_dir = getattr(args, "data_dir", None)
     args.data_given = any(getattr(args, name, None) for name in ("data_dir", "train_data_dir", "val_data_dir"))
     for name, folder in (("train_data_dir", "train"), ("val_data_dir", "val")):
@@ -395,15 +386,6 @@ def _check_optimization(args: argparse.Namespace) -> None:
             expected="--schedule cosine",
             received="--schedule constant",
         )
-
-
-def environment_notes(environment: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each variable of the old kit that is set and does nothing here."""
-    return [
-        f"{name} is not read any more: {today} (docs/old_kit.md)"
-        for name, today in OLD_VARIABLES.items()
-        if environment.get(name, "").lower() in ("true", "1")
-    ]
 
 
 def _data_folder(data_dir: str, part: str) -> str:

@@ -155,7 +155,9 @@ def test_debug_log_names_every_figure(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-@pytest.mark.parametrize(("value", "expected"), [("True", True), ("1", True), ("", False), ("False", False)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("True", True), ("1", True), ("yes", True), ("", False), ("False", False), ("0", False)]
+)
 def test_debug_variable(value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GTI_DEBUG_CONVERSION", value)
     assert converter.debug_conversion() is expected

@@ -29,6 +29,7 @@ SEEN_IN_SOURCE = {
     "softmax layer": (GOOD.replace("return ", "return keras.layers.Softmax()(") + ")", "softmax"),
     "softmax activation": (GOOD.replace('name="fc"', '"softmax"'), "softmax"),
     "import": ("import no_such_package\n" + GOOD, "no_such_package"),
+    "old function": ("from gti.layers import conv2d\n" + GOOD, r"conv2d.*ChipConv2D"),
     "syntax": (GOOD + "\ndef (", "line 1[0-9]"),
     "no BATCH_NORM": (GOOD.replace("BATCH_NORM", "OTHER"), "BATCH_NORM"),
     "no host_layers": (GOOD.replace("host_layers", "layers"), "host_layers"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from converted_net import run_script
 from places import ROOT
 from small_nets import TWO_MAJORS, build, randomise, small_network, some_caps, values
 
-from gti import caps, converter, param_parser
+from gti import caps, converter, old_kit, param_parser
 from gti.errors import FormatError, UsageError
 from gti.training import checkpoint
 
@@ -85,11 +88,80 @@ def test_old_flags_are_hidden(script):
     assert not re.search(r"--(train_size|data_size|batch_size|keep_last|best_checkpoint|last_checkpoint)", text)
 
 
-def test_variables_of_the_environment():
-    notes = param_parser.environment_notes({"GTI_CLIP_BIAS": "True", "GTI_DEBUG_LAYERS": "1"})
-    assert "--clip_bias" in notes[0]
-    assert "--layer_outputs" in notes[1]
-    assert not param_parser.environment_notes({"GTI_CLIP_BIAS": "", "GTI_DEBUG_CONVERSION": "True"})
+@pytest.mark.parametrize("script", old_kit.SCRIPTS)
+def test_scripts_that_have_another_name_say_it(script):
+    flags = ("--model", "m", "--npy=f", "x")
+    done = subprocess.run([sys.executable, script, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    today = re.search(r"\w+/\w+\.py", old_kit.SCRIPTS[script])[0]
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: {script}: is a script of the old kit")
+    assert today in done.stderr
+    assert (ROOT / today).is_file()
+
+
+@pytest.mark.parametrize(
+    ("function", "layer"),
+    [
+        ("conv2d", "ChipConv2D"),
+        ("batch_norm", "ChipConv2D"),
+        ("relu", "ChipConv2D"),
+        ("max_pool", "ChipPooling(0)"),
+        ("topleft_pool", "ChipPooling(1)"),
+        ("fully_connected", "HostDense"),
+    ],
+)
+def test_functions_of_layers_name_the_layer_of_today(function, layer):
+    from gti import layers
+
+    assert hasattr(layers, layer.partition("(")[0])
+    with pytest.raises(UsageError, match=re.escape(f"gti.layers.{function}: is a function of the old kit")) as caught:
+        exec(f"from gti.layers import {function}")
+    assert layer in str(caught.value)
+    with pytest.raises(UsageError):
+        getattr(layers, function)
+    assert not hasattr(layers, "conv3d")
+
+
+def test_table_of_functions_is_complete():
+    assert set(old_kit.FUNCTIONS) == {"conv2d", "relu", "max_pool", "topleft_pool", "fully_connected", "batch_norm"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"GTI_CLIP_BIAS": "True"}, "--clip_bias"),
+        ({"GTI_CLIP_BIAS": "1"}, "--clip_bias"),
+        ({"GTI_DEBUG_LAYERS": "yes"}, "--layer_outputs"),
+        ({"GTI_DEBUG_LAYER": "True"}, "GTI_DEBUG_LAYER is not read by this kit"),
+        ({"GTI_CLIP_BIAS": ""}, ""),
+        ({"GTI_CLIP_BIAS": "False"}, ""),
+        ({"GTI_DEBUG_CONVERSION": "True", "GTI_LOCK_DIR": "/x", "GTISDKPATH": "/sdk"}, ""),
+    ],
+)
+def test_variables_that_are_not_read_are_told(environment, told):
+    (note,) = old_kit.notes(environment) or [""]
+    assert bool(note) == bool(told)
+    assert told in note
+
+
+@pytest.mark.parametrize("command", [["scripts/check.py", "none.json"], ["-m", "gti", "info", "none.dat"]])
+def test_every_command_tells_variables(command):
+    environment = os.environ | {"GTI_CLIP_BIAS": "True"}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.startswith("note: GTI_CLIP_BIAS")
+    assert done.returncode == 2
+
+
+def test_variables_of_today_are_those_that_the_kit_reads_or_sets():
+    found = {
+        name
+        for path in (ROOT / "gti").rglob("*.py")
+        if path.name != "old_kit.py"
+        for name in re.findall(r'"(GTI_[A-Z_]+)"', path.read_text(encoding="utf-8"))
+    }
+    assert found == old_kit.VARIABLES_OF_TODAY
 
 
 def test_settings_of_both_forms(tmp_path):
@@ -139,5 +211,8 @@ def test_every_old_flag_is_in_the_page():
         for action in make()._actions:
             if type(action).__name__ == "Refusal":
                 assert action.option_strings[0] in page
-    for name in param_parser.OLD_VARIABLES:
+    for name in (*old_kit.VARIABLES, *old_kit.FUNCTIONS):
         assert name in page
+    for script, today in old_kit.SCRIPTS.items():
+        (line,) = [line for line in page.splitlines() if f"| `{script}" in line]
+        assert re.search(r"\w+/\w+\.py", today)[0] in line
