@@ -3,8 +3,9 @@
     gti build parts again.model
     gti build gnet32.dat gnet32.model --crop 0.875
 
-The folder gives the same file, byte for byte; FILE's suffix decides where both kinds are possible. A wrapped .DAT says
-how pictures are prepared (docs/runtime.md) and carries an answer that gti verify checks.
+The folder gives the same file, byte for byte; FILE's suffix decides where both kinds are possible. Folders of the
+vendor's tools (X.json, X.model.0, X.model.1, ...) are taken too. A wrapped .DAT says how pictures are prepared
+(docs/runtime.md) and carries an answer that gti verify checks.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from gti.chip.formats import blobs, dat, model_file, npy, upsampling
 from gti.chip.network import json_form
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.runtime import known_answer
-from gti.errors import GtiError, NetworkError
+from gti.errors import GtiError, ModelFileError, NetworkError
 from scripts import model_tool
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "model_cases.json").read_text())
@@ -434,12 +434,49 @@ def test_upsample_mode_zero_survives_in_a_model(monkeypatch, tmp_path, caplog) -
     assert "is lost" in caplog.text
 
 
-def test_folders_of_the_sdks_tools_are_built(monkeypatch, tmp_path) -> None:
-    folder = tmp_path / "parts"
+def taken_apart(folder: Path, form: str) -> list[bytes]:
+    """Write a container of twelve layers with data as the vendor's tools take it apart; return the data in order."""
+    blobs = [dat.encode(NETWORK, weights()), *(f"label {k}".encode() for k in range(11))]
+    entries = [{"operation": "LABEL", "name": f"layer {k}", "data file": f"{k}"} for k in range(len(blobs))]
+    entries[0] |= {"operation": "GTICNN", "mode": 0}
+    entries.insert(0, {"operation": "IMAGEREADER", "name": "reader", "data file": None})
+    text = json.dumps({"layer": entries}).encode()
+    whole = model_file.parse(model_file.compose(text, {f"{k}": blob for k, blob in enumerate(blobs)}))
+    parts = model_file.decompose(whole, "X.model")  # as the vendor's library does: test_model_file.py has its digests
+    if form == "library, moved":
+        parts["X.model.0"] = parts["X.model.0"].replace(b'"X.model.', b'"/home/else/X.model.')
+    if form.startswith("tool"):
+        header = json.loads(parts["X.model.0"])
+        parts = {f"X.model.{k}": blob for k, blob in enumerate(blobs)}
+        for k, entry in enumerate(header["layer"][1:]):
+            entry["data file"] = f"X.model.{k}"
+        parts["X.json"] = whole.header_text if form.endswith("as it was") else json.dumps(header).encode()
     folder.mkdir()
-    entry = {"operation": "GTICNN", "name": "chip", "data file": "X.model.0", "mode": 0}
-    data = dat.encode(NETWORK, weights())
-    (folder / "X.json").write_text(json.dumps({"layer": [entry]}))
-    (folder / "X.model.0").write_bytes(data)
-    assert call(monkeypatch, "build", folder, tmp_path / "out.model") == 0
-    assert [bytes(layer.blob) for layer in model_file.load(tmp_path / "out.model").layers] == [data]
+    for name, content in parts.items():
+        (folder / name).write_bytes(content)
+    return blobs
+
+
+@pytest.mark.parametrize("form", ["library", "library, moved", "tool", "tool, header as it was"])
+def test_folders_of_the_sdks_tools_are_built(monkeypatch, tmp_path, form) -> None:
+    blobs = taken_apart(tmp_path / "parts", form)
+    assert call(monkeypatch, "build", tmp_path / "parts", tmp_path / "out.model") == 0
+    layers = model_file.load(tmp_path / "out.model").layers
+    assert [layer.blob and bytes(layer.blob) for layer in layers] == [None, *blobs]
+
+
+@pytest.mark.parametrize("form", ["library", "tool", "tool, header as it was"])
+def test_nothing_of_such_a_folder_is_left_out(monkeypatch, tmp_path, form) -> None:
+    parts = tmp_path / "parts"
+    taken_apart(parts, form)
+    (parts / "X.model.77").write_bytes(b"of no layer")
+    with pytest.raises(ModelFileError, match=r"no layer for X\.model\.77"):
+        call(monkeypatch, "build", parts, tmp_path / "out.model")
+    (parts / "X.model.77").unlink()
+    (parts / "X.model.5").unlink()
+    with pytest.raises(ModelFileError, match=r"its data file is missing; expected X\.model\.5 "):
+        call(monkeypatch, "build", parts, tmp_path / "out.model")
+    (parts / "Y.model.0").write_text('{"layer": []}')
+    with pytest.raises(ModelFileError, match="several containers"):
+        call(monkeypatch, "build", parts, tmp_path / "out.model")
+    assert not (tmp_path / "out.model").exists()

@@ -76,7 +76,7 @@ def compose(network_json: bytes, data: Mapping[str, bytes] | str | os.PathLike[s
             name, "is too large", expected=f"at most {MAX_HEADER_BYTES} bytes", received=len(network_json)
         )
     header = files.parse_json(network_json, name, error=ModelFileError)
-    entries = _entries(header, name)
+    entries = entries_of(header, name)
     base = len(network_json) + _ROOM_PER_LAYER * len(entries)
     packed: list[dict[str, Any]] = []
     blobs: list[bytes] = []
@@ -130,7 +130,7 @@ def parse(data: bytes | memoryview, name: str = ".MODEL data") -> ModelFile:
         raise ModelFileError(name, "has no end of its header", expected=f"a NUL within {MAX_HEADER_BYTES} bytes")
     text = text if end < 0 else text[:end]
     header = files.parse_json(text, name, error=ModelFileError)
-    entries = _entries(header, name)
+    entries = entries_of(header, name)
     if end < 0 and entries:
         raise ModelFileError(
             name,
@@ -172,7 +172,8 @@ def decompose(model: ModelFile, name: str) -> dict[str, bytes]:
     return {f"{name}.0": indented({**model.header, "layer": entries}).encode(), **result}
 
 
-def _entries(header: object, name: str) -> list[dict[str, Any]]:
+def entries_of(header: object, name: str) -> list[dict[str, Any]]:
+    """Return the layers of a header, as they stand in it. Raises ModelFileError where it has none to speak of."""
     if not isinstance(header, dict):
         raise ModelFileError(name, "is not a JSON object", expected='{"layer": [...]}')
     entries = header.get("layer")

@@ -12,7 +12,6 @@ The files after the first line of each kind are written only where they are need
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import shutil
@@ -27,7 +26,7 @@ import numpy as np
 
 from gti import files
 from gti.chip import spec
-from gti.chip.formats import dat, dat_header, model_file, npy, upsampling
+from gti.chip.formats import dat, dat_header, model_file, npy, sdk_folder, upsampling
 from gti.chip.formats.canonical_json import canonical
 from gti.chip.formats.model_file import ModelFile
 from gti.chip.network import file_size
@@ -105,7 +104,7 @@ def extract(data: bytes, folder: str | os.PathLike[str], name: str, ten_bit: int
 def build(folder: str | os.PathLike[str], target: str) -> bytes:
     """Return the file that `folder` describes: a .MODEL where it holds network.json, else a .DAT.
 
-    A folder of the SDK's tools, `X.json` with the parts `X.model.0` and so on that it names, is taken for a .MODEL.
+    A folder into which the vendor's tools took a container apart (`sdk_folder`) is taken for a .MODEL.
 
     A `target` name that ends with `.dat` or `.model` decides where both are possible. Raises FormatError, NetworkError
     and UsageError.
@@ -114,8 +113,8 @@ def build(folder: str | os.PathLike[str], target: str) -> bytes:
     if not base.is_dir():
         raise UsageError(str(base), "is no folder", fix="pass the folder that extract has written")
     has = {kind for kind in ("network.json", "dat.json") if _has(base, kind)}
-    if not has and (text := _sdk_text(base)):
-        return _build_container(base, text)
+    if not has and (taken_apart := sdk_folder.find(base)):
+        return _read_back_container(sdk_folder.compose(taken_apart), base)
     suffix = Path(target).suffix.lower()
     if suffix == ".dat" and "dat.json" in has:
         has = {"dat.json"}
@@ -128,12 +127,6 @@ def build(folder: str | os.PathLike[str], target: str) -> bytes:
     raise UsageError(
         str(base), "holds nothing to build", expected="network.json (for a .MODEL) or dat.json (for a .DAT)"
     )
-
-
-def _sdk_text(base: Path) -> str:
-    # The SDK's tools extract X.model to X.json and X.model.0, X.model.1, ...
-    found = [path.name for path in base.glob("*.json") if any(base.glob(f"{glob.escape(path.stem)}.model.[0-9]*"))]
-    return found[0] if len(found) == 1 else ""
 
 
 def dat_parts(
@@ -231,12 +224,15 @@ def _composes_to(text: bytes, parts: Mapping[str, bytes], data: bytes) -> bool:
         return False
 
 
-def _build_container(base: Path, name: str = "network.json") -> bytes:
-    text = _read(base, name, model_file.MAX_HEADER_BYTES)
+def _read_back_container(data: bytes, base: Path) -> bytes:
+    model_file.parse(data, f"{base}, read back")
+    return data
+
+
+def _build_container(base: Path) -> bytes:
+    text = _read(base, "network.json", model_file.MAX_HEADER_BYTES)
     if not _has(base, "header.bin"):
-        data = model_file.compose(text, base)
-        model_file.parse(data, f"{base}, read back")
-        return data
+        return _read_back_container(model_file.compose(text, base), base)
     header = _read(base, "header.bin", model_file.MAX_FILE_BYTES)
     # Compose for its checks and its blobs; then lay the blobs where the kept header says.
     composed = model_file.parse(model_file.compose(text, base))
