@@ -20,7 +20,7 @@ def main() -> None:
     prefix, found = looks.checkpoint(args, args.checkpoint, stages, preferred=args.stage)
     stage.check_eval(found, args.stage, prefix)
     looks.data(args, args.val_data_dir)
-    looks.settings(args, found)
+    looks.settings(args, network, found)
     looks.outputs(args)
 
     from gti.quiet import import_tensorflow

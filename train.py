@@ -53,7 +53,7 @@ def train(held: ExitStack) -> None:
         classes = restore.number_of_classes(args.classes, None, args.train_data_dir)
         for folder in (args.train_data_dir, args.val_data_dir):
             folders.check_classes(folder, classes)
-    looks.settings(args, found)
+    looks.settings(args, network, found)
     if "TF_CONFIG" not in os.environ:  # of several workers, only the first writes
         looks.outputs(args, args.checkpoint_dir, args.log_dir)
         held.enter_context(ownership.owned(args.checkpoint_dir))

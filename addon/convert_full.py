@@ -89,9 +89,10 @@ _POOLINGS = {"GlobalAveragePooling2D": "average", "GlobalMaxPooling2D": "max"}
 
 def main() -> None:
     args = param_parser.parse(parser())
-    from gti import looks
+    from gti import looks, nets
 
     network = looks.conversion(args)
+    nets.check_trainable(args.net, network)
     if network.convolutions[-1].ten_bit:
         raise UsageError(
             f"net {args.net}",

@@ -10,7 +10,7 @@ import numpy as np
 from gti import files, names
 from gti.chip.network.types import Network
 from gti.chip.spec import CHIP
-from gti.errors import FormatError, UsageError
+from gti.errors import FormatError, QuantizationError, UsageError
 
 # Ranges that user guide section 5.3 calls extreme.
 EXTREMELY_LARGE = 1e3
@@ -79,3 +79,15 @@ def calibrated(net: str, given: str | Path | None = None) -> dict[str, float]:
             fix=f"run set_relu_caps.py --net {net} --chip {CHIP} --quant_w on the quant_w checkpoint",
         )
     return load(path, net)
+
+
+def check_complete(given: Mapping[str, float], net: str, network: Network, source: str) -> None:
+    """Raise QuantizationError, naming `source`, where `given` holds no cap for a sublayer of the net's `network`."""
+    missing = [c.path for c in network.convolutions if names.cap(net, c.name) not in given]
+    if missing:
+        raise QuantizationError(
+            source,
+            f"holds no cap of net {net} for " + ", ".join(missing),
+            expected="a calibrated cap for every sublayer",
+            fix="run set_relu_caps.py on the checkpoint with quantized weights",
+        )

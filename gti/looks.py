@@ -19,11 +19,17 @@ from gti.training import checkpoint_folder
 
 
 def network(args: Namespace) -> Network:
-    """Return the Network of --net, read and checked, at --image_size (None: as its dat.json says).
+    """Return the Network of --net, read and checked, at --image_size (None: as its dat.json says), to build a model of.
 
-    Raises UsageError, FormatError and NetworkError as `nets.load` does, UsageError for --ten_bit_act without ten bits,
-    and ModuleNotFoundError where a package that --report needs is missing.
+    Raises UsageError, FormatError and NetworkError as `nets.load` and `nets.check_trainable` do, UsageError for
+    --ten_bit_act without ten bits, and ModuleNotFoundError where a package that --report needs is missing.
     """
+    found = _network(args)
+    nets.check_trainable(args.net, found)
+    return found
+
+
+def _network(args: Namespace) -> Network:
     if getattr(args, "report", None):
         import jinja2  # noqa: F401  (where it is missing, that is said before the work)
     found = nets.load(args.net, image_size=args.image_size, nets_dir=args.nets_dir)
@@ -56,7 +62,7 @@ def conversion(args: Namespace) -> Network:
     Raises as the other looks do, CheckpointError for a stage that does not fit --fuse, and FormatError for a model.json
     that cannot serve.
     """
-    found = network(args)
+    found = _network(args)
     packing.read_templates(found, net=args.net, nets_dir=args.nets_dir)
     prefix, known = checkpoint(args, args.checkpoint, preferred=stage.converted(args.fuse))
     stage.check_convert(known, args.fuse, prefix)
@@ -64,15 +70,17 @@ def conversion(args: Namespace) -> Network:
     return found
 
 
-def settings(args: Namespace, found: Stage | None) -> None:
+def settings(args: Namespace, network: Network, found: Stage | None) -> None:
     """Look at the settings file where `args.stage` takes its caps from it; `found` is the stage of the checkpoint.
 
-    Raises UsageError where no caps are calibrated yet, FormatError for a file that cannot be read.
+    Raises UsageError where no caps are calibrated yet, FormatError for a file that cannot be read, QuantizationError
+    for one without the cap of a sublayer.
     """
     if args.stage < Stage.QUANT_ACT:
         return
     if found is not None and found < Stage.QUANT_ACT:
-        caps.calibrated(args.net, args.settings_file)
+        path = str(caps.settings_file(args.net, args.settings_file))
+        caps.check_complete(caps.calibrated(args.net, args.settings_file), args.net, network, path)
     elif args.settings_file is not None and (found is not None or os.path.exists(args.settings_file)):
         caps.load(args.settings_file, args.net)
 

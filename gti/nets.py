@@ -13,7 +13,7 @@ from gti import names
 from gti.chip import spec
 from gti.chip.network import json_form
 from gti.chip.network.types import Network
-from gti.errors import FormatError, UsageError
+from gti.errors import FormatError, NetworkError, UsageError
 
 NETS_DIR = Path(__file__).resolve().parent.parent / "nets"
 MODEL_DIR = Path(__file__).resolve().parent / "model"
@@ -114,4 +114,22 @@ def check_ten_bit(net: str, network: Network) -> None:
             "its dat.json does not ask for ten-bit activation",
             expected='"ActivationBitMode": 1',
             fix="leave --ten_bit_act out, or use the net tenbit",
+        )
+
+
+def check_trainable(net: str, network: Network) -> None:
+    """Raise NetworkError where a layer of `network` computes what only the chip knows: no model can be built of it."""
+    features = {"resnet_shortcut_start_layers": "shortcuts", "one_coef": "one_coef"}
+    used = [
+        f"{key} in major {major}"
+        for major, layer in enumerate(network.layers, 1)
+        for key, attribute in features.items()
+        if any(getattr(layer, attribute))
+    ]
+    if used:
+        raise NetworkError(
+            f"net {net}",
+            "uses " + ", ".join(used) + ", for which the chip's arithmetic is unknown",
+            expected="plain 3x3 convolutions",
+            fix="leave the keys out",
         )

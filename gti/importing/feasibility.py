@@ -18,7 +18,7 @@ from gti.chip.network.budget import Budget, HostLayer
 from gti.chip.network.nearest import Change
 from gti.chip.network.rules import Violation
 from gti.chip.network.types import Network
-from gti.errors import FormatError, NetworkError, printable
+from gti.errors import NetworkError, printable
 from gti.importing import advice, architecture, templates
 from gti.importing.architecture import Architecture
 
@@ -56,7 +56,7 @@ def of_json(path: str | os.PathLike[str], *, units: Sequence[int] | None = None)
     """
     name = os.fspath(path)
     value = files.read_json(path)
-    _refuse_container_definition(value, name)
+    networks.refuse_other_files(value, name)
     network, violations = networks.examine(value)
     if not network.layers or any(violation.rule.startswith(("json-", "model-entries")) for violation in violations):
         networks.from_json(value, name)
@@ -64,18 +64,6 @@ def of_json(path: str | os.PathLike[str], *, units: Sequence[int] | None = None)
     for note in network.notes:
         log.warning("%s: %s", name, note)
     return study(network, name, violations=violations, units=units)
-
-
-def _refuse_container_definition(value: Any, name: str) -> None:
-    layers = value.get("layer") if isinstance(value, dict) else None
-    if isinstance(layers, list) and any(isinstance(layer, dict) and "operation" in layer for layer in layers):
-        other = name.replace("_model.json", "_dat.json")
-        raise FormatError(
-            name,
-            "defines a .MODEL container, not a network of the chip",
-            expected="a dat.json",
-            fix=f"python scripts/check.py {other if other != name else 'nets/<chip>_<net>_dat.json'}",
-        )
 
 
 def of_model_file(

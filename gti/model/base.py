@@ -22,11 +22,11 @@ import keras
 import numpy as np
 
 from gti import names, nets, quantize
+from gti.caps import check_complete, settings_file
 from gti.caps import load as load_caps
-from gti.caps import settings_file
 from gti.chip import spec
 from gti.chip.network.types import Network
-from gti.errors import GtiError, NetworkError, QuantizationError, UsageError
+from gti.errors import GtiError, UsageError
 from gti.layers import ChipConv2D, ChipPooling, HostDense
 from gti.stage import LEARNED, MEAN
 
@@ -148,7 +148,7 @@ def build(
         raise UsageError(f"net {net}", "needs classes", expected="1 or more", received=classes)
     if ten_bit_act:
         nets.check_ten_bit(net, network)
-    _refuse_untrainable(net, network)
+    nets.check_trainable(net, network)
     start_caps = _start_caps(net, network, caps) if quant_act and not fuse else {}
     inputs = keras.Input(shape=network.input_shape, name="image")
     x = inputs
@@ -179,37 +179,13 @@ def build(
     return model
 
 
-def _refuse_untrainable(net: str, network: Network) -> None:
-    features = {"resnet_shortcut_start_layers": "shortcuts", "one_coef": "one_coef"}
-    used = [
-        f"{key} in major {major}"
-        for major, layer in enumerate(network.layers, 1)
-        for key, attribute in features.items()
-        if any(getattr(layer, attribute))
-    ]
-    if used:
-        raise NetworkError(
-            f"net {net}",
-            "uses " + ", ".join(used) + ", for which the chip's arithmetic is unknown",
-            expected="plain 3x3 convolutions",
-            fix="leave the keys out",
-        )
-
-
 def _start_caps(net: str, network: Network, caps: Mapping[str, float] | None) -> Mapping[str, float]:
     source = "the given caps"
     if caps is None:
         path = settings_file(net)
         source = str(path)
         caps = load_caps(path, net) if path.exists() else {}
-    missing = [c.path for c in network.convolutions if names.cap(net, c.name) not in caps]
-    if missing:
-        raise QuantizationError(
-            f"net {net}",
-            f"{source} hold no cap for " + ", ".join(missing),
-            expected="a calibrated cap for every sublayer",
-            fix="run set_relu_caps.py on the checkpoint with quantized weights",
-        )
+    check_complete(caps, net, network, source)
     return caps
 
 

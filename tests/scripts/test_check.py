@@ -13,6 +13,7 @@ from places import ROOT
 
 from gti import files
 from gti.chip.network import json_form as networks
+from gti.errors import FormatError
 from gti.importing import feasibility
 
 SCRIPT = ROOT / "scripts" / "check.py"
@@ -80,7 +81,7 @@ def test_a_net_that_does_not_fit_gets_every_reason_and_the_nearest_that_does(tmp
         (["--net", "digits", "--nets_dir", "elsewhere"], "--nets_dir"),
         (["no_such.keras"], "file"),
         (["nets/2801_digits_dat.json", "--fc", "10,x"], "whole"),
-        (["nets/2801_digits_model.json"], "check.py nets/2801_digits_dat.json"),
+        (["nets/2801_digits_model.json"], "take nets/2801_digits_dat.json"),
         (["nets"], "nets: is not a regular file"),
         (["/dev/null"], "/dev/null: is not a regular file"),
     ],
@@ -90,6 +91,27 @@ def test_mistakes(words, part):
     assert result.returncode == 2
     assert part in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "word", "right"),
+    [
+        ({"layer": [{"operation": "GTICNN"}]}, "2801_x.model.json", ".MODEL container", "2801_x.dat.json"),
+        ({"layer": [{"operation": "GTICNN"}]}, "other.json", ".MODEL container", "<chip>_<net>_dat.json"),
+        ({"relu_caps": {"digits/conv1_1/relu_cap": 5}}, "digits_settings.json", "caps", "<chip>_<net>_dat.json"),
+        ({"relu_cap": {"conv1_1": 5}, "mask_bit": {}}, "2801_digits.json", "caps", "<chip>_<net>_dat.json"),
+        ({"crop_fraction": 0.5}, "pipeline.json", "crop_fraction", "<chip>_<net>_dat.json"),
+    ],
+)
+def test_json_of_other_kinds_is_one_sentence(tmp_path, value, name, word, right):
+    path = tmp_path / name
+    files.write_json(path, value)
+    for read in (feasibility.of_json, networks.load):
+        with pytest.raises(FormatError) as caught:
+            read(path)
+        assert word in str(caught.value)
+        assert right in str(caught.value)
+        assert "\n" not in str(caught.value)
 
 
 def test_converted_files_are_for_another_script(tmp_path):

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import runpy
+import shutil
 import sys
 
 import converted_net
 import pytest
 from converted_net import COMMON, ROOT
 
-from gti import quiet
-from gti.errors import CheckpointError, DataError, FormatError, GtiError, NetworkError, UsageError
+from gti import files, quiet
+from gti.errors import (
+    CheckpointError,
+    DataError,
+    FormatError,
+    GtiError,
+    NetworkError,
+    QuantizationError,
+    UsageError,
+)
 from gti.stage import Stage
 from gti.training import checkpoint_folder, ownership
 
@@ -141,6 +150,28 @@ def test_what_only_some_scripts_need(run, tmp_path):
     for script in ("convert_to_chip.py", "addon/convert_full.py"):
         assert "made a folder" in str(run(script, "--output_dir", "TMP/file"))
     assert "cannot be written" in str(run("chip_infer.py", "--json", "TMP/none/x.json"))
+
+
+@pytest.mark.parametrize("value", [{"relu_cap": {"conv1_1": 5}}, {"relu_caps": {"vgg16/conv1_1/relu_cap": 5}}])
+def test_a_settings_file_without_the_cap_of_a_sublayer(run, net, tmp_path, value):
+    files.write_json(tmp_path / "caps.json", value)
+    before = net.checkpoint.with_name("digits-2801-qw-epoch-1")
+    found = run("eval.py", "--checkpoint", before, "--settings_file", tmp_path / "caps.json")
+    assert isinstance(found, QuantizationError)
+    assert str(found).startswith(f"{tmp_path / 'caps.json'}: holds no cap of net digits for major 1 / sub")
+
+
+@pytest.mark.parametrize("script", [script for script in ROOT_SCRIPTS if script != "convert_to_chip.py"])
+@pytest.mark.parametrize("key", ["one_coef", "resnet_shortcut_start_layers"])
+def test_arithmetic_that_no_model_can_compute(run, net, tmp_path, script, key):
+    for kind in ("dat", "model"):
+        shutil.copy(net.folder / f"2801_digits_{kind}.json", tmp_path)
+    value = files.read_json(tmp_path / "2801_digits_dat.json")
+    value["layer"][0][key] = [1, 0] if key == "one_coef" else [1]
+    files.write_json(tmp_path / "2801_digits_dat.json", value)
+    found = run(script, "--nets_dir", "TMP")
+    assert isinstance(found, NetworkError)
+    assert f"{key} in major 1" in str(found)
 
 
 @pytest.mark.parametrize(

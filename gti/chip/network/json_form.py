@@ -6,8 +6,10 @@ note.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -25,7 +27,7 @@ from gti.chip.network.rules import (
     violations_of_ten_bit,
 )
 from gti.chip.network.types import MajorLayer, Network
-from gti.errors import NetworkError, listing, sentence
+from gti.errors import FormatError, NetworkError, listing, sentence
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,10 @@ def from_json(value: object, name: str, *, to_file: bool = False) -> Network:
     """Return the network of the JSON `value` of a dat.json; `name` is the file named in errors.
 
     Keys without effect on the file are kept in `extra`, notes are logged as warnings. `to_file`: what a .DAT can hold
-    is enough, whatever the chip computes of it. Raises NetworkError listing missing keys, wrong types and broken rules
-    together.
+    is enough, whatever the chip computes of it. Raises FormatError for JSON of another kind, NetworkError listing
+    missing keys, wrong types and broken rules together.
     """
+    refuse_other_files(value, name)
     network, found = examine(value)
     if to_file and all(violation.computed for violation in found):
         found = violations_of_file(network)
@@ -59,6 +62,24 @@ def from_json(value: object, name: str, *, to_file: bool = False) -> Network:
     for note in network.notes:
         log.warning("%s: %s", name, note)
     return network
+
+
+def refuse_other_files(value: object, name: str) -> None:
+    """Raise FormatError where the JSON `value` of the file `name` is something else of this kit than a dat.json."""
+    if not isinstance(value, dict):
+        return
+    layers = value.get("layer")
+    kind = ""
+    if isinstance(layers, list) and any(isinstance(layer, dict) and "operation" in layer for layer in layers):
+        kind = "defines a .MODEL container"
+    elif value.keys() & {"relu_caps", "relu_cap"}:
+        kind = "holds calibrated caps"
+    elif value and not value.keys() & {"layer", "model"}:
+        kind = f"has the keys {', '.join(map(json.dumps, list(value)[:3]))}"
+    if kind:
+        other = re.sub(r"([._])model\.json$", r"\1dat.json", name)
+        fix = f"take {other if other != name else 'nets/<chip>_<net>_dat.json'}"
+        raise FormatError(name, f"{kind}, not a network of the chip", expected="a dat.json", fix=fix)
 
 
 def examine(value: object) -> tuple[Network, list[Violation]]:
