@@ -65,8 +65,9 @@ def _wrapped(args: argparse.Namespace) -> bytes:
         raise UsageError("FILE", "is no .MODEL, which a .DAT is wrapped into", expected="*.model", received=args.file)
     files.check_writable(args.file, args.source)
 
+    from gti.chip.formats import model_file
     from gti.chip.runtime import wrapping
 
     data = flags.read_file(args.source)
-    name = Path(args.file).stem
+    name = model_file.name_of(args.file)
     return wrapping.wrap(data, name, args.source, crop=args.crop, mode=args.mode or "fc")

@@ -54,6 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if Path(cache).resolve() == Path(args.out).resolve():
         raise UsageError("--features", "is the file of --out", received=cache, fix="name another file, or leave it out")
 
+    from gti.chip.formats import model_file
     from gti.chip.runtime import teach
     from gti.chip.runtime.features import load_backbone
     from gti.progress import progress_over
@@ -72,7 +73,7 @@ def main(words: Sequence[str] | None = None) -> int:
         flags.note(lesson.description)
     for problem in lesson.refused:
         flags.note(f"error: {problem}")
-    data = teach.to_model(lesson, backbone, Path(args.out).stem, args.top)
+    data = teach.to_model(lesson, backbone, model_file.name_of(args.out), args.top)
     files.write_atomic(args.out, data)
     if args.json:
         print(flags.json_line(teach.figures(lesson) | {"file": args.out, "bytes": len(data)}))

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def save(
         folder = Path(tempfile.mkdtemp(prefix=f"{SAVING}{target.name}-", dir=target.parent))
         with tf.device("CPU"):
             tf.raw_ops.SaveV2(
-                prefix=str(folder / target.name),
+                prefix=os.fsencode(folder / target.name),
                 tensor_names=list(tensors),
                 shape_and_slices=[""] * len(tensors),
                 tensors=[tf.constant(value) for value in tensors.values()],
@@ -262,9 +262,12 @@ class _Reader:
             raise self._damaged(f"its variables need {claimed} bytes, its data has {stored}")
 
     def _plain_prefix(self) -> str:
-        # A prefix without the letters of patterns, of links where its own has some; they live as long as the reader.
-        if not _PATTERN.search(self.prefix):
-            return self.prefix
+        # A prefix without the letters of patterns, and in UTF-8, of links where its own is otherwise; they live as long
+        # as the reader.
+        with suppress(UnicodeEncodeError):
+            self.prefix.encode()
+            if not _PATTERN.search(self.prefix):
+                return self.prefix
         folder = Path(tempfile.mkdtemp(prefix="gti-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         for path in bundle(self.prefix):

@@ -33,7 +33,7 @@ def write(
     path = Path(folder) / f"events.out.tfevents.{now:017.6f}.{step:06d}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tf.io.TFRecordWriter(str(path)) as writer:
+        with tf.io.TFRecordWriter(os.fsencode(path)) as writer:
             writer.write(tf.compat.v1.Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
             writer.write(tf.compat.v1.Event(wall_time=now, step=step, summary=summary).SerializeToString())
     except (OSError, tf.errors.OpError) as problem:

@@ -95,6 +95,12 @@ def test_a_wrapped_dat_says_how_pictures_are_prepared(folder: Path, capsys: Any)
     np.testing.assert_allclose(np.load(folder / "f.npz")["features"][0], codes.mean(axis=(0, 1)), rtol=1e-6)
 
 
+def test_a_wrapped_dat_may_have_a_name_that_is_not_utf8(folder: Path):
+    target = folder / "caf\udce9.model"
+    assert build.main([str(folder / "net.dat"), str(target)]) == 0
+    assert model_file.load(target).header["name"] == "caf\\udce9"
+
+
 def test_mistakes_of_wrapping(folder: Path):
     source = str(folder / "net.dat")
     for words, key in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,13 +14,15 @@ from gti.training import tensorboard
 
 def events(folder):
     (path,) = folder.glob("events.out.tfevents.*")
-    return [tf.compat.v1.Event.FromString(record) for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    records = tf.data.TFRecordDataset(os.fsencode(path)).as_numpy_iterator()
+    return [tf.compat.v1.Event.FromString(record) for record in records]
 
 
-def test_scalars_and_histograms(tmp_path):
+@pytest.mark.parametrize("name", ["new", "caf\udce9"])  # the second is not UTF-8
+def test_scalars_and_histograms(tmp_path, name):
     array = np.random.default_rng(0).normal(size=(3, 3, 4, 8)).astype(np.float32)
-    tensorboard.write(tmp_path / "new", 7, {"loss": 0.25}, {"digits/conv1_1/filters": array, "empty": np.zeros(0)})
-    header, event = events(tmp_path / "new")
+    tensorboard.write(tmp_path / name, 7, {"loss": 0.25}, {"digits/conv1_1/filters": array, "empty": np.zeros(0)})
+    header, event = events(tmp_path / name)
     assert header.file_version == "brain.Event:2"
     assert event.step == 7
     scalar, histogram = event.summary.value

@@ -58,6 +58,11 @@ def layer_path(index: int, entry: Mapping[str, Any]) -> str:
     return f"layer {index + 1} ({' '.join(words)})" if words else f"layer {index + 1}"
 
 
+def name_of(path: str | os.PathLike[str]) -> str:
+    """Return the name of a network that a file's path gives: its stem, with escapes for what is not UTF-8 in it."""
+    return Path(path).stem.encode("utf-8", "backslashreplace").decode()
+
+
 def is_model(data: bytes | memoryview) -> bool:
     """Return whether `data` begins like a container: a JSON object."""
     head = bytes(data[:1024]).removeprefix(b"\xef\xbb\xbf").lstrip()
