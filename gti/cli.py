@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -53,13 +54,14 @@ def run(main: Callable[[], int | None], *, needs_listener: bool = True) -> None:
     0 for None; 2 for a `GtiError` (a user's mistake, said in one sentence without a traceback), for a package that is
     not installed, for output that cannot be written and for limits of the system (memory, open files, threads, disk);
     130 for Ctrl-C; 141 where the reader of the output left (`| head`). What an output's encoding lacks is written with
-    backslash escapes. Without `needs_listener` the work goes on when its output is lost. Anything else is a defect of
-    the kit and keeps its traceback.
+    backslash escapes, and of warnings of libraries the first line. Without `needs_listener` the work goes on when its
+    output is lost. Anything else is a defect of the kit and keeps its traceback.
     """
     outputs: list[_Output] = []
     status: int | str | None
     try:
         outputs += _guarded_outputs(needs_listener)
+        warnings.showwarning = _show_warning
         _warn_of_memory()
         for note in old_kit.notes(os.environ):
             print(f"note: {note}", file=sys.stderr)
@@ -120,6 +122,11 @@ def limit(error: BaseException) -> str:
         line = next(line for line in text.splitlines() if _NOT_LOADED.search(line))
         return sentence(error.name or "a library", f"cannot be loaded ({line.strip()})", fix=_MORE_MEMORY)
     return ""
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    # numba for one adds a traceback to what it says of a variable in the environment that it cannot read.
+    print(f"warning: {str(message).partition(chr(10))[0]}", file=sys.stderr)
 
 
 def _warn_of_memory() -> None:

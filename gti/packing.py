@@ -16,6 +16,7 @@ from typing import Any
 from gti import files, names, nets
 from gti.chip import spec
 from gti.chip.formats import model_file, splitting, upsampling
+from gti.chip.formats.blobs import encode_labels
 from gti.chip.host import preprocessing
 from gti.chip.host.preprocessing import Preprocessing
 from gti.chip.network.types import Network
@@ -136,7 +137,7 @@ def _append_host(model_json: dict[str, Any], host: Host, stem: str) -> tuple[dic
     last = host_entry("label", "LABEL", min(host.top, count)) | {"data file": labels, "data offset": 0}
     model_json["layer"].append(last)
     # The line number is the label: the numbers of the label file's own form are left out.
-    return blobs, {labels: "".join(f"{name}\n" for name in host.labels).encode("utf-8", "backslashreplace")}
+    return blobs, {labels: encode_labels(host.labels)}
 
 
 def host_entry(name: str, operation: str, channels: int) -> dict[str, Any]:

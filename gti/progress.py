@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from tqdm import tqdm
+log = logging.getLogger(__name__)
+
+try:
+    from tqdm import tqdm
+except ValueError as problem:  # it reads variables TQDM_... when it is imported
+    unfit = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("TQDM_")}
+    shown = ", ".join(f"{name}={value}" for name, value in unfit.items())
+    log.warning("not used: %s (%s)", shown, problem)
+    from tqdm import tqdm
 
 T = TypeVar("T")
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 BACKEND = "tensorflow"
 DTYPE = "float32"
 _KERAS_VARIABLES = ("KERAS_BACKEND", "KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH", "KERAS_NNX_ENABLED")
+# A flag in them that TensorFlow does not know ends the process: what it says must be seen.
+_FLAGS_OF_LIBRARIES = ("TF_XLA_FLAGS", "XLA_FLAGS")
 _PLAIN = {"floatx": DTYPE, "epsilon": 1e-7, "image_data_format": "channels_last"}
 _MAX_JSON_BYTES = 65536
 
@@ -29,7 +31,8 @@ def import_tensorflow() -> None:
     """Import TensorFlow and Keras; what they print meanwhile is shown only if that fails.
 
     Their C++ code writes straight to file descriptor 2, before any log level applies. Set TF_CPP_MIN_LOG_LEVEL=0 to see
-    everything. Settings of Keras that the kit cannot work with are overridden with a warning.
+    everything, as is done where flags of XLA are set. Settings of Keras that the kit cannot work with are overridden
+    with a warning.
 
     Raises UsageError where Keras has been imported already with another backend.
     """
@@ -47,7 +50,7 @@ def import_tensorflow() -> None:
 
 def _import_once() -> None:
     with _keras_environment(), _without_collecting():
-        if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+        if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0" or any(map(os.environ.get, _FLAGS_OF_LIBRARIES)):
             _import()
         else:
             _import_quietly()

@@ -17,11 +17,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tqdm import tqdm
-
+from gti.arguments import Parser
 from gti.cli import run
 from gti.errors import UsageError, sentence
 from gti.flag_groups import labels_format
@@ -29,9 +29,9 @@ from gti.flag_groups import labels_format
 MAX_SHARDS = 99999
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str) -> Parser:
     """Return the flags that this script and build_imagenet_data.py share."""
-    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    flags = Parser(description)
     flags.add_argument("--train_directory", required=True, help="folder of one sub-folder per class")
     flags.add_argument("--validation_directory", help="the same for validation; without it only train/ is written")
     flags.add_argument("--output_directory", required=True, help="for example data/flowers; its name names the shards")
@@ -91,7 +91,7 @@ def build_sets(args: argparse.Namespace, names: Sequence[str], folders: Sequence
             )
         with progress_bar(len(found[part]), part, "image") as bar:
 
-            def progress(skipped: str | None, bar: tqdm = bar) -> None:
+            def progress(skipped: str | None, bar: Any = bar) -> None:
                 if skipped:
                     bar.write(skipped, file=sys.stderr)
                 bar.update()

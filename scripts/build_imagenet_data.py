@@ -34,8 +34,12 @@ def read_metadata(path: str) -> dict[str, str]:
         raise DataError(str(problem)) from None
     except UnicodeDecodeError as problem:
         raise DataError(path, f"is not UTF-8 text at byte {problem.start}") from None
+    from gti.data.labels import refuse_strange
+
     names = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, whole in enumerate(text.split("\n"), 1):
+        line = whole.removesuffix("\r")
+        refuse_strange(line, path, f" in line {number}")
         synset, tab, name = line.partition("\t")
         if not line.strip():
             continue

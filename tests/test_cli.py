@@ -166,6 +166,26 @@ def test_what_an_encoding_lacks_is_escaped(environment, stream):
     assert getattr(done, stream) == "\\xfcber \\udce4\n"
 
 
+def test_warnings_of_libraries_are_one_line():
+    # numba warns of what it cannot read with a traceback in the text.
+    code = SAY.format("__import__('warnings').warn('NUMBA_OPT cannot be read\\nTraceback (most recent call last)')")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "warning: NUMBA_OPT cannot be read\n")
+
+
+@pytest.mark.parametrize("variable", ["TQDM_NCOLS=x", "TQDM_MININTERVAL=x", "TQDM_MINITERS=often"])
+def test_variables_that_tqdm_cannot_read_are_left_out(variable):
+    name, _, value = variable.partition("=")
+    code = "from gti.progress import progress_over; print(*progress_over([1, 2], 2, 'work'))"
+    environment = os.environ | {name: value}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "1 2\n")
+    assert f"not used: {variable}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [

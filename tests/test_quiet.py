@@ -33,6 +33,15 @@ def test_silent_and_outside_the_reach_of_the_collector(before, collects):
 
 
 @pytest.mark.slow
+def test_the_last_word_of_a_library_that_ends_the_process_is_seen():
+    code = "from gti.quiet import import_tensorflow; import_tensorflow()"
+    environment = os.environ | {"TF_XLA_FLAGS": "--nonsense"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode
+    assert "Unknown flag in TF_XLA_FLAGS: --nonsense" in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gti.data import tfrecords
-from gti.data.labels import find_labels, labels_of, read_labels
+from gti.data.labels import find_labels, labels_of, read_labels, refuse_strange
 from gti.errors import DataError, printable
 
 # Besides images: of systems, and of this kit.
@@ -69,6 +69,8 @@ def look(folder: str | os.PathLike[str], names: Sequence[str] = ()) -> Layout:
         )
     labels_file = find_labels(path)
     known = read_labels(labels_file) if labels_file else list(names) or ["", *(path.name for path in classes)]
+    for one in classes:
+        refuse_strange(one.name, str(one))
     strange = [one.name for one in classes if one.name not in known]
     if strange:
         raise DataError(

@@ -49,14 +49,7 @@ def parse_labels(data: bytes, name: str, form: str = "auto") -> list[str]:
     lines = []
     for number, whole in enumerate(text.split("\n"), 1):
         line = whole.removesuffix("\r").strip(" \t")
-        strange = next((c for c in line if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c != "\t"), None)
-        if strange is not None:
-            raise DataError(
-                name,
-                f"has the character U+{ord(strange):04X} in line {number}, which readers take for different things",
-                expected="lines that end with LF, and names without control characters",
-                fix="remove the character",
-            )
+        refuse_strange(line, name, f" in line {number}")
         if line:
             lines.append(line)
     if not lines:
@@ -74,6 +67,18 @@ def parse_labels(data: bytes, name: str, form: str = "auto") -> list[str]:
     names = lines if lines[0] in (BACKGROUND, f"unused {BACKGROUND}") else [BACKGROUND, *lines]
     _refuse_doubles(names, name, "the class name")
     return names
+
+
+def refuse_strange(label: str, name: str, where: str = "") -> None:
+    """Raise DataError, naming the file or folder `name`, for a character in the name of a class that ends a line."""
+    strange = next((c for c in label if unicodedata.category(c) in ("Cc", "Zl", "Zp") and c != "\t"), None)
+    if strange is not None:
+        raise DataError(
+            name,
+            f"has the character U+{ord(strange):04X}{where}, which readers take for different things",
+            expected="lines that end with LF, and names of classes without control characters",
+            fix="remove the character",
+        )
 
 
 @lru_cache(maxsize=64)

@@ -222,6 +222,14 @@ def test_names_that_are_not_utf8(tmp_path):
     assert (pixels.shape, labels.tolist()) == ((1, 14, 14, 3), [1])
 
 
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\x0cb", "a\x85b", "a\u2028b"])
+def test_names_of_classes_that_readers_would_cut_are_refused_at_the_first_door(tmp_path, name):
+    folder = class_folders(tmp_path / "train", "ant", name)
+    for look in (folders.look, data_check.inspect):
+        with pytest.raises(DataError, match=rf"U\+{ord(name[1]):04X}"):
+            look(folder)
+
+
 def test_labels_of_a_checkpoint_number_moved_folders(tmp_path):
     folder = class_folders(tmp_path / "moved", "cat")
     names = ("", "ant", "bee", "cat")

@@ -133,6 +133,9 @@ def test_imagenet_names_come_from_the_metadata(folders, monkeypatch):
         "n01 tench, Tinca tinca",
         "n02 crane",
     ]
+    metadata.write_text("n01\ttench\u2028n02\tcrane\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"U\+2028"):  # another reader would see two lines
+        run_here(monkeypatch, folders, *flags, script="build_imagenet_data.py")
     metadata.write_text("n01\ttench\n")
     with pytest.raises(DataError, match="none for n02"):
         run_here(monkeypatch, folders, *flags, script="build_imagenet_data.py")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
 from gti.errors import ModelFileError
@@ -63,6 +66,17 @@ def fc_sizes(data: bytes | memoryview, name: str = "FC data") -> tuple[int, int]
             fix="convert the layer again",
         )
     return inputs, outputs
+
+
+def encode_labels(labels: Sequence[str]) -> bytes:
+    """Return the text of one label a line, with escapes for what is not UTF-8 in them.
+
+    Raises ModelFileError for a label that would be read back as another one: it ends a line, or holds a NUL.
+    """
+    strange = next((label for label in labels if re.search(r"[\n\0]|\r$", label)), None)
+    if strange is not None:
+        raise ModelFileError("labels", "one of them ends a line", expected="one line each", received=repr(strange))
+    return "".join(f"{label}\n" for label in labels).encode("utf-8", "backslashreplace")
 
 
 def parse_labels(data: bytes | memoryview, name: str = "labels") -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gti.chip.formats import dat
-from gti.chip.formats.blobs import encode_fc
+from gti.chip.formats.blobs import encode_fc, encode_labels
 from gti.chip.formats.model_file import compose
 from gti.chip.host import preprocessing, softmax_regression
 from gti.chip.host import unknown as unknown_answer
@@ -201,7 +201,7 @@ def to_model(lesson: Lesson, backbone: Backbone, name: str, top: int = LABELS_RE
     data = {
         "chip.dat": backbone.loaded.dat,
         "fc.bin": encode_fc(lesson.regression.weights, lesson.regression.biases),
-        "labels.txt": "".join(f"{one}\n" for one in names).encode(),
+        "labels.txt": encode_labels(names),
     }
     # Compact: the centres of many classes are many numbers.
     return compose(json.dumps(header, ensure_ascii=False).encode(), data)

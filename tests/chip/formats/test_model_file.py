@@ -316,3 +316,12 @@ def test_labels(data: bytes, labels: list[str]) -> None:
 def test_refused_labels(data: bytes, words: str) -> None:
     with pytest.raises(ModelFileError, match=words):
         blobs.parse_labels(data)
+
+
+def test_labels_read_back_as_they_are_written() -> None:
+    labels = ["background", "big cat", "chat à poil", " ", "a\u2028b"]
+    assert blobs.parse_labels(blobs.encode_labels(labels)) == labels
+    assert blobs.parse_labels(blobs.encode_labels(["caf\udce9"])) == ["caf\\udce9"]
+    for strange in ("a\nb", "a\0b", "a\r"):
+        with pytest.raises(ModelFileError, match="ends a line"):
+            blobs.encode_labels(["background", strange])
