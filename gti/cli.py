@@ -115,7 +115,8 @@ def limit(error: BaseException) -> str:
         return sentence("memory", f"is not enough{f' ({text})' if text else ''}", fix=_MORE_MEMORY)
     if isinstance(error, OSError) and error.errno in _LIMITS:
         what, fix = _LIMITS[error.errno]
-        return sentence(str(error.filename or what), f"{what}: {error.strerror}", fix=fix)
+        where = str(error.filename or "")
+        return sentence(where or what, f"{what}: {error.strerror}" if where else str(error.strerror), fix=fix)
     if "start new thread" in text:
         return sentence("threads", text, fix="raise `ulimit -u`, or end other programs")
     if isinstance(error, ImportError) and _NOT_LOADED.search(text):

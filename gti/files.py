@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, BinaryIO, TypeGuard
 
 from gti.errors import FormatError, UsageError, reason, sentence
 
@@ -77,7 +77,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         move(temporary, target)
         temporary = ""
     except OSError as problem:
-        raise _not_written(os.fspath(path), problem) from problem
+        raise not_written(os.fspath(path), problem) from problem
     finally:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
@@ -88,10 +88,7 @@ def move(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
 
     Raises OSError.
     """
-    target = os.path.realpath(path)
-    if os.path.lexists(target) and not os.path.isfile(target):
-        number = errno.EISDIR if os.path.isdir(target) else errno.EEXIST
-        raise OSError(number, os.strerror(number) if number == errno.EISDIR else "is no regular file", target)
+    target = refuse_special(path)
     try:
         os.replace(source, target)
     except OSError as problem:
@@ -101,6 +98,15 @@ def move(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
         shutil.copyfile(source, beside)
         os.replace(beside, target)
         os.unlink(source)
+
+
+def refuse_special(path: str | os.PathLike[str]) -> str:
+    """Return where `path` leads, links followed. Raises OSError where that is there and is no regular file."""
+    target = os.path.realpath(path)
+    if os.path.lexists(target) and not os.path.isfile(target):
+        number = errno.EISDIR if os.path.isdir(target) else errno.EEXIST
+        raise OSError(number, os.strerror(number) if number == errno.EISDIR else "is no regular file", target)
+    return target
 
 
 def _is_stream(path: str | os.PathLike[str]) -> bool:
@@ -125,6 +131,21 @@ def _write_stream(path: str | os.PathLike[str], data: bytes) -> None:
             left = left[file.write(left) :]
 
 
+def open_stream(path: str | os.PathLike[str]) -> BinaryIO:
+    """Return `path` opened to be written as things happen, such as a recording: it is no whole file until it is closed.
+
+    A link is followed; a device or a FIFO is written to as it is. Raises UsageError where that is impossible, also for
+    a FIFO that nobody reads.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    try:
+        file = os.fdopen(os.open(path, flags, 0o666), "wb")
+    except OSError as problem:
+        raise not_written(os.fspath(path), problem) from problem
+    os.set_blocking(file.fileno(), True)
+    return file
+
+
 def check_writable(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]) -> None:
     """Raise UsageError where `write_atomic` could not write the file `path`: told before the work, not after it.
 
@@ -140,17 +161,17 @@ def check_writable(path: str | os.PathLike[str], *inputs: str | os.PathLike[str]
     try:
         stream = _is_stream(path)
     except OSError as problem:
-        raise _not_written(str(target), problem) from problem
+        raise not_written(str(target), problem) from problem
     if not stream:
         _try_to_write(Path(os.path.realpath(path)).parent, str(target))
     elif not os.access(path, os.W_OK):
-        raise _not_written(str(target), PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+        raise not_written(str(target), PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
 def make_writable_folder(folder: str | os.PathLike[str]) -> None:
-    """Create `folder` where it is missing; raise UsageError where that or writing into it is impossible."""
+    """Create `folder`, or what it links to, where it is missing; raise UsageError where that, or writing, fails."""
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.realpath(folder), exist_ok=True)  # also where a link leads that leads nowhere yet
     except OSError as problem:
         raise UsageError(
             str(folder),
@@ -165,10 +186,11 @@ def _try_to_write(folder: Path, name: str) -> None:
         with tempfile.NamedTemporaryFile(prefix=".try-", dir=folder):
             pass
     except OSError as problem:
-        raise _not_written(name, problem) from problem
+        raise not_written(name, problem) from problem
 
 
-def _not_written(name: str, problem: OSError) -> UsageError:
+def not_written(name: str, problem: OSError) -> UsageError:
+    """Return what to say of a file that could not be written."""
     return UsageError(
         name,
         f"cannot be written ({problem.strerror})",

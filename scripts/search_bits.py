@@ -10,7 +10,6 @@ chooses a point of it, which is measured; --out writes its JSON pair.
 
 from __future__ import annotations
 
-import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
@@ -133,7 +132,7 @@ def write_pair(args: Namespace, network: Network) -> None:
     files.write_json(target, json_form.to_json(network))
     for path in (nets.model_json(args.net, args.nets_dir), nets.users_module(args.net, args.nets_dir)):
         if path and path.exists():
-            shutil.copyfile(path, Path(args.out) / path.name)
+            files.write_atomic(Path(args.out) / path.name, path.read_bytes())
     print(f"{target}: train and convert with --nets_dir {args.out}")
 
 

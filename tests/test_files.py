@@ -37,6 +37,13 @@ def test_a_link_to_nothing_makes_its_target(tmp_path):
     assert (tmp_path / "link").is_symlink()
 
 
+def test_a_link_to_no_folder_yet_makes_it(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    files.make_writable_folder(tmp_path / "link")
+    assert (tmp_path / "target").is_dir()
+    assert (tmp_path / "link").is_symlink()
+
+
 @pytest.mark.parametrize("target", ["link", "absent/target", "folder"])
 def test_links_that_lead_to_no_file_are_refused(tmp_path, target):
     (tmp_path / "folder").mkdir()

@@ -6,6 +6,7 @@ pixels for plain JPEG and PNG files and are spared the way through Python; all o
 
 from __future__ import annotations
 
+import zlib
 from enum import IntEnum
 from typing import Any, BinaryIO
 
@@ -80,11 +81,14 @@ def _is_plain_png(data: bytes, channels: int) -> bool:
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     if not (data[25] == _PNG_GREY or (data[25] == _PNG_RGB and channels == 3)):
         return False
-    position = len(_PNG_START)
+    position, view = len(_PNG_START), memoryview(data)
     while position + 8 <= len(data):  # an orientation may stand behind the pixels
         if data[position + 4 : position + 8] in _PNG_SPECIAL:
             return False
-        position += 12 + int.from_bytes(data[position : position + 4], "big")  # length, type, data, checksum
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")  # length, type, data, checksum
+        if zlib.crc32(view[position + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return False  # what is tolerated is for one decoder to say
+        position = end + 4
     return image.is_small(width, height, len(data))
 
 

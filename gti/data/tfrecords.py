@@ -146,11 +146,13 @@ def write_shards(folder: str | os.PathLike[str], name: str, parts: Sequence[Iter
         target.mkdir(parents=True, exist_ok=True)
         building = tempfile.mkdtemp(prefix=f".{name}.", suffix=".building", dir=target)
         names = [shard_name(name, index, len(parts)) for index in range(len(parts))]
+        for file_name in names:
+            files.refuse_special(target / file_name)
         for file_name, records in zip(names, parts, strict=True):
             _write_shard(Path(building) / file_name, records)
         for path in target.iterdir():
             match = _SHARD.match(path.name)
-            if match and match["name"] == name:
+            if match and match["name"] == name and path.name not in names:
                 path.unlink()
         for file_name in names:
             files.move(Path(building) / file_name, target / file_name)

@@ -20,6 +20,7 @@ from typing import Any
 
 from gti.errors import CheckpointError, reason
 from gti.files import is_whole
+from gti.training.checkpoint_folder import BEST, EARLIER
 
 FILE = ".training"
 _MAX_BYTES = 4096
@@ -30,12 +31,20 @@ _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 def owned(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Hold the checkpoint `folder`, made if absent, for this process.
 
-    Raises CheckpointError that names the holder where another one has it, or where the folder cannot be written.
+    Raises CheckpointError that names the holder where another one has it, or the folder whose part it is, or a part of
+    it, and where the folder cannot be written.
     """
     path = Path(folder) / FILE
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        os.makedirs(os.path.realpath(folder), exist_ok=True)
         descriptor = _locked(path)
+        try:
+            for other in _written_together(folder):
+                _refuse_held(other / FILE)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            raise
     except OSError as problem:
         raise CheckpointError(
             str(folder), f"cannot be written ({reason(problem)})", fix="pass another --checkpoint_dir"
@@ -45,6 +54,27 @@ def owned(folder: str | os.PathLike[str]) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             path.unlink()  # while it is locked: whoever opened it meanwhile looks again
+        os.close(descriptor)
+
+
+def _written_together(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    # Whoever trains in a folder writes into these parts of it too.
+    real = Path(os.path.realpath(folder))
+    if real.name in (BEST, EARLIER):
+        yield real.parent
+    yield from (real / BEST, real / EARLIER)
+
+
+def _refuse_held(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0))
+    except FileNotFoundError:
+        return
+    try:
+        holder = _holder(descriptor)
+        if not _lock(descriptor, holder):
+            raise _in_use(path.parent, holder)
+    finally:
         os.close(descriptor)
 
 

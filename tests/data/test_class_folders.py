@@ -141,6 +141,7 @@ PICTURES = {
     "one bit": encoded(RGB.convert("1"), "PNG"),
     "opaque alpha": encoded(RGB.convert("RGBA"), "PNG"),
     "PNG turned": encoded(smooth(20, 30), "PNG", exif=turned(6)),
+    "PNG with a wrong checksum at its end": encoded(RGB, "PNG")[:-4] + bytes(4),
     "WebP by another name": encoded(RGB, "WEBP", lossless=True),
 }
 

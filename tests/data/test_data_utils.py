@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gti import data_utils
 from gti.chip.host.preprocessing import Preprocessing
 from gti.data import data_check, tfrecords
 from gti.data.labels import find_labels, labels_text, read_labels
-from gti.errors import DataError
+from gti.errors import DataError, UsageError
 
 
 def five_bit(x: np.ndarray) -> np.ndarray:
@@ -474,6 +475,22 @@ def test_shards_replace_those_of_another_number(tmp_path):
     write(tmp_path, images, [1] * 4, shards=4)
     write(tmp_path, images, [1] * 4, shards=2)
     assert [p.name for p in sorted(tmp_path.iterdir())] == [tfrecords.shard_name("set", i, 2) for i in range(2)]
+
+
+def test_shards_that_are_links_are_followed_and_others_never_replaced(tmp_path):
+    images, folder = random_images(2), tmp_path / "set"
+    write(folder, images, [1, 1], shards=1)
+    (shard,) = folder.iterdir()
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    write(folder, images, [1, 2], shards=1)
+    assert shard.is_symlink()
+    assert data_check.inspect(folder).present == (1, 2)
+    shard.unlink()
+    os.mkfifo(shard)
+    with pytest.raises(UsageError, match="regular"):
+        write(folder, images, [1, 1], shards=1)
+    assert [path.is_fifo() for path in folder.iterdir()] == [True]
 
 
 def test_failure_while_writing_leaves_the_old_shards(tmp_path):

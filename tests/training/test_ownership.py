@@ -48,6 +48,29 @@ def test_the_second_is_refused_and_told_who_holds_the_folder(tmp_path, holder):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("part", ["best", "earlier"])
+def test_the_parts_of_a_folder_have_its_owner(tmp_path, holder, part):
+    with pytest.raises(CheckpointError, match=f"pid {holder.pid}"), ownership.owned(tmp_path / part):
+        pass
+    assert not list((tmp_path / part).iterdir())
+    with ownership.owned(tmp_path / "ptq"):  # another folder inside is none of them
+        pass
+    holder.communicate()
+    with (
+        ownership.owned(tmp_path / part),
+        pytest.raises(CheckpointError, match=f"{part}: is in use"),
+        ownership.owned(tmp_path),
+    ):
+        pass
+
+
+def test_a_link_that_leads_nowhere_yet_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with ownership.owned(tmp_path / "link"):
+        assert (tmp_path / "target" / ownership.FILE).exists()
+    assert (tmp_path / "link").is_symlink()
+
+
 def test_what_a_killed_run_left_is_taken_over(tmp_path, holder):
     holder.send_signal(signal.SIGKILL)
     holder.wait()

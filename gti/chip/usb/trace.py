@@ -11,6 +11,7 @@ import base64
 import contextlib
 import functools
 import gzip
+import io
 import json
 import os
 import re
@@ -85,14 +86,10 @@ class RecordingBackend:
     def __init__(self, inner: Any, path: str | os.PathLike[str], session: dict[str, Any]) -> None:
         self._inner = inner
         self._names: dict[int, tuple[str, Any]] = {}  # by identity; the object is kept, so that its id stays its own
-        try:
-            self._file = gzip.open(path, "wt", encoding="ascii", compresslevel=3)  # noqa: SIM115  (open until close)
-        except OSError as problem:
-            raise UsageError(
-                os.fspath(path),
-                f"cannot be written ({problem.strerror})",
-                fix="check that the folder exists, is writable and has space",
-            ) from None
+        self._path = os.fspath(path)
+        self._raw = files.open_stream(path)
+        packed = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=3)
+        self._file = io.TextIOWrapper(packed, encoding="ascii")
         self._write({"format": FORMAT, **session})
 
     def __getattr__(self, name: str) -> Any:
@@ -131,12 +128,22 @@ class RecordingBackend:
         return self._names.setdefault(id(value), (f"#{len(self._names)}", value))[0]
 
     def _write(self, entry: dict[str, Any]) -> None:
-        if not self._file.closed:
-            self._file.write(json.dumps(entry) + "\n")
+        if not self._raw.closed:
+            with self._naming_file():
+                self._file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:
-        """Finish the file; calls after this are passed on only."""
-        self._file.close()
+        """Finish the file; calls after this are passed on only. Raises UsageError where the disk refuses."""
+        if not self._raw.closed:
+            with self._naming_file(), self._raw:
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _naming_file(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise files.not_written(self._path, problem) from problem
 
 
 def recorded(

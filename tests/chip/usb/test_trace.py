@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import logging
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +124,20 @@ def test_sessions_of_other_versions_are_refused(path: Path, tmp_path: Path):
 def test_where_it_cannot_be_written(path: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="written"):
         GtiModel(path, "virtual", record=tmp_path / "missing" / "session.gz")
+
+
+def test_a_link_is_followed_and_a_fifo_that_nobody_reads_is_not_waited_for(path: Path, tmp_path: Path):
+    (tmp_path / "link").symlink_to("target.gz")
+    results = session(path, "virtual", record=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    np.testing.assert_array_equal(session(path, f"replay:{tmp_path / 'target.gz'}"), results)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UsageError, match=r"fifo: cannot be written"):
+        GtiModel(path, "virtual", record=tmp_path / "fifo")
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_full_disk_names_the_recording(path: Path):
+    with pytest.raises(UsageError, match="/dev/full: cannot be written"):
+        session(path, "virtual", record="/dev/full")
