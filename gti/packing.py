@@ -72,6 +72,9 @@ def write_files(
     dat_names = [f"{stem}.dat"] if chips == 1 else [f"{stem}_chip{number}.dat" for number in range(1, chips + 1)]
     data = dict(zip(dat_names, (part.dat() for part in parts), strict=True))
     on_chip["data file"] = dat_names[-1]
+    on_chip.pop("data size", None)
+    if on_chip.get("data offset"):
+        on_chip["data offset"] = 0  # the whole file
     entries = [*splitting.insert_inner_layers(model_json, on_chip, parts, dat_names), on_chip]
     pair = {}
     if not host:
@@ -168,12 +171,21 @@ def read_templates(network: Network, *, net: str, nets_dir: str | Path) -> tuple
     """Return (model JSON of a net for one chip, its chip layer), with the sizes that they have for `network`.
 
     What the network tells and the JSON leaves out is filled in. Raises FormatError where there is not one GTICNN layer,
-    its mode is none of the chip's, or sizes in it contradict the network.
+    its mode or device is none of the chip's, sizes in it contradict the network, or another layer has data.
     """
     path = nets.model_json(net, nets_dir)
     model_json = files.read_json(path)
     splitting.remove_inner_layers(model_json)
     on_chip = chip_layer(model_json, str(path))
+    for entry in model_json["layer"]:
+        if entry is not on_chip and entry.get("data file") is not None:
+            raise FormatError(
+                f"{path}, layer {entry.get('name')}",
+                "has data, which conversion writes for the chip alone",
+                expected='"data file": null',
+                received=entry["data file"],
+                fix="leave the layer out: addon/convert_full.py adds the host's layers with their data",
+            )
     # Another image size scales every map by the same factor.
     made_for = files.read_json(nets.dat_json(net, nets_dir))["layer"][0]["image_size"]
     for entry in model_json["layer"]:
@@ -227,12 +239,14 @@ def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
 
     Raises FormatError where there is not one, or where its mode is none of the chip's.
     """
-    layers = model_json.get("layer") if isinstance(model_json, dict) else None
-    found = [
-        layer
-        for layer in (layers if isinstance(layers, list) else [])
-        if isinstance(layer, dict) and layer.get("operation") == "GTICNN"
-    ]
+    entries = model_json.get("layer") if isinstance(model_json, dict) else None
+    layers = entries if isinstance(entries, list) else []
+    for number, layer in enumerate(layers, 1):
+        if not isinstance(layer, dict) or not isinstance(layer.get("operation"), str | None):
+            raise FormatError(
+                f"{name}, layer {number}", "is none", expected='an object with its "operation"', received=layer
+            )
+    found = [layer for layer in layers if layer.get("operation") == "GTICNN"]
     if len(found) != 1:
         raise FormatError(
             name,
@@ -240,6 +254,16 @@ def chip_layer(model_json: Any, name: str) -> dict[str, Any]:
             expected="one GTICNN layer",
             received=len(found),
             fix="leave one layer with that operation in the file",
+        )
+    device = found[0].get("device")
+    chip = device.get("chip") if isinstance(device, dict) else None
+    if chip is not None and str(chip) != spec.CHIP:
+        raise FormatError(
+            f"{name}, layer {found[0].get('name')}",
+            'its "device" is another chip',
+            expected=spec.CHIP,
+            received=chip,
+            fix="write that, or leave the key out",
         )
     mode = found[0].get("mode", 0)
     if not files.is_whole(mode) or not 0 <= mode <= registers.LARGEST_MODE:

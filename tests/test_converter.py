@@ -190,6 +190,18 @@ def test_written_files(tmp_path: Path) -> None:
     assert [bytes(blob) for blob in blobs] == [conversion.dat()]
 
 
+def test_the_chip_has_its_whole_file_whatever_part_a_template_selects(tmp_path: Path) -> None:
+    conversion = converter.convert(
+        small_network(*TWO_MAJORS), trained(small_network(*TWO_MAJORS), tmp_path), net="digits"
+    )
+    path = tmp_path / "2801_digits_model.json"
+    template = files.read_json(path)
+    template["layer"][-1] |= {"data offset": 92, "data size": 10}
+    files.write_json(path, template)
+    _, model_path = packing.write_files(conversion, net="digits", nets_dir=tmp_path, output_dir=tmp_path)
+    assert bytes(model_file.load(model_path).first("GTICNN").blob) == conversion.dat()
+
+
 @pytest.mark.parametrize("layer", [[], [{"operation": "GTICNN"}] * 2, "none", None])
 def test_templates_without_one_chip_layer(layer: object, tmp_path: Path) -> None:
     network = small_network(*TWO_MAJORS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 from small_nets import TWO_MAJORS, small_network, write_json
@@ -42,6 +43,13 @@ SEEN_WHEN_BUILT = {
         "line 4: cannot be run.*ImportError",
     ),
     "mistake in the function": (GOOD.replace("return ", "return x.nothing or "), "line 10: cannot be run"),
+    "end of the program": (GOOD + "\nraise SystemExit(3)\n", "line 12: cannot be run.*SystemExit"),
+    "name of a chip layer": (GOOD.replace('name="fc"', 'name="conv1_1"'), "conv1_1"),
+    "activation that no host has": (GOOD.replace('name="fc"', '"gelu"'), "line 10: .*gelu"),
+    "attribute of the old kit": (
+        GOOD.replace("return ", "from gti import layers; layers.conv2d(") + ")",
+        "conv2d.*ChipConv2D",
+    ),
     "hidden softmax": (GOOD.replace("return ", 'return getattr(keras.layers, "Soft" + "max")()(') + ")", "softmax"),
     "hidden Dense": (GOOD.replace("HostDense(classes", 'getattr(keras.layers, "Den" + "se")(classes'), "HostDense"),
 }
@@ -79,6 +87,15 @@ def test_what_building_it_tells(tmp_path, case):
         base.build("mine", network=NETWORK, classes=5, nets_dir=net(tmp_path, module))
 
 
+def test_a_module_beside_a_net_can_be_imported(tmp_path):
+    folder = net(tmp_path, GOOD.replace("import keras", "import beside_mine\nimport json"))
+    (folder / "beside_mine.py").write_text("UNITS = 5\n")
+    (folder / "json.py").write_text("raise AssertionError\n")  # hides nothing
+    looks.chain("mine", NETWORK, folder)
+    assert base.net_module("mine", folder).beside_mine.UNITS == 5
+    assert str(folder) not in sys.path
+
+
 @pytest.mark.parametrize(
     ("layer", "key", "value"),
     [(0, "output width", 28), (0, "output channels", 1), (1, "output channels", 99), (1, "output height", 3)],
@@ -91,6 +108,26 @@ def test_a_model_json_that_contradicts_the_network(tmp_path, layer, key, value):
     good["layer"][layer][key] = value
     path.write_text(json.dumps(good))
     with pytest.raises(FormatError, match=re.escape(f'"{key}" contradicts') + f".*received {value}"):
+        looks.chain("mine", NETWORK, tmp_path)
+
+
+READER, CHIP = {"operation": "IMAGEREADER", "name": "reader"}, {"operation": "GTICNN", "name": "chip"}
+
+
+@pytest.mark.parametrize(
+    ("layers", "word"),
+    [
+        ([5, CHIP], "layer 1: is none"),
+        ([{"operation": ["GTICNN"]}, CHIP], "layer 1: is none"),
+        ([READER, CHIP, {"operation": "FC", "name": "fc6", "data file": "fc6.bin"}], "fc6: has data.*convert_full"),
+        ([READER | {"data file": "x"}, CHIP], "reader: has data"),
+        ([READER, CHIP | {"device": {"chip": "5801"}}], "another chip.*received 5801"),
+    ],
+)
+def test_a_model_json_that_would_end_a_later_step(tmp_path, layers, word):
+    net(tmp_path)
+    (tmp_path / "2801_mine_model.json").write_text(json.dumps({"layer": layers}))
+    with pytest.raises(FormatError, match=word):
         looks.chain("mine", NETWORK, tmp_path)
 
 

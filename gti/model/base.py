@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -59,7 +60,11 @@ def _users_module(net: str, path: Path) -> ModuleType:
     assert found is not None
     assert found.loader is not None
     module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    sys.path.append(str(path.parent))  # modules beside it are found, and hide none
+    try:
+        found.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module
 
 
@@ -68,14 +73,15 @@ def _own_words(path: Path) -> Iterator[None]:
     # A mistake in a net's module is the user's, wherever the module lies: one sentence with its line.
     try:
         yield
-    except GtiError:
-        raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == str(path)]
-        line = problem.lineno if isinstance(problem, SyntaxError) else (lines or [1])[-1]
+        line = problem.lineno if isinstance(problem, SyntaxError) else (lines or [None])[-1]
+        where = f"{path}, line {line}" if line else str(path)
+        if isinstance(problem, GtiError):
+            raise UsageError(f"{where}: {problem}") from problem
         words = str(problem).strip().splitlines() or [""]
         raise UsageError(
-            f"{path}, line {line}", f"cannot be run ({type(problem).__name__}: {words[0]})", fix="mend the module"
+            where, f"cannot be run ({type(problem).__name__}: {words[0]})", fix="mend the module"
         ) from problem
 
 
@@ -173,7 +179,9 @@ def build(
         )(x)
         if convolution.pooled:
             x = ChipPooling(network.sampling_method, name=f"pool{convolution.major}")(x)
-    model = keras.Model(inputs, _host_part(module, x, net, classes), name=net)
+    logits = _host_part(module, x, net, classes)
+    with _own_words(Path(module.__file__ or net)):  # a host layer may have the name of one on the chip
+        model = keras.Model(inputs, logits, name=net)
     model.network = network
     model.net = net
     return model
