@@ -6,6 +6,7 @@ tells is found later.
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Collection
@@ -16,6 +17,8 @@ from gti.chip.network.types import Network
 from gti.data import folders
 from gti.stage import Stage
 from gti.training import checkpoint_folder
+
+log = logging.getLogger(__name__)
 
 
 def network(args: Namespace) -> Network:
@@ -42,11 +45,15 @@ def _network(args: Namespace) -> Network:
 def chain(net: str, network: Network, nets_dir: str | Path | None) -> None:
     """Look at the files that later steps need of a net, beside its `network`: the host's module and the model.json.
 
-    Raises UsageError and FormatError where one contradicts the network or would end a later step.
+    Warns where there is no model.json. Raises UsageError and FormatError where one contradicts the network or would end
+    a later step.
     """
     host_module.check(net, nets_dir)
-    if nets.model_json(net, nets_dir).exists():  # conversion is the first to need it
+    path = nets.model_json(net, nets_dir)
+    if path.exists():
         packing.read_templates(network, net=net, nets_dir=nets_dir or nets.NETS_DIR)
+    else:  # conversion is the first to need it
+        log.warning("%s: no such file, and conversion needs it: copy that of another net and leave its sizes out", path)
 
 
 def checkpoint(

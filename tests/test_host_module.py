@@ -131,6 +131,12 @@ def test_a_model_json_that_would_end_a_later_step(tmp_path, layers, word):
         looks.chain("mine", NETWORK, tmp_path)
 
 
+def test_a_model_json_that_is_missing_is_told(tmp_path, caplog):
+    (net(tmp_path) / "2801_mine_model.json").unlink()
+    looks.chain("mine", NETWORK, tmp_path)
+    assert "2801_mine_model.json: no such file, and conversion needs it" in caplog.text
+
+
 def test_what_a_model_json_leaves_out_is_filled_in(tmp_path):
     from gti import packing
 
