@@ -30,16 +30,28 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out or place.NAME)
     replayed = args.device.startswith("replay:")
     record = args.record or (None if replayed else str(out.with_suffix(".session.gz")))
+    # The recording of an earlier run stays beside its profile until there is a new one.
+    written = record if record is None or args.record else str(out.with_suffix(".unfinished.session.gz"))
     files.check_writable(out)
-    with ExitStack() as held:
-        # Silence of the stick in software, faults and repetitions are findings here, told below.
-        log = logging.getLogger("gti.chip")
-        held.callback(log.setLevel, log.level)
-        log.setLevel(logging.CRITICAL)
-        stick = bench.connect(args.device, held, record)
-        with progress_bar(None, "identify" if sys.stderr.isatty() else "", unit="step") as bar:
-            found = identify.identify(stick, lambda text: (bar.set_postfix_str(text[:60]), bar.update())[1])
+    quiet = logging.getLogger("gti.chip")
+    try:
+        with ExitStack() as held:
+            # Silence of the stick in software, faults and repetitions are findings here, told below.
+            held.callback(quiet.setLevel, quiet.level)
+            quiet.setLevel(logging.CRITICAL)
+            stick = bench.connect(args.device, held, written)
+            with progress_bar(None, "identify" if sys.stderr.isatty() else "", unit="step") as bar:
+                found = identify.identify(stick, lambda text: (bar.set_postfix_str(text[:60]), bar.update())[1])
+    except KeyboardInterrupt:
+        if written is not None:
+            flags.note(
+                f"\nstopped; no profile was written, the recording up to here is {written}\nwhat it tells: gti doctor"
+                f" --identify --device replay:{written} --out {out}; all of it: run gti doctor --identify again"
+            )
+        raise
     files.write_json(out, profile.to_json(found))
+    if written is not None and written != record:
+        files.move(written, record)
     if args.json:
         print(flags.json_line(profile.to_json(found)))
     else:

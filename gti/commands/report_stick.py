@@ -39,7 +39,11 @@ def main(words: Sequence[str] | None = None) -> int:
     beside = Path(args.profile).with_suffix(".session.gz")
     recording = args.recording or (str(beside) if beside.is_file() else None)
     files.check_writable(args.out, *filter(None, (args.profile, recording)))
-    data = report.bundle(files.read_json(args.profile), recording, loaded.serial)
+
+    def broken_end() -> None:
+        flags.note(f"note: {recording} breaks off, and is packed up to there: its run did not come to its end")
+
+    data = report.bundle(files.read_json(args.profile), recording, loaded.serial, broken_end)
     files.write_atomic(args.out, data)
     print(f"{args.out}: {len(data):,} bytes, {'profile and recording' if recording else 'the profile alone'}")
     if recording is None:

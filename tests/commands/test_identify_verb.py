@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from still_clock import still
 
-from gti.chip.identify import place, profile, stages
+from gti.chip.identify import identify, place, profile, stages
 from gti.chip.usb.transport import Settings
 from gti.commands import doctor, flags, report_stick
 from gti.errors import UsageError
@@ -73,6 +73,49 @@ def settings_with(*words: str) -> Settings | None:
     parser = flags.Parser("x", "x")
     flags.add_device(parser)
     return flags.settings(parser.parse_args(words))
+
+
+def test_a_run_that_is_stopped_says_how_to_go_on_and_takes_nothing_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    words = ["--identify", "--device", "virtual"]
+    doctor.main(words)
+    before = {name: Path(name).read_bytes() for name in ("stick_profile.json", "stick_profile.session.gz")}
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(identify.Examination, "_confirm", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            doctor.main(words)
+    assert {name: Path(name).read_bytes() for name in before} == before
+    told = capsys.readouterr().err
+    (left,) = Path().glob("*.unfinished.*")
+    assert f"recording up to here is {left}" in told
+    replayed = f"--identify --device replay:{left} --out stick_profile.json"
+    assert replayed in told
+    doctor.main(replayed.split())
+    assert report_stick.main(["--recording", str(left), "--out", "whole.zip"]) == 0
+    assert "breaks off" not in capsys.readouterr().err
+
+
+def test_a_recording_that_breaks_off_is_packed_with_a_word(capsys: pytest.CaptureFixture[str]):
+    doctor.main(["--identify", "--device", "virtual"])
+    recording = Path("stick_profile.session.gz")
+    recording.write_bytes(recording.read_bytes()[:-500])
+    assert report_stick.main([]) == 0
+    assert f"{recording} breaks off" in capsys.readouterr().err
+    with zipfile.ZipFile("stick_report.zip") as archive:
+        assert "breaks off" in archive.read("README.txt").decode()
+        assert gzip.decompress(archive.read("session.gz"))
+
+
+def test_a_profile_of_another_version_is_told(caplog: pytest.LogCaptureFixture, tmp_path: Path):
+    value = {"format": profile.FORMAT, "kit": "0.0.1", "settings": {}, "behaviours": {}}
+    (tmp_path / "old.json").write_text(json.dumps(value))
+    profile.load(tmp_path / "old.json")
+    assert "old.json: written by gti 0.0.1" in caplog.text
 
 
 def test_profiles_reach_driver_and_emulator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

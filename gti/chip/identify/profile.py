@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +13,8 @@ from gti.chip.emulator.behaviours import ASSUMED, TABLE, Behaviours
 from gti.chip.identify.identify import Identity
 from gti.chip.usb.transport import Settings
 from gti.errors import FormatError, UsageError
+
+log = logging.getLogger(__name__)
 
 FORMAT = "gti-stick-profile 1"
 # Of the examination, not of the stick.
@@ -79,7 +82,10 @@ def to_json(identity: Identity) -> dict[str, Any]:
 
 
 def load(path: str | os.PathLike[str]) -> Profile:
-    """Return the profile in a file. Raises FormatError for anything else."""
+    """Return the profile in a file, and say where another version of the kit has written it.
+
+    Raises FormatError for anything else.
+    """
     name = os.fspath(path)
     value = files.parse_json(files.read_bytes(path, limit=_MAX_BYTES), name)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
@@ -98,4 +104,7 @@ def load(path: str | os.PathLike[str]) -> Profile:
         found = ASSUMED.changed(**behaviours)
     except UsageError as problem:
         raise FormatError(f"{name}: {problem}") from None
+    kit = value.get("kit", __version__)
+    if kit != __version__:
+        log.warning("%s: written by gti %s, this is %s: gti doctor --identify renews it", name, kit, __version__)
     return Profile(name, str(value.get("bridge", "")), str(value.get("serial", "")), settings, found)

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gti import __version__, files
@@ -20,12 +20,24 @@ PROFILE, RECORDING, PAGE = place.NAME, "session.gz", "README.txt"
 _FIXED = (1980, 1, 1, 0, 0, 0)  # times of the files are nobody's business
 
 
-def bundle(profile: Mapping[str, Any], recording: str | os.PathLike[str] | None, serial: str) -> bytes:
-    """Return a zip of the profile, the recording (None: there is none) and a page, without the stick's `serial`."""
-    parts = {PAGE: _page(profile, recording is not None).encode()}
-    parts[PROFILE] = files.json_bytes({**profile, "serial": _masked(serial)})
+def bundle(
+    profile: Mapping[str, Any],
+    recording: str | os.PathLike[str] | None,
+    serial: str,
+    broken_end: Callable[[], None] = lambda: None,
+) -> bytes:
+    """Return a zip of the profile, the recording (None: there is none) and a page, without the stick's `serial`.
+
+    `broken_end` is called where the recording breaks off, which the page says too.
+    """
+    cut: list[str] = []
+    parts: dict[str, bytes] = {}
     if recording is not None:
-        parts[RECORDING] = without_serial(recording, serial)
+        parts[RECORDING] = without_serial(recording, serial, lambda: cut.append(RECORDING))
+    for _ in cut:
+        broken_end()
+    parts[PAGE] = _page(profile, recording is not None, bool(cut)).encode()
+    parts[PROFILE] = files.json_bytes({**profile, "serial": _masked(serial)})
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in parts.items():
@@ -37,15 +49,17 @@ def _masked(serial: str) -> str:
     return "0" * len(serial)
 
 
-def without_serial(recording: str | os.PathLike[str], serial: str) -> bytes:
+def without_serial(
+    recording: str | os.PathLike[str], serial: str, broken_end: Callable[[], None] = lambda: None
+) -> bytes:
     """Return a recording with zeros in place of `serial`, as long: it plays back as before.
 
-    The serial is what names the stick in the session, in descriptors and in the text of USB errors. Raises FormatError
-    where the file is no recording.
+    The serial is what names the stick in the session, in descriptors and in the text of USB errors. `broken_end` is
+    called where the recording breaks off. Raises FormatError where the file is no recording.
     """
     target = io.BytesIO()
     with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=6, mtime=0) as packed:
-        for entry in trace.read(recording):
+        for entry in trace.read(recording, broken_end):
             packed.write(json.dumps(_without(entry, serial)).encode() + b"\n")
     return target.getvalue()
 
@@ -67,7 +81,7 @@ def _without(entry: dict[str, Any], serial: str) -> dict[str, Any]:
     return result
 
 
-def _page(profile: Mapping[str, Any], recorded: bool) -> str:
+def _page(profile: Mapping[str, Any], recorded: bool, cut: bool) -> str:
     """Return what the bundle holds and where it is wanted, for whoever opens it."""
     try:
         open_questions = [
@@ -93,6 +107,7 @@ def _page(profile: Mapping[str, Any], recorded: bool) -> str:
         f"{PROFILE}: what was found out.",
         *([f"{RECORDING}: every USB transfer. It plays back, and leads to the same profile:"] if recorded else []),
         *([f"  gti doctor --identify --device replay:{RECORDING} --out again.json"] if recorded else []),
+        *(["It breaks off: the run that wrote it did not come to its end."] if cut else []),
         "",
         "Found:",
         *found,
