@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             )
         raise
     files.write_json(out, profile.to_json(found))
-    if written is not None and written != record:
+    if written is not None and record is not None and written != record:
         files.move(written, record)
     if args.json:
         print(flags.json_line(profile.to_json(found)))
