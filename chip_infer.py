@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,7 @@ def main() -> None:
             fix="drop one of the flags",
         )
 
-    from gti import looks, nets
-    from gti.errors import ModelFileError
+    from gti import caps, looks, nets
 
     network = looks.network(args)
     stages = (Stage.FUSED, Stage.QUANT_ACT)
@@ -42,8 +42,11 @@ def main() -> None:
     stage.check_infer(found, prefix)
     looks.data(args, args.val_data_dir)
     model_file = args.model_file or str(nets.model_file(args.net, args.nets_dir))
-    files.check_readable(model_file, error=ModelFileError)
-    looks.outputs(args)
+    looks.converted_file(model_file)
+    looks.device(args)
+    if args.last_relu_cap and args.last_relu_cap not in caps.names_of(args.net, network):
+        raise no_such_cap(args.last_relu_cap, f"the net {args.net}", caps.names_of(args.net, network))
+    looks.outputs(args, args.layer_outputs)
 
     from gti.quiet import import_tensorflow
 
@@ -74,13 +77,7 @@ def main() -> None:
     host = base.host_model(keras_model)
     cap_name = args.last_relu_cap or base.last_relu_cap_name(keras_model)
     if cap_name not in source.arrays or np.size(source.arrays[cap_name]) != 1:
-        caps = sorted(name for name in source.arrays if name.endswith("/relu_cap"))
-        raise UsageError(
-            f"--last_relu_cap {cap_name}",
-            f"{source.prefix} has no cap of that name",
-            expected="one of " + ", ".join(caps),
-            fix="leave the flag out: the net knows its last cap",
-        )
+        raise no_such_cap(cap_name, source.prefix, [name for name in source.arrays if name.endswith("/relu_cap")])
     last_relu_cap = float(np.reshape(source.arrays[cap_name], ()))
 
     size, _, channels = network.input_shape
@@ -154,6 +151,16 @@ def main() -> None:
         from gti.report import steps
 
         print(steps.add_accuracy(args.report, "chip", figures.accuracy))
+
+
+def no_such_cap(name: str, where: str, caps: Iterable[str]) -> UsageError:
+    """Return what to say of a --last_relu_cap that is none of the `caps` of `where`."""
+    return UsageError(
+        f"--last_relu_cap {name}",
+        f"{where} has no cap of that name",
+        expected="one of " + ", ".join(sorted(caps)),
+        fix="leave the flag out: the net knows its last cap",
+    )
 
 
 if __name__ == "__main__":

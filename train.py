@@ -47,7 +47,8 @@ def train(held: ExitStack) -> None:
         prefix, found = looks.checkpoint(args, args.resume_from, stages)
         stage.check_train(found, args.stage, prefix)
     if args.teacher:
-        looks.checkpoint(args, args.teacher, (Stage.FLOAT,))
+        prefix, found_teacher = looks.checkpoint(args, args.teacher, (Stage.FLOAT,))
+        stage.check_teacher(found_teacher, prefix)
     looks.data(args, args.train_data_dir, args.val_data_dir)
     if not args.resume_from:
         classes = restore.number_of_classes(args.classes, None, args.train_data_dir)

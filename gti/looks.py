@@ -13,7 +13,10 @@ from collections.abc import Collection
 from pathlib import Path
 
 from gti import caps, files, host_module, nets, packing, stage
+from gti.chip import loaded_model
+from gti.chip.formats import splitting
 from gti.chip.network.types import Network
+from gti.chip.usb import devices, trace
 from gti.data import folders
 from gti.stage import Stage
 from gti.training import checkpoint_folder
@@ -71,6 +74,8 @@ def conversion(args: Namespace) -> Network:
     """
     found = _network(args)
     packing.read_templates(found, net=args.net, nets_dir=args.nets_dir)
+    if getattr(args, "num_chips", None):
+        splitting.check_number(found, args.num_chips)
     prefix, known = checkpoint(args, args.checkpoint, preferred=stage.converted(args.fuse))
     stage.check_convert(known, args.fuse, prefix)
     outputs(args, args.output_dir)
@@ -107,6 +112,25 @@ def data(args: Namespace, *data_dirs: str) -> None:
 
 def _starts_from(args: Namespace) -> str | None:
     return getattr(args, "checkpoint", None) or getattr(args, "resume_from", None)
+
+
+def device(args: Namespace) -> None:
+    """Look at --device, the recording that it plays back, and --record.
+
+    Raises UsageError for a device that is not understood or a file that cannot be written, FormatError for a recording
+    that is not there, or none.
+    """
+    selected = devices.parse_device(args.device)
+    replayed = [selected.key] if selected.kind == "replay" else []
+    for path in replayed:
+        next(trace.read(path))
+    if getattr(args, "record", None):
+        files.check_writable(args.record, *replayed)
+
+
+def converted_file(path: str) -> None:
+    """Look at a .model or .dat that will be run. Raises FormatError and its kin for a file that is none."""
+    loaded_model.load_chips(Path(path))
 
 
 def outputs(args: Namespace, *made: str | None) -> None:

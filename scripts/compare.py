@@ -50,30 +50,56 @@ def find_checkpoints(args: argparse.Namespace) -> dict[Stage, Checkpoint]:
     from gti.training import restore
 
     folder = Path("checkpoints" if args.checkpoint_dir is None else args.checkpoint_dir)
-    if args.checkpoint_dir is not None and not folder.is_dir():
-        raise CheckpointError(
-            str(folder), "is no folder", expected="--checkpoint_dir with checkpoints", fix="check the path"
-        )
     found = {}
     for stage in Stage:
         path = getattr(args, f"{stage.label}_checkpoint")
         source = None
         if path:
             source = restore.open_checkpoint(path, net=args.net, stages=(stage,))
-            if source.stage not in (None, stage):
-                raise CheckpointError(
-                    source.prefix,
-                    "is a checkpoint of another stage",
-                    expected=stage.label,
-                    received=source.metadata.stage.label if source.metadata else None,
-                    fix=f"pass it as --{source.metadata.stage.label}_checkpoint" if source.metadata else "",
-                )
+            check_stage(source.prefix, source.stage, stage)
         else:
             prefix = best_checkpoint(folder, args.net, stage)
             source = restore.open_checkpoint(prefix, net=args.net) if prefix else None
         if source is not None:
             found[stage] = source
     return found
+
+
+def check_stage(prefix: str, found: Stage | None, wanted: Stage) -> None:
+    """Raise CheckpointError where the checkpoint `prefix` is known to be of another stage than its flag says."""
+    if found not in (None, wanted):
+        raise CheckpointError(
+            prefix,
+            "is a checkpoint of another stage",
+            expected=wanted.label,
+            received=found.label,
+            fix=f"pass it as --{found.label}_checkpoint",
+        )
+
+
+def look(args: argparse.Namespace) -> None:
+    """Look at all that flags and files tell of a mistake, before TensorFlow is imported."""
+    from gti import looks, nets
+
+    looks.network(args)
+    if args.checkpoint_dir is not None and not Path(args.checkpoint_dir).is_dir():
+        raise CheckpointError(
+            args.checkpoint_dir, "is no folder", expected="--checkpoint_dir with checkpoints", fix="check the path"
+        )
+    for stage in Stage:
+        path = getattr(args, f"{stage.label}_checkpoint")
+        if path:
+            check_stage(*looks.checkpoint(args, path, (stage,)), stage)
+    if args.data_given:
+        looks.data(args, args.val_data_dir)
+    looks.converted_file(args.model_file or str(nets.model_file(args.net, args.nets_dir)))
+    if args.device != "none":
+        looks.device(args)
+    if args.recorded and not Path(args.recorded).is_dir():
+        raise UsageError(
+            f"--recorded {args.recorded}", "is no folder", expected="what chip_infer.py --layer_outputs wrote"
+        )
+    looks.outputs(args)
 
 
 def best_checkpoint(folder: Path, net: str, stage: Stage) -> str | None:
@@ -292,9 +318,7 @@ def table(pair: Pair) -> str:
 def main() -> int:
     args = param_parser.parse(param_parser.compare_parser())
 
-    if args.report:
-        import jinja2  # noqa: F401  (where it is missing, that is said before the work)
-
+    look(args)
     from gti.quiet import import_tensorflow
 
     import_tensorflow()

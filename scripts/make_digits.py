@@ -62,13 +62,17 @@ def main() -> int | None:
                 f"--{flag}", "is out of range", expected=f"{least} to {most}", received=getattr(args, flag)
             )
 
+    from gti.files import make_writable_folder, write_atomic, write_json
+
+    output = Path(args.output_directory)
+    make_writable_folder(output / NAME)
+
     import numpy as np
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     from gti.data.labels import labels_text
     from gti.data.tfrecords import ImageRecord, spread, write_shards
-    from gti.files import write_atomic, write_json
     from gti.progress import progress_bar
     from gti.quiet import import_tensorflow
 
@@ -77,7 +81,6 @@ def main() -> int | None:
     train, val = train_test_split(
         np.arange(len(digits.target)), test_size=VALIDATION_SHARE, random_state=args.seed, stratify=digits.target
     )
-    output = Path(args.output_directory)
     with progress_bar(len(digits.target), NAME, "image") as bar:
 
         def records(chosen):

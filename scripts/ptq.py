@@ -34,19 +34,19 @@ def quantize(held: ExitStack) -> None:
     stage.check_ptq(found_stage, prefix)
     pictures.look(args.images)
     looks.outputs(args, args.checkpoint_dir)
-    from gti.training import ownership
+    from gti.training import checkpoint, ownership
 
     held.enter_context(ownership.owned(args.checkpoint_dir))
+    target = Path(args.checkpoint_dir) / checkpoint.file_name(args.net, Stage.FUSED, 0)
+    checkpoint.refuse_existing(target)
 
     from gti.quiet import import_tensorflow
 
     import_tensorflow()
     from gti.ptq import figures, post_training
-    from gti.training import checkpoint, checkpoint_folder, restore
+    from gti.training import checkpoint_folder, restore
     from gti.training.checkpoint import Metadata
 
-    target = Path(args.checkpoint_dir) / checkpoint.file_name(args.net, Stage.FUSED, 0)
-    checkpoint.refuse_existing(target)
     source = restore.open_checkpoint(args.checkpoint, net=args.net, stages=(Stage.FLOAT,))
     stage.check_ptq(source.stage, source.prefix)
     classes = restore.number_of_classes(args.classes, source)

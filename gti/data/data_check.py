@@ -86,7 +86,7 @@ def table(found: Inspection) -> list[str]:
 def _check_classes(found: Inspection, classes: int | None, training: bool) -> None:
     labels_file = find_labels(found.folder)
     named = len(read_labels(labels_file)) if labels_file else None
-    rule = "labels 1 to N, 0 is the background, so N classes need --classes N+1"
+    rule = folders.CLASSES_RULE
     if named is not None and found.label_max >= named:
         raise DataError(
             str(labels_file),
@@ -97,7 +97,7 @@ def _check_classes(found: Inspection, classes: int | None, training: bool) -> No
         )
     if classes is None:
         return
-    folders.check_classes(found.folder, classes)
+    folders.check_classes(found.folder, classes, by_order=found.numbered is not None)
     if found.label_max >= classes:
         raise DataError(
             found.folder,
@@ -105,14 +105,6 @@ def _check_classes(found: Inspection, classes: int | None, training: bool) -> No
             expected=f"labels 0 to {classes - 1}",
             received=f"label {found.label_max}",
             fix=f"pass --classes {found.label_max + 1} ({rule})",
-        )
-    if found.numbered is not None and found.numbered != classes - 1:
-        raise DataError(
-            found.folder,
-            "has another number of class folders than --classes, and no label file says which label each one has",
-            expected=f"{classes - 1} folders for --classes {classes}",
-            received=found.numbered,
-            fix=f"name all classes in a label file beside it, or pass --classes {found.numbered + 1} ({rule})",
         )
     if training and named is None and found.complete and found.label_max + 1 < classes:
         raise DataError(

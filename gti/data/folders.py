@@ -13,6 +13,7 @@ from gti.data import tfrecords
 from gti.data.labels import find_labels, labels_of, read_labels, refuse_strange
 from gti.errors import DataError, printable
 
+CLASSES_RULE = "labels 1 to N, 0 is the background, so N classes need --classes N+1"
 # Besides images: of systems, and of this kit.
 _OWN_FILES = ("Thumbs.db", "desktop.ini", "pipeline.json")
 
@@ -120,8 +121,11 @@ def same_labels(names: Sequence[str], folder: str | os.PathLike[str]) -> None:
         )
 
 
-def check_classes(folder: str | os.PathLike[str], classes: int) -> None:
-    """Raise DataError where the label file of a data folder names another number of classes."""
+def check_classes(folder: str | os.PathLike[str], classes: int, *, by_order: bool = True) -> None:
+    """Raise DataError where the label file of a data folder names another number of classes.
+
+    So do class folders of another number where no label file says which label each one has, but their order.
+    """
     labels_file = find_labels(folder)
     named = len(read_labels(labels_file)) if labels_file else None
     if named is not None and named != classes:
@@ -132,6 +136,17 @@ def check_classes(folder: str | os.PathLike[str], classes: int) -> None:
             received=named,
             fix=f"pass --classes {named}",
         )
+    if by_order and named is None and Path(folder).is_dir():
+        with naming_unreadable(Path(folder)):
+            counted = 0 if tfrecords.find_shards(folder) else len(_class_folders(Path(folder)))
+        if counted and counted != classes - 1:
+            raise DataError(
+                str(folder),
+                "has another number of class folders than --classes, and no label file says which label each one has",
+                expected=f"{classes - 1} folders for --classes {classes}",
+                received=counted,
+                fix=f"name all classes in a label file beside it, or pass --classes {counted + 1} ({CLASSES_RULE})",
+            )
 
 
 @contextmanager

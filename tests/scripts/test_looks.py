@@ -11,7 +11,8 @@ import converted_net
 import pytest
 from converted_net import COMMON, ROOT
 
-from gti import files, quiet
+from gti import converter, files, quiet
+from gti.data import folders
 from gti.errors import (
     CheckpointError,
     DataError,
@@ -39,7 +40,7 @@ WITH_DATA = ("train.py", "eval.py", "set_relu_caps.py", "chip_infer.py")
 def net(tmp_path_factory):
     made = converted_net.make(tmp_path_factory.mktemp("net"), Stage.QUANT_ACT)
     (made.folder / "data" / "train").symlink_to(made.folder / "data" / "val")
-    made.model_file.touch()
+    made.model_file.write_bytes(converter.convert(converted_net.NETWORK, made.arrays, net="digits").dat())
     made.checkpoint.with_name("digits-2801-qw-epoch-1.index").touch()
     return made
 
@@ -58,10 +59,11 @@ def run(net, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
 
     def run(script, *flags):
-        places = {"CK": net.checkpoint, "NET": net.folder, "TMP": tmp_path}
+        before = net.checkpoint.with_name("digits-2801-qw-epoch-1")
+        places = {"CK": net.checkpoint, "QW": before, "NET": net.folder, "TMP": tmp_path}
         if script == "set_relu_caps.py":
-            places["CK"] = net.checkpoint.with_name("digits-2801-qw-epoch-1")
-        words = [*COMMON, "--nets_dir", "NET", *ROOT_SCRIPTS[script]]
+            places["CK"] = before
+        words = [*COMMON, "--nets_dir", "NET", *ROOT_SCRIPTS.get(script, ())]
         words += ["--data_dir", "NET/data"]
         words += ["--checkpoint_dir", "TMP/ck"] if script == "train.py" else []
         words += ["--output_dir", "TMP/out"] if "convert" in script else []
@@ -150,6 +152,48 @@ def test_what_only_some_scripts_need(run, tmp_path):
     for script in ("convert_to_chip.py", "addon/convert_full.py"):
         assert "made a folder" in str(run(script, "--output_dir", "TMP/file"))
     assert "cannot be written" in str(run("chip_infer.py", "--json", "TMP/none/x.json"))
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "refusal"),
+    [
+        ("train.py", ("--teacher", "QW"), (CheckpointError, "quant_w")),
+        ("convert_to_chip.py", ("--num_chips", "9"), (UsageError, "9 chips")),
+        ("chip_infer.py", ("--device", "foo"), (UsageError, "--device")),
+        ("chip_infer.py", ("--device", "usb:"), (UsageError, "--device")),
+        ("chip_infer.py", ("--device", "virtual:rounding=junk"), (UsageError, "rounding")),
+        ("chip_infer.py", ("--device", "replay:none.gz"), (FormatError, "none.gz")),
+        ("chip_infer.py", ("--device", "replay:TMP/empty"), (FormatError, "recording")),
+        ("chip_infer.py", ("--record", "TMP/empty/x.gz"), (UsageError, "cannot be written")),
+        ("chip_infer.py", ("--layer_outputs", "TMP/empty"), (UsageError, "made a folder")),
+        ("chip_infer.py", ("--last_relu_cap", "nothing"), (UsageError, "digits/conv1_1/relu_cap")),
+        ("chip_infer.py", ("--model_file", "TMP/empty"), (FormatError, "empty: is too short")),
+        ("chip_infer.py", ("--model_file", "NET/2801_digits_model.json"), (FormatError, "convert_to_chip.py")),
+        ("scripts/compare.py", ("--checkpoint_dir", "none"), (CheckpointError, "none: is no folder")),
+        ("scripts/compare.py", ("--float_checkpoint", "QW"), (CheckpointError, "--quant_w_checkpoint")),
+        ("scripts/compare.py", ("--fused_checkpoint", "none"), (CheckpointError, "none: is no checkpoint")),
+        ("scripts/compare.py", ("--device", "foo"), (UsageError, "--device")),
+        ("scripts/compare.py", ("--model_file", "TMP/empty"), (FormatError, "empty: is too short")),
+        ("scripts/compare.py", ("--recorded", "TMP/none"), (UsageError, "--recorded")),
+        ("scripts/compare.py", ("--data_dir", "none"), (DataError, "none/val: no such data folder")),
+        ("scripts/compare.py", ("--json", "TMP/empty/x"), (UsageError, "cannot be written")),
+    ],
+)
+def test_flags_of_few_scripts(run, tmp_path, script, flags, refusal):
+    kind, word = refusal
+    (tmp_path / "empty").touch()
+    found = run(script, *(flag.replace("TMP", str(tmp_path)) for flag in flags))
+    assert isinstance(found, kind)
+    assert word in str(found)
+
+
+def test_class_folders_of_another_number_than_classes(tmp_path):
+    for part in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / part / name).mkdir(parents=True)
+    folders.check_classes(tmp_path / "train", 3)
+    with pytest.raises(DataError, match="expected 8 folders for --classes 9, received 2"):
+        folders.check_classes(tmp_path / "train", 9)
 
 
 @pytest.mark.parametrize("value", [{"relu_cap": {"conv1_1": 5}}, {"relu_caps": {"vgg16/conv1_1/relu_cap": 5}}])

@@ -139,10 +139,10 @@ def parse(data: bytes | memoryview, name: str = ".MODEL data") -> ModelFile:
     if end < 0 and entries:
         raise ModelFileError(
             name,
-            "has no NUL after its header",
+            "has no NUL after its header: a model.json, without the data of the layers",
             expected="JSON text, then at least one NUL",
             received=f"{len(view)} bytes without a NUL",
-            fix="build the container again",
+            fix="pass the .model that convert_to_chip.py or gti build has written",
         )
     ranges = [_range(entry, f"{name}, {layer_path(i, entry)}", len(text), len(view)) for i, entry in enumerate(entries)]
     base = _check_cover(ranges, view, len(text), name)

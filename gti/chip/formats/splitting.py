@@ -65,12 +65,8 @@ def chip_number(network: Network) -> int:
     return value
 
 
-def split(network: Network, weights: Sequence[ConvolutionWeights], chips: int) -> list[Part]:
-    """Return the parts of `network` for `chips` sticks in a row, cut where the slowest part has the least work.
-
-    Raises UsageError when there are fewer major layers than chips, NetworkError when no cut gives parts that keep
-    the chip's rules: it tells what is wrong with the most even one.
-    """
+def check_number(network: Network, chips: int) -> None:
+    """Raise UsageError where `network` has fewer major layers than `chips`."""
     majors = len(network.layers)
     if not 1 <= chips <= majors:
         raise UsageError(
@@ -79,6 +75,16 @@ def split(network: Network, weights: Sequence[ConvolutionWeights], chips: int) -
             expected=f"1..{majors} chips for {majors} major layers",
             fix="use fewer chips, or more major layers",
         )
+
+
+def split(network: Network, weights: Sequence[ConvolutionWeights], chips: int) -> list[Part]:
+    """Return the parts of `network` for `chips` sticks in a row, cut where the slowest part has the least work.
+
+    Raises UsageError when there are fewer major layers than chips, NetworkError when no cut gives parts that keep
+    the chip's rules: it tells what is wrong with the most even one.
+    """
+    check_number(network, chips)
+    majors = len(network.layers)
     candidates = [(1, *rest) for rest in itertools.combinations(range(2, majors + 1), chips - 1)]
     work = work_of_majors(network)
     candidates.sort(key=lambda starts: max(sum(work[a - 1 : b - 1]) for a, b in _ranges(starts, majors)))
