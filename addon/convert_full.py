@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from gti import arguments, cli, flag_groups, param_parser
 from gti.errors import UsageError
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     import keras
+    import numpy as np
 
     from gti.training.restore import Source
 

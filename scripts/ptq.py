@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli, param_parser
-from gti.ptq import pictures
 
 
 def main() -> None:
@@ -27,6 +26,7 @@ def quantize(held: ExitStack) -> None:
     """Do all of it; what holds the checkpoint folder is put into `held`."""
     args = param_parser.parse(param_parser.ptq_parser())
     from gti import files, looks, stage
+    from gti.ptq import pictures
     from gti.stage import MSE, Stage
 
     network = looks.network(args)

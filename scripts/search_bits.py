@@ -19,10 +19,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from gti import cli, files, nets, param_parser, stage
-from gti.chip.network import json_form
+from gti import cli, files, param_parser, stage
 from gti.errors import UsageError
-from gti.ptq import bit_search, pictures
 from gti.stage import MSE, Stage
 
 if TYPE_CHECKING:
@@ -32,7 +30,8 @@ if TYPE_CHECKING:
 
 def main() -> None:
     args = param_parser.parse(param_parser.search_parser())
-    from gti import looks
+    from gti import looks, nets
+    from gti.ptq import bit_search, pictures
 
     chosen = args.rows is not None or args.max_drop is not None
     if args.out and not chosen:
@@ -92,7 +91,7 @@ def measure(args: Namespace, network: Network, source: Source) -> Callable[[Sequ
     """Return a function: bits of the major layers -> accuracy of the chip's integers on the validation set."""
     from gti import data_utils
     from gti.model.exact import ExactModel
-    from gti.ptq import post_training
+    from gti.ptq import bit_search, pictures, post_training
     from gti.training import evaluation, loop, optimization, restore
     from gti.training.metadata import Metadata
 
@@ -128,6 +127,9 @@ def measure(args: Namespace, network: Network, source: Source) -> Callable[[Sequ
 
 def write_pair(args: Namespace, network: Network) -> None:
     """Write the JSON pair of the chosen `network` to --out, beside nothing else of the net that it needs."""
+    from gti import nets
+    from gti.chip.network import json_form
+
     target = nets.dat_json(args.net, args.out)
     files.write_json(target, json_form.to_json(network))
     for path in (nets.model_json(args.net, args.nets_dir), nets.users_module(args.net, args.nets_dir)):

@@ -23,14 +23,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gti import cli
-from gti.chip.network import json_form as networks
-from gti.chip.network.types import Network
 from gti.chip.spec import CHIP
 from gti.errors import FormatError, UsageError
+
+if TYPE_CHECKING:
+    from gti.chip.network.types import Network
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "walkthrough.md"
@@ -142,6 +144,8 @@ def walk(steps: list[Command], folder: Path) -> None:
 
 def network_of(net: str) -> Network:
     """Return the network of `net`. Raises FormatError where it has no dat.json."""
+    from gti.chip.network import json_form as networks
+
     return networks.load(ROOT / "nets" / f"{CHIP}_{net}_dat.json")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from gti import caps, param_parser
+from gti import caps, old_kit, param_parser
 from gti.errors import UsageError
 from gti.stage import Stage
 
@@ -157,6 +157,30 @@ def test_help_and_mistakes_need_no_tensorflow(script):
         assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+OLD_OR_SETUP = {"setup.py", *old_kit.SCRIPTS}
+SCRIPTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in (ROOT, ROOT / "scripts", ROOT / "addon")
+    for path in folder.glob("*.py")
+    if path.relative_to(ROOT).as_posix() not in OLD_OR_SETUP
+)
+
+
+def test_no_help_imports_anything_heavy():
+    code = (
+        "import contextlib, io, runpy, sys\n"
+        "for script in sys.argv[1:]:\n"
+        "    sys.argv = [script, '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as shown, contextlib.suppress(SystemExit):\n"
+        "        runpy.run_path(script, run_name='__main__')\n"
+        "    assert shown.getvalue().startswith('usage: '), script\n"
+        "    assert not {'tensorflow', 'keras', 'numpy'} & set(sys.modules), script\n"
+    )
+    assert len(SCRIPTS) > 20
+    done = subprocess.run([sys.executable, "-c", code, *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
