@@ -54,6 +54,7 @@ def train(held: ExitStack) -> None:
         classes = restore.number_of_classes(args.classes, None, args.train_data_dir)
         for folder in (args.train_data_dir, args.val_data_dir):
             folders.check_classes(folder, classes)
+        folders.refuse_empty_classes(args.train_data_dir)
     looks.settings(args, network, found)
     if "TF_CONFIG" not in os.environ:  # of several workers, only the first writes
         looks.outputs(args, args.checkpoint_dir, args.log_dir)
@@ -85,6 +86,8 @@ def train(held: ExitStack) -> None:
     sets = [data_check.inspect(folder, names=names) for folder in (args.train_data_dir, args.val_data_dir)]
     for line in data_check.table(sets[0]) + data_check.table(sets[1]):
         say(line)
+    if os.path.realpath(args.train_data_dir) == os.path.realpath(args.val_data_dir):
+        say("warning: the same images train and validate, so the accuracy says nothing about new ones")
     if source:
         say(f"resuming from {source.prefix}" + (f" ({source.stage.label})" if source.stage is not None else ""))
     network = restore.network_for(network, args.net, source, args.image_size)

@@ -63,7 +63,7 @@ def inspect(
     with folders.naming_unreadable(path):
         found = _inspect_shards(path, layout.shards) if layout.shards else _inspect_folder(path, layout, bool(names))
     if layout.shards:
-        found = replace(found, names=tuple(labels_of(path) or names))
+        found = replace(found, names=tuple(labels_of(path) or names), unused=folders.unused_note(layout))
     _check_classes(found, classes, training)
     return found
 

@@ -59,15 +59,11 @@ def look(folder: str | os.PathLike[str], names: Sequence[str] = ()) -> Layout:
     with naming_unreadable(path):
         shards = tfrecords.find_shards(path)
         if shards:
-            return Layout(shards=tuple(shards))
+            beside = [entry for entry in _entries(path) if entry.is_dir() or tfrecords.is_image(entry)]
+            return Layout(shards=tuple(shards), unused=tuple(beside))
         classes = _class_folders(path)
-    if not classes:
-        raise DataError(
-            str(folder),
-            "holds no images",
-            expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
-            fix="build records with scripts/build_image_data.py",
-        )
+        if not classes:
+            _refuse_no_image(path, classes)
     labels_file = find_labels(path)
     known = read_labels(labels_file) if labels_file else list(names) or ["", *(path.name for path in classes)]
     for one in classes:
@@ -82,9 +78,28 @@ def look(folder: str | os.PathLike[str], names: Sequence[str] = ()) -> Layout:
             fix="rename the folder or add the class to the label file",
         )
     with naming_unreadable(path):
+        _refuse_no_image(path, classes)
         unused = [entry for entry in _entries(path) if not entry.is_dir() and entry != labels_file]
         unused += [entry for one in classes for entry in _entries(one) if not tfrecords.is_image(entry)]
     return Layout(classes=tuple(classes), names=tuple(known), labels_file=labels_file, unused=tuple(unused))
+
+
+def _refuse_no_image(folder: Path, classes: Sequence[Path]) -> None:
+    if any(tfrecords.is_image(entry) for one in classes for entry in one.iterdir()):
+        return
+    loose = [entry.name for entry in folder.iterdir() if tfrecords.is_image(entry)]
+    deeper = [f"{one.name}/{entry.name}" for one in classes for entry in _class_folders(one)]
+    found, fix = "", "build records with scripts/build_image_data.py"
+    if loose:
+        found, fix = f" in class folders, only beside them: {first_few(loose)}", "make a sub-folder for each class"
+    elif deeper:
+        found, fix = f" in class folders, but folders: {first_few(deeper)}", "pass the folder that holds the classes"
+    raise DataError(
+        str(folder),
+        f"holds no images{found}",
+        expected="TFRecord shards, or one sub-folder of JPEG or PNG images per class",
+        fix=fix,
+    )
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -101,7 +116,8 @@ def unused_note(layout: Layout) -> str:
     )
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
     shown = first_few([f"{path.parent.name}/{path.name}" for path in layout.unused])
-    return printable(f"not used: {counts}: {shown} (images are files named .jpg, .jpeg or .png)", 1000)
+    why = "the records are" if layout.shards else "images are files named .jpg, .jpeg or .png"
+    return printable(f"not used: {counts}: {shown} ({why})", 1000)
 
 
 def same_labels(names: Sequence[str], folder: str | os.PathLike[str]) -> None:
@@ -147,6 +163,23 @@ def check_classes(folder: str | os.PathLike[str], classes: int, *, by_order: boo
                 received=counted,
                 fix=f"name all classes in a label file beside it, or pass --classes {counted + 1} ({CLASSES_RULE})",
             )
+
+
+def refuse_empty_classes(folder: str | os.PathLike[str]) -> None:
+    """Raise DataError, for training, where no label file names the classes and a class folder holds no image."""
+    if find_labels(folder):
+        return
+    with naming_unreadable(Path(folder)):
+        if tfrecords.find_shards(folder):
+            return
+        empty = [one.name for one in _class_folders(Path(folder)) if not any(map(tfrecords.is_image, one.iterdir()))]
+    if empty:
+        raise DataError(
+            str(folder),
+            f"has no image of some classes: {first_few(empty)}",
+            expected="files named .jpg, .jpeg or .png in every class folder",
+            fix="add images or remove the folder, or name all classes in a label file",
+        )
 
 
 @contextmanager

@@ -204,6 +204,35 @@ def test_what_is_not_used_is_counted_and_named(tmp_path):
         assert part in lines[3]
 
 
+def test_what_lies_beside_records_is_named(tmp_path):
+    folder = class_folders(tmp_path / "train", "ant")
+    write(folder, random_images(2), [1, 1])
+    (folder / "loose.jpg").write_bytes(b"x")
+    lines = data_check.table(data_check.inspect(folder, 2))
+    assert "2 images" in lines[0]
+    assert "not used: 1 sub-folders, 1 .jpg: train/ant, train/loose.jpg (the records are)" in lines[-1]
+
+
+def test_folders_that_hold_images_elsewhere_say_where(tmp_path):
+    class_folders(tmp_path / "train" / "animals", "ant", "bee")
+    with pytest.raises(DataError, match="but folders: animals/ant, animals/bee"):
+        folders.look(tmp_path / "train")
+    for name in ("1.png", "2.png"):
+        (tmp_path / "train" / name).write_bytes(b"x")
+    with pytest.raises(DataError, match="only beside them: "):
+        folders.look(tmp_path / "train")
+
+
+def test_an_empty_class_is_named_before_training(tmp_path):
+    folder = class_folders(tmp_path / "train", "ant", "bee")
+    folders.refuse_empty_classes(folder)
+    (folder / "bee" / "1.png").rename(folder / "bee" / "1.webp")
+    with pytest.raises(DataError, match="some classes: bee"):
+        folders.refuse_empty_classes(folder)
+    (tmp_path / "labels.txt").write_text("ant\nbee\n")
+    folders.refuse_empty_classes(folder)
+
+
 def test_links_count_and_links_that_lead_nowhere_are_named(tmp_path):
     folder = class_folders(tmp_path / "train", "ant")
     (folder / "ant" / "2.png").symlink_to(folder / "ant" / "1.png")

@@ -32,8 +32,12 @@ def test_data_and_labels_are_named_once(tmp_path, monkeypatch, capsys):
     assert metadata is not None
     assert (metadata.labels, metadata.classes, metadata.crop_fraction) == (("", *NAMES), 4, 0.75)
     assert metadata.data_dirs == tuple(str(tmp_path / "photos" / part) for part in ("train", "val"))
+    assert "warning" not in capsys.readouterr().out
     run_script("eval.py", *common, "--checkpoint", "ck")
     assert "3 images" in capsys.readouterr().out
+    one = ("--data_dir", "photos/train", "--num_epochs", 0, "--checkpoint_dir", "ck_one")
+    run_script("train.py", *common, *one)
+    assert "the same images train and validate" in capsys.readouterr().out
     # Moved, and without a class: labels and crop are still those of the training.
     (tmp_path / "photos" / "pipeline.json").unlink()
     (tmp_path / "photos").rename("elsewhere")
