@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import unicodedata
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,7 +19,7 @@ log = logging.getLogger(__name__)
 BACKGROUND = "background"
 MAX_LABEL_BYTES = 4 * 1024 * 1024
 _NUMBERED = re.compile(r"^(\d{1,9})[ \t]+(\S.*)$")
-_SEPARATED = re.compile(r"^(\d{1,9})(?:[ \t]*[,;:=][ \t]*|[ \t]+)(\S.*)$")
+_MARKED = re.compile(r"^(\d{1,9})(?:[ \t]*[,;:=|][ \t]*|[.)][ \t]+)(\S.*)$")
 
 
 FORMATS = ("auto", "names", "numbered")
@@ -54,7 +56,8 @@ def parse_labels(data: bytes, name: str, form: str = "auto") -> list[str]:
             lines.append(line)
     if not lines:
         raise DataError(name, "holds no labels", fix="write one class name a line")
-    matches = [(_SEPARATED if form == "numbered" else _NUMBERED).match(line) for line in lines]
+    _refuse_other_formats(text, name)
+    matches = [(_MARKED.match(line) if form == "numbered" else None) or _NUMBERED.match(line) for line in lines]
     if form == "numbered" or (form == "auto" and all(matches)):
         if form == "auto" and not any(match and int(match[1]) == 0 for match in matches):
             _say_numbered(name, lines[0])
@@ -62,11 +65,25 @@ def parse_labels(data: bytes, name: str, form: str = "auto") -> list[str]:
         if missing is not None:
             raise DataError(name, "has a line without a number", expected="LABEL_ID LABEL_NAME", received=missing)
         return _numbered([(int(match[1]), match[2]) for match in matches if match], name)
-    if form == "auto" and all(map(_SEPARATED.match, lines)):
+    # Also behind a line of headings.
+    if form == "auto" and (
+        all(_NUMBERED.match(line) or _MARKED.match(line) for line in lines)
+        or (lines[2:] and all(map(_MARKED.match, lines[1:])))
+    ):
         raise _ambiguous(name, lines[0])
     names = lines if lines[0] in (BACKGROUND, f"unused {BACKGROUND}") else [BACKGROUND, *lines]
+    if names is not lines and lines[0].strip("_").lower() == BACKGROUND:
+        _say_background(name, lines[0])
     _refuse_doubles(names, name, "the class name")
     return names
+
+
+def _refuse_other_formats(text: str, name: str) -> None:
+    kind = "a label map of protocol buffers" if re.match(r"\s*item\s*\{", text) else ""
+    with suppress(ValueError, RecursionError):
+        kind = "JSON" if isinstance(json.loads(text), dict | list) else kind
+    if kind:
+        raise DataError(name, f"is {kind}", expected="one class name a line", fix="write `0 background`, `1 ...`")
 
 
 def refuse_strange(label: str, name: str, where: str = "") -> None:
@@ -90,6 +107,11 @@ def _say_numbered(name: str, line: str) -> None:
         "`%s`, or pass --labels_format names; a line `0 %s` confirms the numbers",
         *(printable(name), number, printable(label, 60), BACKGROUND, BACKGROUND),
     )
+
+
+@lru_cache(maxsize=64)
+def _say_background(name: str, line: str) -> None:
+    log.warning("note: %s: %s is read as the class 1; the background, label 0, is `%s`", name, line, BACKGROUND)
 
 
 def _ambiguous(name: str, line: str) -> DataError:

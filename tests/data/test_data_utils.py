@@ -390,6 +390,7 @@ def test_large_sets_are_sampled(dataset, monkeypatch):
         ("\ufeffcat\nchat à poil\n", ["background", "cat", "chat à poil"]),
         ("3 stooges\nqueen\n", ["background", "3 stooges", "queen"]),
         ("background\n1 cent\n2 euro\n", ["background", "1 cent", "2 euro"]),
+        ("1.5 volt\n9 volt\n", ["background", "1.5 volt", "9 volt"]),
     ],
 )
 def test_label_files(tmp_path, text, names):
@@ -410,6 +411,13 @@ def test_label_files(tmp_path, text, names):
         (b"1 cat\n2 cat\n", "stands twice"),
         (b"1 cat\n3 dog\n", "no line for label 2"),
         (b"0,background\n1,cat\n", "numbered"),
+        (b"1. cat\n2. dog\n", "numbered"),
+        (b"1) cat\n2) dog\n", "numbered"),
+        (b"0|background\n1 cat\n", "numbered"),
+        (b"id,name\n0,background\n1,cat\n", "numbered"),
+        (b'{"0": "background", "1": "cat"}\n', "is JSON"),
+        (b'["background",\n "cat"]\n', "is JSON"),
+        (b'item {\n  id: 1\n  name: "cat"\n}\n', "protocol buffers"),
         ("a\u0085b\n".encode(), r"U\+0085 in line 1"),
         ("a\nb\u2028c\n".encode(), r"U\+2028 in line 2"),
         (b"a\x0cb\n", r"U\+000C"),
@@ -433,6 +441,7 @@ def test_bad_label_files(tmp_path, data, part):
         ("1 cent\n2 euro\n", "names", ["background", "1 cent", "2 euro"]),
         ("1 cent\n2 euro\n", "numbered", ["background", "cent", "euro"]),
         ("0,background\n1,cat\n", "numbered", ["background", "cat"]),
+        ("1. cat\n2) dog\n", "numbered", ["background", "cat", "dog"]),
         ("0,background\n1,cat\n", "names", ["background", "0,background", "1,cat"]),
     ],
 )
@@ -452,6 +461,13 @@ def test_numbers_that_could_be_names_are_told(tmp_path, caplog):
     (tmp_path / "sure.txt").write_text("0 background\n1 cent\n")
     read_labels(tmp_path / "sure.txt")
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(("first", "told"), [("Background", True), ("__background__", True), ("backgrounds", False)])
+def test_names_that_are_nearly_the_background_are_told(tmp_path, caplog, first, told):
+    (tmp_path / "labels.txt").write_text(f"{first}\ncat\n")
+    assert read_labels(tmp_path / "labels.txt") == ["background", first, "cat"]
+    assert (f"{first} is read as the class 1" in caplog.text) == told
 
 
 def test_missing_label_file(tmp_path):
