@@ -49,9 +49,10 @@ def chain(net: str, network: Network, nets_dir: str | Path | None) -> None:
     """Look at the files that later steps need of a net, beside its `network`: the host's module and the model.json.
 
     Warns where there is no model.json. Raises UsageError and FormatError where one contradicts the network or would end
-    a later step.
+    a later step, as a "ChipNumber" that cannot be does.
     """
     host_module.check(net, nets_dir)
+    splitting.check_number(network, splitting.chip_number(network))
     path = nets.model_json(net, nets_dir)
     if path.exists():
         packing.read_templates(network, net=net, nets_dir=nets_dir or nets.NETS_DIR)

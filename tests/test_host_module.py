@@ -131,6 +131,16 @@ def test_a_model_json_that_would_end_a_later_step(tmp_path, layers, word):
         looks.chain("mine", NETWORK, tmp_path)
 
 
+@pytest.mark.parametrize("number", [9, 0, "two"])
+def test_a_number_of_chips_that_cannot_share_the_network(tmp_path, number):
+    path = net(tmp_path) / "2801_mine_dat.json"
+    value = json.loads(path.read_text())
+    value["model"][0]["ChipNumber"] = number
+    path.write_text(json.dumps(value))
+    with pytest.raises(UsageError, match="chips"):
+        looks.chain("mine", nets.load("mine", nets_dir=tmp_path), tmp_path)
+
+
 def test_a_model_json_that_is_missing_is_told(tmp_path, caplog):
     (net(tmp_path) / "2801_mine_model.json").unlink()
     looks.chain("mine", NETWORK, tmp_path)

@@ -61,7 +61,7 @@ def chip_number(network: Network) -> int:
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 2.0, as other numbers of a dat.json
     if not is_whole(value) or value < 1:
-        raise UsageError("ChipNumber", "is no number of chips", expected="1 or more", received=value)
+        raise UsageError("ChipNumber of the dat.json", "is no number of chips", expected="1 or more", received=value)
     return value
 
 
