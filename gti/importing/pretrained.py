@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gti import files
+from gti import files, quiet
 from gti.chip.formats import npy
 from gti.errors import CheckpointError, FormatError, sentence
 from gti.importing.graph import Weight, Weights, in_memory
@@ -54,6 +54,7 @@ def read(path: str | os.PathLike[str], net: str) -> Weights:
     text = os.fspath(path)
     prefix = text.removesuffix(".index")
     if checkpoint.index_path(prefix).is_file():
+        quiet.import_tensorflow()
         arrays, _ = checkpoint.load(prefix)
         found = {name: in_memory(array) for name, array in arrays.items()}
     elif text.endswith(".npz"):

@@ -15,6 +15,7 @@ import tensorflow as tf
 from converted_net import ROOT, run_script
 from sweeps import first_quick
 
+from gti import quiet
 from gti.chip.emulator.arithmetic import five_bit
 from gti.errors import CheckpointError, FormatError, UsageError
 from gti.importing import porting, pretrained
@@ -377,3 +378,12 @@ def test_one_variable_differs(nets, tmp_path, source):
     np.savez(path, **arrays)
     with pytest.raises(CheckpointError, match="1 variable differs: digits/conv1_1/biases is missing"):
         port(nets, path)
+
+
+def test_tensorflow_is_imported_without_its_lines_to_read_a_checkpoint(tmp_path, monkeypatch):
+    (tmp_path / "a.index").write_bytes(b"short")
+    seen = []
+    monkeypatch.setattr(quiet, "import_tensorflow", lambda: seen.append("quietly"))
+    with pytest.raises(CheckpointError):
+        pretrained.read(tmp_path / "a")
+    assert seen == ["quietly"]

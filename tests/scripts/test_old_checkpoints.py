@@ -89,3 +89,45 @@ def test_evaluation_with_the_folder_that_holds_the_records(both, tmp_path):
             figures.append([read[key] for key in ("count", "accuracy", "loss")])
     assert figures[0][0] == IMAGES
     assert figures == [figures[0]] * 4
+
+
+@pytest.mark.parametrize("stage", [Stage.FLOAT, Stage.QUANT_ACT])
+def test_training_calibration_comparison_and_porting(tmp_path, stage):
+    ours = make(tmp_path / "ours", Stage.QUANT_ACT)
+    metadata = dataclasses.replace(checkpoint.read_metadata(ours.checkpoint), stage=stage)
+    today = ours.folder / "today" / checkpoint.file_name("digits", stage, 1)
+    checkpoint.save(today, ours.arrays, metadata)
+    old = ours.folder / "old" / "model.ckpt-77"
+    save_as_old(old, ours.arrays)
+    common = ("--net", "digits", "--chip", "2801", "--nets_dir", ours.folder)
+    data = ("--train_data_dir", ours.folder / "data" / "val")
+    found = []
+    for number, prefix in enumerate((today, old)):
+        folder, caps = tmp_path / f"trained{number}", tmp_path / f"caps{number}.json"
+        if stage is Stage.FLOAT:
+            run_script("set_relu_caps.py", *common, *data, "--checkpoint", prefix, "--settings_file", caps)
+            flags = ("--weights", prefix, "--input", "codes", "--checkpoint_dir", folder)
+            run_script("scripts/port_weights.py", *common, *flags)
+            arrays, _ = checkpoint.load(folder / "digits-2801-epoch-0")
+            found.append((json.loads(caps.read_text())["relu_caps"], arrays))
+        else:
+            flags = (
+                "--val_data_dir",
+                ours.folder / "data" / "val",
+                "--resume_from",
+                prefix,
+                "--quant_w",
+                "--quant_act",
+            )
+            run_script("train.py", *common, *data, *flags, "--num_epochs", 0, "--checkpoint_dir", folder)
+            run_script("convert_to_chip.py", *common, "--checkpoint", prefix, "--output_dir", folder)
+            report = tmp_path / "report.json"
+            files = ("--model_file", folder / "2801_digits.model", "--json", report)
+            data_dir = ("--data_dir", ours.folder / "data", "--device", "none")
+            run_script("scripts/compare.py", *common, *data_dir, *files, "--quant_act_checkpoint", prefix)
+            arrays, _ = checkpoint.load(folder / "digits-2801-qw-qa-fs-epoch-0")
+            found.append((json.loads(report.read_text())["pairs"], arrays))
+    assert found[0][0] == found[1][0]
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, array in found[0][1].items():
+        np.testing.assert_array_equal(array, found[1][1][name], err_msg=name)
