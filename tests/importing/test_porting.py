@@ -385,5 +385,5 @@ def test_tensorflow_is_imported_without_its_lines_to_read_a_checkpoint(tmp_path,
     seen = []
     monkeypatch.setattr(quiet, "import_tensorflow", lambda: seen.append("quietly"))
     with pytest.raises(CheckpointError):
-        pretrained.read(tmp_path / "a")
+        pretrained.read(tmp_path / "a", "digits")
     assert seen == ["quietly"]

@@ -111,15 +111,9 @@ def test_training_calibration_comparison_and_porting(tmp_path, stage):
             arrays, _ = checkpoint.load(folder / "digits-2801-epoch-0")
             found.append((json.loads(caps.read_text())["relu_caps"], arrays))
         else:
-            flags = (
-                "--val_data_dir",
-                ours.folder / "data" / "val",
-                "--resume_from",
-                prefix,
-                "--quant_w",
-                "--quant_act",
-            )
-            run_script("train.py", *common, *data, *flags, "--num_epochs", 0, "--checkpoint_dir", folder)
+            data_dirs = (*data, "--val_data_dir", ours.folder / "data" / "val")
+            next_stage = ("--resume_from", prefix, "--quant_w", "--quant_act", "--fuse", "--num_epochs", 0)
+            run_script("train.py", *common, *data_dirs, *next_stage, "--checkpoint_dir", folder)
             run_script("convert_to_chip.py", *common, "--checkpoint", prefix, "--output_dir", folder)
             report = tmp_path / "report.json"
             files = ("--model_file", folder / "2801_digits.model", "--json", report)
