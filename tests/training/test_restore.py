@@ -288,7 +288,7 @@ def test_scripts_refuse_another_network(tmp_path, script, flags):
     net = converted_net.make(tmp_path, Stage.QUANT_ACT)
     arrays, metadata = checkpoint.load(net.checkpoint)
     prefix = tmp_path / "digits-2801-qw-qa-epoch-2"
-    net.model_file.touch()  # not converted yet, and not looked into
+    converted_net.run_script("convert_to_chip.py", *net.flags)
     other = replace(converted_net.NETWORK, sampling_method=1)
     checkpoint.save(prefix, arrays, replace(metadata, network=restore.traits(other)))
     places = {"OUT": tmp_path, "LABELS": tmp_path / "data" / "labels.txt", "DATA": tmp_path / "data" / "val"}
