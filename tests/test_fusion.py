@@ -88,6 +88,24 @@ def test_batch_norm_by_hand() -> None:
     np.testing.assert_allclose(biases, [1.0])
 
 
+@pytest.mark.parametrize("gamma", [0.0, -2.0, 1e-42, 3.0])
+@pytest.mark.parametrize("variance", [0.0, 1e-42, 4.0])
+def test_batch_norm_of_any_values_is_the_formula(gamma: float, variance: float) -> None:
+    # In float64: f = W gamma / sqrt(variance + 0.001), b = beta + (B - mean) gamma / sqrt(variance + 0.001).
+    scope = "net/conv1_1"
+    values = {"gamma": gamma, "beta": 0.5, "moving_mean": -1.5, "moving_variance": variance}
+    arrays = {f"{scope}/batch_normalization/{name}": np.full(2, value, F) for name, value in values.items()}
+    arrays |= {
+        f"{scope}/filters": np.linspace(-1, 1, 18, dtype=F).reshape(3, 3, 1, 2),
+        f"{scope}/biases": np.ones(2, F),
+    }
+    filters, biases = fusion.fold_batch_norm(arrays, scope)
+    gain = float(F(gamma)) / np.sqrt(float(F(variance)) + 0.001)
+    expected = arrays[f"{scope}/filters"].astype(float) * gain
+    np.testing.assert_allclose(filters, expected, rtol=1e-6, atol=1e-44)
+    np.testing.assert_allclose(biases, np.full(2, 0.5 + 2.5 * gain), rtol=1e-6)
+
+
 @pytest.mark.parametrize("net", ["digits", "cifar"], ids=["plain", "batch norm"])
 @pytest.mark.parametrize("name", first_quick(2, ["mixed bits", "ten bits", "zero fill", "top-left pooling"]))
 def test_logits_are_equal_before_and_after(net: str, name: str, tmp_path: Path) -> None:

@@ -121,17 +121,17 @@ class GtiModel:
     def evaluate(
         self,
         image: npt.NDArray[np.uint8] | None = None,
-        last_relu_cap: float = float(MAX_CODE),
+        last_relu_cap: float | None = float(MAX_CODE),
         activation_bits: int | None = None,
         *,
         numpy_array: npt.NDArray[np.uint8] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Return the output of the chip, float32 [1,H,W,C]: codes 0..31 (ten-bit: 0..1023) scaled to 0..last_relu_cap.
 
-        `image`: uint8 [H,W,C] or [1,H,W,C], 8-bit pixels in the chip's channel order. `numpy_array` and
-        `activation_bits` are the old kit's: another name of `image`, and 5 or 10 as the network has them. Raises
-        ImageError for other arrays, DeviceError when no result can be had, UsageError when the mode delivers several
-        maps and for arguments that contradict the network or each other.
+        `image`: uint8 [H,W,C] or [1,H,W,C], 8-bit pixels in the chip's channel order. A cap of None is 31, that of
+        fused networks. `numpy_array` and `activation_bits` are the old kit's: another name of `image`, and 5 or 10 as
+        the network has them. Raises ImageError for other arrays, DeviceError when no result can be had, UsageError when
+        the mode delivers several maps and for arguments that contradict the network or each other.
         """
         if (image is None) == (numpy_array is None):
             raise UsageError("evaluate", "takes one image", expected="evaluate(image)", received="both or none")
@@ -148,7 +148,7 @@ class GtiModel:
         if isinstance(image, np.ndarray) and image.ndim == 4 and len(image) == 1:
             image = image[0]
         assert image is not None
-        return next(self.evaluate_many([image], last_relu_cap))
+        return next(self.evaluate_many([image], float(MAX_CODE) if last_relu_cap is None else last_relu_cap))
 
     def evaluate_many(
         self, images: Iterable[npt.NDArray[np.uint8]], last_relu_cap: float = float(MAX_CODE)

@@ -70,6 +70,7 @@ def test_evaluate_as_the_old_kit_called_it(path: Path, expected: np.ndarray):
     with GtiModel(path, device="virtual") as model:
         result = model.evaluate(numpy_array=image[None], last_relu_cap=31.0, activation_bits=5)
         np.testing.assert_array_equal(result[0], expected[0])
+        np.testing.assert_array_equal(model.evaluate(image[None], None, 5)[0], expected[0])
         for wrong in ({}, {"image": image, "numpy_array": image}, {"image": image, "activation_bits": 10}):
             with pytest.raises(UsageError):
                 model.evaluate(**wrong)
