@@ -21,7 +21,7 @@ def main() -> None:
     stage.check_calibrate(found, args.quant_w, prefix)
     looks.data(args, args.train_data_dir)
     path = caps.settings_file(args.net, args.settings_file)
-    files.check_writable(path)
+    looks.output_file(args, "settings_file", path)
     looks.outputs(args)
 
     from gti.quiet import import_tensorflow

@@ -62,6 +62,13 @@ def refuse_old(words: Sequence[str], today: Mapping[str, str]) -> None:
             raise UsageError(flag, "is a flag of the old kit", fix=f"{today[flag]} (docs/old_kit.md)")
 
 
+def others_named(args: argparse.Namespace, but: str) -> list[str]:
+    """Return all texts of a command line but the flag `but`: whatever file they name is not to be written over."""
+    values = [value for name, value in vars(args).items() if name != but]
+    texts = [one for value in values for one in (value if isinstance(value, list | tuple) else [value])]
+    return [one.removeprefix("replay:") for one in texts if isinstance(one, str) and one]
+
+
 def count(least: int) -> Callable[[str], int]:
     """Return an argument type: whole numbers from `least`."""
 

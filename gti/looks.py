@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
 
-from gti import caps, files, host_module, nets, packing, stage
+from gti import arguments, caps, files, host_module, nets, packing, stage
 from gti.chip import loaded_model
 from gti.chip.formats import splitting
 from gti.chip.network.types import Network
@@ -126,7 +126,8 @@ def device(args: Namespace) -> None:
     for path in replayed:
         next(trace.read(path))
     if getattr(args, "record", None):
-        files.check_writable(args.record, *replayed)
+        output_file(args, "record")
+        trace.check_target(args.record)
 
 
 def converted_file(path: str) -> None:
@@ -134,9 +135,18 @@ def converted_file(path: str) -> None:
     loaded_model.load_chips(Path(path))
 
 
+def output_file(args: Namespace, flag: str, path: str | Path | None = None) -> None:
+    """Try the file of a flag, or `path` in its place.
+
+    Raises UsageError where it cannot be written, or is one of the net's files or of those that other flags name.
+    """
+    of_net = (where(args.net, args.nets_dir) for where in (nets.dat_json, nets.model_json, nets.model_file))
+    files.check_writable(path or getattr(args, flag), *of_net, *arguments.others_named(args, flag))
+
+
 def outputs(args: Namespace, *made: str | None) -> None:
     """Try the files of --json and --report, and make the folders `made`. Raises UsageError where that is impossible."""
     if getattr(args, "json", None):
-        files.check_writable(args.json)
+        output_file(args, "json")
     for folder in filter(None, (*made, getattr(args, "report", None))):
         files.make_writable_folder(folder)

@@ -31,9 +31,11 @@ from scripts.import_model import bits
 def main() -> int:
     args = _arguments()
 
-    from gti import nets
+    from gti import files, nets
     from gti.importing import feasibility
 
+    if args.json:
+        files.check_writable(args.json, args.file or nets.dat_json(args.net, args.nets_dir))
     if args.net:
         path = nets.existing(nets.dat_json(args.net, args.nets_dir))
         study = feasibility.of_json(path, units=args.fc)
@@ -52,8 +54,6 @@ def main() -> int:
         )
     print(feasibility.text(study))
     if args.json:
-        from gti import files
-
         files.write_json(args.json, feasibility.to_json(study))
     return 0 if study.fits else 1
 

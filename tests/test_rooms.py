@@ -67,8 +67,8 @@ TABLE = {
     " model names training",
     "report": "caps chip.emulator chip.network chip.spec converter files fusion model names progress quantize"
     " stage training",
-    "looks": "caps chip.formats chip.loaded_model chip.network chip.usb data files host_module nets packing stage"
-    " training",
+    "looks": "arguments caps chip.formats chip.loaded_model chip.network chip.usb data files host_module nets"
+    " packing stage training",
     "ptq": "chip.emulator chip.host chip.network chip.spec data data_utils fusion layers names progress quantize stage",
     "edges": "chip.emulator chip.formats chip.host chip.network chip.runtime chip.wire converter importing ptq",
 }

@@ -43,6 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
     given = [f"--{name}" for name in ("crop", "mode") if getattr(args, name) is not None]
     if given and not wraps:
         raise UsageError(", ".join(given), "wraps a .DAT", expected="a .DAT file", received=args.source)
+    if Path(args.source).is_dir():
+        files.check_writable(args.file, *Path(args.source).iterdir())
     data = _wrapped(args) if wraps else _built(args)
     files.write_atomic(args.file, data)
     if Path(args.file).is_file() and flags.read_file(args.file) != data:

@@ -208,7 +208,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return identify_stick.run(args)
     settings = flags.settings(args)
     good = False
-    for good, found, fix in findings(args.device, settings, args.record):
+    for good, found, fix in findings(args.device, settings, flags.record(args)):
         if args.json:
             print(flags.json_line({"good": good, "found": found, "fix": fix}), flush=True)
         else:

@@ -115,7 +115,14 @@ def behaviours(options: dict[str, Any]) -> Behaviours:
 
 def stick_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return --set and --record as keyword arguments of what opens sticks. Raises UsageError."""
-    return {"settings": settings(args), "record": args.record}
+    return {"settings": settings(args), "record": record(args)}
+
+
+def record(args: argparse.Namespace) -> str | None:
+    """Return the file of --record. Raises UsageError where another flag names it too."""
+    if args.record is not None:
+        files.check_writable(args.record, *arguments.others_named(args, "record"))
+    return args.record
 
 
 def devices(text: str) -> list[str]:

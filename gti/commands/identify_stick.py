@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
     out = Path(args.out or place.NAME)
     replayed = args.device.startswith("replay:")
-    record = args.record or (None if replayed else str(out.with_suffix(".session.gz")))
+    record = flags.record(args) or (None if replayed else str(out.with_suffix(".session.gz")))
     # The recording of an earlier run stays beside its profile until there is a new one.
     written = record if record is None or args.record else str(out.with_suffix(".unfinished.session.gz"))
     files.check_writable(out)

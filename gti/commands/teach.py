@@ -49,8 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
     flags.at_least_one("--top", args.top, "leaves no label")
     options = flags.stick_options(args)
     cache = args.features or f"{args.out}.features.npz"
-    files.check_writable(args.out, args.backbone)
-    files.check_writable(cache, args.backbone)
+    for path in (args.out, cache):
+        files.check_writable(path, args.backbone, *Path(args.folder).glob("*/*"))
     if Path(cache).resolve() == Path(args.out).resolve():
         raise UsageError("--features", "is the file of --out", received=cache, fix="name another file, or leave it out")
 

@@ -18,7 +18,7 @@ from gti.chip.formats import blobs, dat, model_file, npy, upsampling
 from gti.chip.network import json_form
 from gti.chip.network.types import ConvolutionWeights, MajorLayer, Network
 from gti.chip.runtime import known_answer
-from gti.errors import GtiError, ModelFileError, NetworkError
+from gti.errors import GtiError, ModelFileError, NetworkError, UsageError
 from scripts import model_tool
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "model_cases.json").read_text())
@@ -394,6 +394,16 @@ def test_build_refuses_what_reads_back_as_something_else(monkeypatch, tmp_path) 
     with pytest.raises(GtiError, match="reads back"):
         call(monkeypatch, "build", tmp_path / "parts", tmp_path / "out.dat")
     assert not (tmp_path / "out.dat").exists()
+
+
+@pytest.mark.parametrize("name", ["dat.json", "weights.npz"])
+def test_a_folder_is_not_built_into_its_own_files(monkeypatch, tmp_path, name) -> None:
+    (tmp_path / "in.dat").write_bytes(dat.encode(NETWORK, weights()))
+    assert call(monkeypatch, "extract", tmp_path / "in.dat", tmp_path / "parts") == 0
+    before = (tmp_path / "parts" / name).read_bytes()
+    with pytest.raises(UsageError, match="overwritten"):
+        call(monkeypatch, "build", tmp_path / "parts", tmp_path / "parts" / name)
+    assert (tmp_path / "parts" / name).read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["dat.json", "weights.npz", "exact.json", "tail.bin", "rows.npz"])

@@ -114,6 +114,15 @@ def test_json_of_other_kinds_is_one_sentence(tmp_path, value, name, word, right)
         assert "\n" not in str(caught.value)
 
 
+def test_the_network_is_not_written_over_with_its_figures(tmp_path):
+    path = broken_json(tmp_path)
+    before = path.read_bytes()
+    result = check(path, "--json", path)
+    assert result.returncode == 2
+    assert "overwritten" in result.stderr
+    assert path.read_bytes() == before
+
+
 def test_converted_files_are_for_another_script(tmp_path):
     path = tmp_path / "a.MODEL"
     path.touch()

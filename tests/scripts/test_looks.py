@@ -187,6 +187,21 @@ def test_flags_of_few_scripts(run, tmp_path, script, flags, refusal):
     assert word in str(found)
 
 
+@pytest.mark.parametrize(
+    ("script", "flag", "name"),
+    [
+        ("set_relu_caps.py", "--settings_file", "NET/2801_digits_dat.json"),
+        ("eval.py", "--json", "NET/2801_digits_model.json"),
+        ("chip_infer.py", "--json", "NET/2801_digits.model"),
+        ("chip_infer.py", "--record", "NET/2801_digits.model"),
+    ],
+)
+def test_a_file_that_the_work_reads_is_not_written(run, script, flag, name):
+    found = run(script, flag, name)
+    assert isinstance(found, UsageError)
+    assert "overwritten" in str(found)
+
+
 def test_class_folders_of_another_number_than_classes(tmp_path):
     for part in ("train", "val"):
         for name in ("a", "b"):

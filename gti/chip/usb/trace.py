@@ -29,6 +29,7 @@ from gti.errors import DeviceError, FormatError, UsageError, printable
 FORM = "replay:FILE"
 FORMAT = "gti-usb-trace 1"
 MAX_FILE_BYTES = 1 << 30
+_GZIP = b"\x1f\x8b"
 MAX_LINE_BYTES = 1 << 24  # a transfer of the kit has 1 MiB at most, 1.4 MiB as text
 # The interface of pyusb's backends.
 _METHODS = frozenset(
@@ -87,6 +88,7 @@ class RecordingBackend:
         self._inner = inner
         self._names: dict[int, tuple[str, Any]] = {}  # by identity; the object is kept, so that its id stays its own
         self._path = os.fspath(path)
+        check_target(path)
         self._raw = files.open_stream(path)
         packed = gzip.GzipFile(fileobj=self._raw, mode="wb", compresslevel=3)
         self._file = io.TextIOWrapper(packed, encoding="ascii")
@@ -144,6 +146,18 @@ class RecordingBackend:
             yield
         except OSError as problem:
             raise files.not_written(self._path, problem) from problem
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where a recording cannot be written to `path`, or would cost the user a file that is none."""
+    files.check_writable(path)
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            start = file.read(len(_GZIP))
+        if start not in (b"", _GZIP):
+            raise UsageError(
+                os.fspath(path), "is no recording, and would be overwritten by one", fix="name another file to --record"
+            )
 
 
 def recorded(

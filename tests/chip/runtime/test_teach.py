@@ -185,6 +185,7 @@ TEN_BIT = Network((MajorLayer(14, 3, 16, 1, 3, (4,), pooling=True),), activation
         (lambda folder: None, ["--features", "PHOTO"], FormatError, ["blue.png"]),
         (lambda folder: None, ["--out", "BACKBONE"], UsageError, ["b.model", "overwritten"]),
         (lambda folder: None, ["--features", "BACKBONE"], UsageError, ["b.model", "overwritten"]),
+        (lambda folder: None, ["--out", "OF_A_CLASS"], UsageError, ["overwritten"]),
         (lambda folder: None, ["--features", "OUT"], UsageError, ["--features"]),
         (lambda folder: None, ["--unknown", "1.5"], UsageError, ["unknown"]),
         (lambda folder: None, ["--top", "0"], UsageError, ["--top"]),
@@ -195,7 +196,7 @@ def test_what_cannot_be_taught_is_said_and_nothing_is_written(
 ):
     spoil(folder)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    named = {"PHOTO": "blue.png", "BACKBONE": "b.model", "OUT": "my.model"}
+    named = {"PHOTO": "blue.png", "BACKBONE": "b.model", "OUT": "my.model", "OF_A_CLASS": "photos/red/0.png"}
     flags = [str(folder / named[flag]) if flag in named else flag for flag in flags]
     with pytest.raises(error) as caught:
         run(monkeypatch, folder, *flags)

@@ -141,3 +141,14 @@ def test_a_link_is_followed_and_a_fifo_that_nobody_reads_is_not_waited_for(path:
 def test_a_full_disk_names_the_recording(path: Path):
     with pytest.raises(UsageError, match="/dev/full: cannot be written"):
         session(path, "virtual", record="/dev/full")
+
+
+def test_only_recordings_are_written_over(path: Path, tmp_path: Path):
+    file = tmp_path / "session.gz"
+    file.touch()
+    for _ in range(2):
+        session(path, "virtual", record=file)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="no recording"):
+        GtiModel(path, "virtual", record=path)
+    assert path.read_bytes() == before
