@@ -364,7 +364,7 @@ def _take_steps(args: argparse.Namespace) -> None:
 def _check_optimization(args: argparse.Namespace) -> None:
     if args.optimizer == "muon" and not args.momentum:
         raise UsageError("--optimizer muon", "is a kind of momentum", expected="--momentum above 0", received="0")
-    if args.nesterov and not (args.optimizer != "adam" and args.momentum > 0):
+    if args.nesterov and (args.optimizer == "adam" or not args.momentum):
         raise UsageError(
             "--nesterov",
             "is a kind of momentum",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import runpy
 import shutil
 import sys
@@ -53,7 +54,10 @@ def run_script(script: str, *arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
         patch.syspath_prepend(ROOT)
-        runpy.run_path(str(ROOT / script))["main"]()
+        try:
+            runpy.run_path(str(ROOT / script))["main"]()
+        finally:
+            logging.getLogger("gti.converter").setLevel(logging.NOTSET)  # GTI_DEBUG_CONVERSION is of one script
 
 
 def make(folder: Path, stage: Stage) -> Converted:
