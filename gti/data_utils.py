@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +36,11 @@ PREFETCHED = 2
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How a data set wants to be cropped and flipped; `pipeline.json` beside it overrides the defaults."""
+    """How a data set wants to be cropped, moved and flipped; `pipeline.json` beside it overrides the defaults."""
 
     crop_fraction: float = CROP_FRACTION
     flip: bool = True
+    shift: float = 0.0  # of training pictures, in sides of the crop
 
 
 def load(
@@ -82,8 +83,7 @@ def load(
     def prepare(encoded_and_label: tuple[tf.Tensor, tf.Tensor], draw: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         encoded, label = encoded_and_label
         image = pictures.decode(encoded, channels)
-        crop = pipeline.crop_fraction
-        return prepare_image(image, image_size, channels, crop_fraction=crop, seed=draw, flip=pipeline.flip), label
+        return prepare_image(image, image_size, channels, seed=draw, **asdict(pipeline)), label
 
     if training and augment:
         dataset = dataset.map(prepare, num_parallel_calls=usable_cores(), deterministic=True)
@@ -112,6 +112,7 @@ def prepare_image(
     channels: int = 3,
     *,
     crop_fraction: float = CROP_FRACTION,
+    shift: float = 0.0,
     seed: tf.Tensor | None = None,
     flip: bool = False,
 ) -> tf.Tensor:
@@ -119,10 +120,15 @@ def prepare_image(
 
     A square of `crop_fraction` of the shorter side is cut out, in the middle or, with a `seed` (int64), anywhere and
     mirrored half of the time if `flip`; it is resized bilinearly (averaging when it shrinks) and rounded half up.
+    Anywhere is up to `shift` (0..0.5) of the square's side beyond the image, which is mirrored at its borders.
     """
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     shorter = tf.cast(tf.minimum(height, width), tf.float32)
     side = tf.maximum(tf.cast(tf.floor(shorter * crop_fraction + 0.5), tf.int32), 1)
+    if seed is not None and shift:
+        margin = tf.cast(tf.floor(tf.cast(side, tf.float32) * shift + 0.5), tf.int32)
+        image = tf.pad(image, [[margin, margin], [margin, margin], [0, 0]], "SYMMETRIC")
+        height, width = height + 2 * margin, width + 2 * margin
     if seed is None:
         top, left = (height - side) // 2, (width - side) // 2
     else:
@@ -161,7 +167,7 @@ def to_codes(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def read_pipeline(folder: str | os.PathLike[str], crop_fraction: float | None = None) -> Pipeline:
-    """Return the crop and flip settings of a data folder: `pipeline.json` in it or in its parent, else the defaults.
+    """Return how a data folder is cropped, moved and flipped: `pipeline.json` in it or in its parent, or the defaults.
 
     `crop_fraction`: that of a checkpoint, in place of the default.
 
@@ -175,14 +181,17 @@ def read_pipeline(folder: str | os.PathLike[str], crop_fraction: float | None = 
         value = read_json(path)
     except FormatError as problem:
         raise DataError(str(problem)) from None
-    if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "flip"}:
-        raise DataError(str(path), "is no pipeline description", expected='{"crop_fraction": 0.875, "flip": true}')
-    crop, flip = value.get("crop_fraction", usual), value.get("flip", True)
+    if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "shift", "flip"}:
+        expected = '{"crop_fraction": 0.875, "shift": 0, "flip": true}'
+        raise DataError(str(path), "is no pipeline description", expected=expected)
+    crop, shift, flip = value.get("crop_fraction", usual), value.get("shift", 0.0), value.get("flip", True)
     if not is_number(crop) or not 0 < crop <= 1:
         raise DataError(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)
+    if not is_number(shift) or not 0 <= shift <= 0.5:
+        raise DataError(str(path), "shift is impossible", expected="a number in [0, 0.5]", received=shift)
     if not isinstance(flip, bool):
         raise DataError(str(path), "flip is impossible", expected="true or false", received=flip)
-    return Pipeline(float(crop), flip)
+    return Pipeline(float(crop), flip, float(shift))
 
 
 def _encoded_images(found: Inspection, *, shuffle: bool, seed: int | None) -> tf.data.Dataset:

@@ -78,6 +78,32 @@ def test_pixels_are_those_of_inference(height: int, width: int, size: int, fract
     assert np.count_nonzero(difference) <= 0.005 * difference.size
 
 
+def test_training_pictures_move_beyond_their_borders() -> None:
+    """Every window of the picture mirrored at its borders (NumPy's "symmetric") is drawn, and no other."""
+    (rgb,) = random_images(1, 8, 8)
+    mirrored = np.pad(rgb, ((2, 2), (2, 2), (0, 0)), "symmetric")  # a quarter of 8 on each side
+    windows = {mirrored[y : y + 8, x : x + 8, ::-1].tobytes() for y in range(5) for x in range(5)}
+    draws = (tf.constant(draw, tf.int64) for draw in range(300))
+    moved = [data_utils.prepare_image(rgb, 8, crop_fraction=1.0, shift=0.25, seed=draw).numpy() for draw in draws]
+    assert {image.tobytes() for image in moved} == windows
+    still = data_utils.prepare_image(rgb, 8, crop_fraction=1.0, shift=0.25).numpy()
+    np.testing.assert_array_equal(still, rgb[..., ::-1])
+
+
+def test_shift_comes_from_the_description_beside_the_data(dataset):
+    folder, images, _ = dataset
+    described = folder.parent / data_utils.SETTINGS_NAME
+
+    def drawn(shift):
+        described.write_text(f'{{"crop_fraction": 1.0, "flip": false, "shift": {shift}}}')
+        data = data_utils.load(folder, image_size=16, batch_size=7, classes=4, training=True, seed=1, as_codes=False)
+        return {image.tobytes() for image in next(iter(data))[0].numpy()}
+
+    whole = {image.tobytes() for image in images[..., ::-1]}
+    assert drawn(0) == whole
+    assert not drawn(0.5) <= whole
+
+
 def test_codes_are_the_five_bit_transform_of_the_pixels(dataset):
     folder, images, _ = dataset
     codes = np.concatenate([x.numpy() for x, _ in data_utils.load(folder, image_size=16, batch_size=4, classes=4)])
@@ -358,6 +384,9 @@ def test_input_that_is_no_image(dataset):
         ('{"crop_fraction": 1.5}', "crop_fraction"),
         ('{"crop_fraction": "1"}', "crop_fraction"),
         ('{"flip": 1}', "impossible"),
+        ('{"shift": -0.1}', "shift"),
+        ('{"shift": 0.6}', "shift"),
+        ('{"shift": true}', "shift"),
     ],
 )
 def test_bad_pipeline_description(dataset, text, part):
