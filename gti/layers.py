@@ -179,10 +179,11 @@ class ChipConv2D(keras.layers.Layer):
         if training and self.training_dtype != tf.float32:
             x, filters = tf.cast(x, self.training_dtype), tf.cast(filters, self.training_dtype)
         x = tf.cast(tf.nn.conv2d(x, filters, strides=1, padding="SAME"), tf.float32)
+        norm = self.batch_normalization
+        if norm is not None and training:
+            return _normalised_by_batch(norm, x, biases)
         x = tf.nn.bias_add(x, biases)
-        if self.batch_normalization is not None:
-            x = self.batch_normalization(x, training=training)
-        return x
+        return x if norm is None else norm(x)
 
     def effective_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the (filters, biases) that the convolution uses: quantized with `quantize_w`, else as trained."""
@@ -383,6 +384,21 @@ class WeightsHeld:
     def __exit__(self, *_: object) -> None:
         for layer in self._layers:
             layer.held_weights = None
+
+
+def _normalised_by_batch(norm: keras.layers.BatchNormalization, x: tf.Tensor, biases: tf.Tensor) -> tf.Tensor:
+    """Return what `norm(x + biases, training=True)` is, `x` [batch, height, width, channels]; its statistics move on.
+
+    The maps are read and written by one operation; with Keras's several, and biases that the mean takes away again, a
+    training step takes a fifth longer.
+    """
+    gamma, beta = tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta)
+    y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=norm.epsilon, is_training=True)
+    count = tf.cast(tf.size(x) // x.shape[-1], tf.float32)
+    variance *= (count - 1) / count  # the operation gives the sample's, for which it divides by count - 1
+    for moving, now in ((norm.moving_mean, mean + biases), (norm.moving_variance, variance)):
+        moving.assign(moving * norm.momentum + now * (1.0 - norm.momentum))
+    return y
 
 
 def upsampled(x: tf.Tensor, fill: str | None) -> tf.Tensor:

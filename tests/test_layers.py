@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -112,13 +113,33 @@ def test_quantized_activations(x: np.ndarray, max_code: int, fixed: bool) -> Non
 def test_batch_norm(x: np.ndarray, training: bool) -> None:
     layer = randomised(layers.ChipConv2D(5, 3, batch_norm=True), x)
     norm = layer.batch_normalization
-    before = norm.moving_mean.numpy()
+    moving = norm.moving_mean.numpy(), norm.moving_variance.numpy()
     z = numpy_convolution(x, layer.filters.numpy(), layer.biases.numpy())
-    mean = z.mean((0, 1, 2)) if training else before
-    variance = z.var((0, 1, 2)) if training else norm.moving_variance.numpy()
+    mean, variance = (z.mean((0, 1, 2)), z.var((0, 1, 2))) if training else moving
     expected = (z - mean) / np.sqrt(variance + 1e-3) * norm.gamma.numpy() + norm.beta.numpy()
     np.testing.assert_allclose(layer(x, training=training).numpy(), np.maximum(expected, 0), atol=1e-3)
-    assert (norm.moving_mean.numpy() != before).all() == training
+    kept = layers.BATCH_NORM_MOMENTUM if training else 1.0
+    for after, before, batch in zip((norm.moving_mean, norm.moving_variance), moving, (mean, variance), strict=True):
+        np.testing.assert_allclose(after.numpy(), kept * before + (1 - kept) * batch, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_in_training_has_the_gradients_of_keras(x: np.ndarray) -> None:
+    layer = randomised(layers.ChipConv2D(5, 3, batch_norm=True), x)
+    norm = layer.batch_normalization
+    trained = [v.value for v in (layer.filters, norm.gamma, norm.beta)]
+    weights = np.random.RandomState(4).randn(*layer(x).shape)
+
+    def of_keras(images: np.ndarray) -> tf.Tensor:
+        z = tf.nn.bias_add(tf.nn.conv2d(images, layer.filters.value, 1, "SAME"), layer.biases.value)
+        return tf.nn.relu(norm(z, training=True))
+
+    def gradients(outputs: Callable[[np.ndarray], tf.Tensor]) -> list[np.ndarray]:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weights * outputs(x))
+        return [g.numpy() for g in tape.gradient(loss, trained)]
+
+    for got, expected in zip(gradients(lambda images: layer(images, training=True)), gradients(of_keras), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("fill", ["repeat", "zero"])
@@ -249,17 +270,15 @@ def test_a_trained_cap_stays_positive(x: np.ndarray) -> None:
     assert np.isfinite(layer(x).numpy()).all()
 
 
-def test_every_variable_gets_a_gradient(x: np.ndarray) -> None:
-    layer = randomised(
-        layers.ChipConv2D(
-            8, 1, batch_norm=True, quantize_w=True, quantize_act=True, relu_cap=0.5, train_caps=True, upsample="repeat"
-        ),
-        x,
-    )
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_every_variable_gets_a_gradient(x: np.ndarray, batch_norm: bool) -> None:
+    options: dict[str, Any] = {"quantize_w": True, "quantize_act": True, "relu_cap": 0.5, "train_caps": True}
+    layer = randomised(layers.ChipConv2D(8, 1, batch_norm=batch_norm, upsample="repeat", **options), x)
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(layer(x, training=True) ** 2)
-    gradients = tape.gradient(loss, [v.value for v in layer.trainable_variables])
-    assert len(gradients) == 5
+    trained = [v for v in layer.trainable_variables if not (batch_norm and v is layer.biases)]  # the mean takes those
+    gradients = tape.gradient(loss, [v.value for v in trained])
+    assert len(gradients) == (4 if batch_norm else 3)
     assert all(g is not None and np.isfinite(g.numpy()).all() for g in gradients)
 
 

@@ -100,7 +100,8 @@ class Trainer:
             logits = self.model(images, training=True)
             losses = self._minimised(labels, logits, taught)
             loss = tf.reduce_sum(losses) / count  # the optimizer adds the gradients of all replicas
-        gradients = tape.gradient(loss, [v.value for v in trained])
+        # Biases before a batch norm have no part in the loss.
+        gradients = tape.gradient(loss, [v.value for v in trained], unconnected_gradients="zero")
         decay = self.settings.weight_decay / replicas
         if decay:
             gradients = [
