@@ -6,6 +6,7 @@ Training and the stick see identical pixels: the uint8 image that goes over USB 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -181,9 +182,9 @@ def read_pipeline(folder: str | os.PathLike[str], crop_fraction: float | None = 
         value = read_json(path)
     except FormatError as problem:
         raise DataError(str(problem)) from None
-    if not isinstance(value, dict) or not set(value) <= {"crop_fraction", "shift", "flip"}:
-        expected = '{"crop_fraction": 0.875, "shift": 0, "flip": true}'
-        raise DataError(str(path), "is no pipeline description", expected=expected)
+    known = asdict(Pipeline())
+    if not isinstance(value, dict) or not value.keys() <= known.keys():
+        raise DataError(str(path), "is no pipeline description", expected=json.dumps(known))
     crop, shift, flip = value.get("crop_fraction", usual), value.get("shift", 0.0), value.get("flip", True)
     if not is_number(crop) or not 0 < crop <= 1:
         raise DataError(str(path), "crop_fraction is impossible", expected="a number in (0, 1]", received=crop)

@@ -183,7 +183,7 @@ class ChipConv2D(keras.layers.Layer):
         if norm is not None and training:
             return _normalised_by_batch(norm, x, biases)
         x = tf.nn.bias_add(x, biases)
-        return x if norm is None else norm(x)
+        return x if norm is None else norm(x, training=False)
 
     def effective_weights(self) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the (filters, biases) that the convolution uses: quantized with `quantize_w`, else as trained."""
